@@ -1,6 +1,6 @@
 """The novelty filter against rouge-score: same decisions, time per text, growth and memory.
 
-    python benchmarks/novelty.py                     # all of it: about 8 minutes on one core; writes data/results/novelty.json
+    python benchmarks/novelty.py                     # all of it: about 11 minutes on one core, nearly all of it the reference; writes data/results/novelty.json
     python benchmarks/novelty.py --texts 50000 --check 1000 --out /tmp/novelty.json
 
 Stream: words of our seed tasks, drawn by Zipf's law over their frequency ranks; lengths from 4 to 150 words, falling

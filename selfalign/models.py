@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STAND_IN_NOTICE', 'EMBEDDED_HUB_ID', 'ModelSource', 'cache_dir', 'embedded_model_path', 'weights_sha256',
-           'resolve_model', 'best_device', 'best_dtype', 'load_tokenizer', 'load_model']
+           'resolve_model', 'model_identity', 'best_device', 'best_dtype', 'load_tokenizer', 'load_model']
 
 # %% ../nbs/core/models.ipynb #669d73be
 import hashlib, importlib.util, json, os, platform, re
@@ -124,6 +124,12 @@ def _hub_revision(repo):
     if isinstance(cached, str): return Path(cached).parent.name
     try: return model_info(repo, timeout=10).sha
     except Exception: return None
+
+# %% ../nbs/core/models.ipynb #65786e5b
+def model_identity(info:dict # a `ModelSource` as a dict, or an engine's `info`
+                  )->str:
+    "What counts as the same model: its weights' hash, else its revision, else its name; never how it is run."
+    return info.get("sha256") or info.get("revision") or info.get("name") or info.get("model")
 
 # %% ../nbs/core/models.ipynb #16fe3f94
 def best_device()->str:

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from .annotations import (Exemplar, Principle, SeedTask, Turn, data_path, example_rows, fill, load_exemplars, load_principles,
                                    load_seed_tasks, load_template, query_text, read_yaml)
 from .generation import Sampling
+from .models import model_identity
 from .runs import InputError, content_id, read_jsonl, write_jsonl
 
 # %% ../nbs/02_principle_engraving.ipynb #c5274065
@@ -328,10 +329,10 @@ def respond(run,            # a `selfalign.runs.Run` whose stage "prompts" is fi
             seed=0, folder=None)->dict: # the stage's record
     "Stage 2: answer every prompt under the principles, filter, prune; writes `responses.jsonl` and its rejects."
     pset = load_principle_set(cfg, folder)
-    check_context(pset, engine, cfg.max_new_tokens)
-    settings = dict(asdict(cfg), seed=seed, prompt=content_id(pset.render("")), model=_model_of(engine), after=run.fingerprint("prompts"))
+    settings = dict(asdict(cfg), seed=seed, prompt=content_id(pset.render("")), model=model_identity(engine.info), after=run.fingerprint("prompts"))
     with run.stage("responses", settings, files=["responses.jsonl"]) as rec:
         if rec is None: return run.manifest["stages"]["responses"]
+        check_context(pset, engine, cfg.max_new_tokens)
         rows = read_jsonl(run/"prompts.jsonl")[:cfg.limit]
         jobs = [dict(id=content_id("respond", r["id"]), prompt=pset.render(query_text(r))) for r in rows]
         outs = run.complete("responses", jobs, engine, cfg.sampling(pset), seed, desc="2 answers")
@@ -342,10 +343,6 @@ def respond(run,            # a `selfalign.runs.Run` whose stage "prompts" is fi
         if not rec["kept"]:
             raise InputError(f"{run.path}: no answer of {len(rows)} survived ({', '.join(f'{k}: {v}' for k, v in rec['rejected'].items())}); see rejects.jsonl")
     return run.manifest["stages"]["responses"]
-
-def _model_of(engine):
-    "What of an engine counts for a fingerprint: the model, not how it is run."
-    return {k: engine.info.get(k) for k in ("model", "revision", "sha256")}
 
 # %% ../nbs/02_principle_engraving.ipynb #cfac82b5
 def rule_usage(rows:list # response rows

@@ -179,8 +179,7 @@ class Run:
             raise InputError(f"{self.path}: not empty and not a run (no manifest.json); choose a new folder")
         else: man = dict(stages={})
         here = Path(__file__).parent if "__file__" in globals() else Path(".")
-        man.update(config=config or man.get("config", {}), versions=versions(), commit=git_commit(here))
-        self.manifest = man; self.save()
+        self.news = dict(config=config or man.get("config", {}), versions=versions(), commit=git_commit(here)) # written when a stage accepts them
         return man
 
     def save(self): write_json(self.path/"manifest.json", self.manifest)
@@ -220,6 +219,7 @@ class Run:
         if rec and rec.get("done"):
             if all((self/f).exists() for f in rec["files"]): yield None; return
             rec["done"] = False
+        self.manifest.update(self.news)
         rec = stages[name] = rec or dict(fingerprint=print_, settings=json.loads(json.dumps(fingerprint)), done=False, files=list(files), seconds=0.0)
         self.save()
         start = time.monotonic()

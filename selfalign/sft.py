@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CHAT_TEMPLATE', 'with_chat_template', 'end_of_turn', 'system_variants', 'plain_messages', 'encode_row', 'encode_rows',
            'split_held_out', 'TrainConfig', 'EngraveConfig', 'fit', 'save_model', 'model_card', 'train_model',
-           'engrave', 'engrave_control', 'plot_losses']
+           'engrave', 'answer_plainly', 'engrave_control']
 
 # %% ../nbs/03_sft.ipynb #ec83c2ab
 import json, math, os, shutil
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from .annotations import data_path, example_rows, fill, load_identity, load_template, query_text
 from .generation import Prompts, Sampling
-from .models import ModelSource, STAND_IN_NOTICE, best_device, load_model, load_tokenizer, resolve_model
+from .models import ModelSource, STAND_IN_NOTICE, best_device, load_model, load_tokenizer, model_identity, resolve_model
 from .runs import InputError, atomic_path, content_id, read_jsonl, write_json, write_jsonl
 
 # %% ../nbs/03_sft.ipynb #7a29e555
@@ -106,7 +106,6 @@ class TrainConfig:
 class EngraveConfig(TrainConfig):
     "Settings of stage 3."
     held_out: float = 0.01            # share of prompts set aside for the internalization measure
-    control: bool = False             # train the control arm too
 
     def __post_init__(self):
         if not 0 <= self.held_out < 1: raise InputError(f"engrave.held_out is {self.held_out}; give a share from 0 to below 1")
@@ -226,7 +225,7 @@ def engrave(run,        # a Run whose stage "responses" is finished
             cfg:EngraveConfig=EngraveConfig(), seed=0, name="Aster", folder=None)->dict: # the stage's record
     "Stage 3: fine-tune the base model on the kept answers under the plain prompt; makes `engraved/` and `held_out.jsonl`."
     settings = dict(asdict(cfg), seed=seed, base=_weights_of(base), name=name, system=content_id(load_template("plain_system", folder)), after=run.fingerprint("responses"))
-    settings.pop("control"); settings.pop("micro_batch")
+    settings.pop("micro_batch")
     with run.stage("engraved", settings, files=["held_out.jsonl", "engraved"]) as rec:
         if rec is None: return run.manifest["stages"]["engraved"]
         rows, held = split_held_out(read_jsonl(run/"responses.jsonl"), cfg.held_out)
@@ -234,27 +233,30 @@ def engrave(run,        # a Run whose stage "responses" is finished
         rec.update(train_model(rows, base, run/"engraved", run/"work"/"engraved", cfg, seed, name, folder, "Engraved model"), held_out=len(held))
     return run.manifest["stages"]["engraved"]
 
-def _weights_of(base):
-    src = resolve_model(base)
-    return dict(revision=src.revision, sha256=src.sha256) if src.sha256 or src.revision else dict(name=src.name)
+def _weights_of(base): return model_identity(asdict(resolve_model(base)))
 
-def engrave_control(run, engine, base, cfg:EngraveConfig=EngraveConfig(), seed=0, name="Aster", folder=None, max_new_tokens=200, temperature=0.5, top_p=0.9)->dict:
-    "The control arm: the same training prompts answered by the base model without principles, as many answer tokens, the same training."
-    settings = dict(asdict(cfg), seed=seed, arm="control", max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, after=run.fingerprint("engraved"))
-    settings.pop("micro_batch")
-    with run.stage("control", settings, files=["control.jsonl", "control"]) as rec:
-        if rec is None: return run.manifest["stages"]["control"]
+def answer_plainly(run, engine, cfg:EngraveConfig=EngraveConfig(), seed=0, name="Aster", folder=None, max_new_tokens=200, temperature=0.5, top_p=0.9)->dict:
+    "For the control arm: the base model answers the training prompts without principles; makes `control_answers.jsonl`."
+    settings = dict(seed=seed, held_out=cfg.held_out, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, after=run.fingerprint("responses"))
+    with run.stage("control answers", settings, files=["control_answers.jsonl"]) as rec:
+        if rec is None: return run.manifest["stages"]["control answers"]
         rows, _ = split_held_out(read_jsonl(run/"responses.jsonl"), cfg.held_out)
-        variants, tok = system_variants(name, folder=folder), load_tokenizer(base)
-        chat = bool(tok.chat_template)
-        ask = lambda r: plain_messages(r, variants) if chat else f"{variants[0]}\n\nUser: {query_text(r)}\n\n{name}:"
-        jobs = [dict(id=content_id("control", r["id"]), prompt=ask(r)) for r in rows]
-        sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, stop=("\nUser:",))
-        outs = run.complete("control", jobs, engine, sampling, seed, desc="3 control answers")
-        answers = [dict(id=r["id"], instruction=r["instruction"], input=r["input"], answer=o["text"].strip(), ended=o["finish_reason"] == "stop") for r, o in zip(rows, outs) if o["text"].strip()]
-        budget = run.manifest["stages"]["engraved"]["answer_tokens"]
-        write_jsonl(run/"control.jsonl", _same_tokens(answers, budget, tok))
-        rec.update(train_model(read_jsonl(run/"control.jsonl"), base, run/"control", run/"work"/"control", cfg, seed, name, folder, "Control arm"))
+        variants = system_variants(name, folder=folder)
+        jobs = [dict(id=content_id("control", r["id"]), prompt=f"{variants[0]}\n\nUser: {query_text(r)}\n\n{name}:") for r in rows]
+        outs = run.complete("control answers", jobs, engine, Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, stop=("\nUser:",)), seed, desc="2 control answers")
+        answers = [dict(id=r["id"], instruction=r["instruction"], input=r["input"], answer=o["text"].strip(), ended=o["finish_reason"] == "stop")
+                   for r, o in zip(rows, outs) if o["text"].strip()]
+        rec.update(asked=len(rows), kept=write_jsonl(run/"control_answers.jsonl", answers))
+    return run.manifest["stages"]["control answers"]
+
+def engrave_control(run, base, cfg:EngraveConfig=EngraveConfig(), seed=0, name="Aster", folder=None)->dict: # the stage's record
+    "The control arm: the same training on answers given without principles, with as many answer tokens; makes `control/`."
+    settings = dict(asdict(cfg), seed=seed, after=[run.fingerprint("control answers"), run.fingerprint("engraved")])
+    settings.pop("micro_batch")
+    with run.stage("control", settings, files=["control"]) as rec:
+        if rec is None: return run.manifest["stages"]["control"]
+        rows = _same_tokens(read_jsonl(run/"control_answers.jsonl"), run.manifest["stages"]["engraved"]["answer_tokens"], load_tokenizer(base))
+        rec.update(train_model(rows, base, run/"control", run/"work"/"control", cfg, seed, name, folder, "Control arm"))
     return run.manifest["stages"]["control"]
 
 def _same_tokens(rows, budget, tok):
@@ -266,13 +268,3 @@ def _same_tokens(rows, budget, tok):
         lo, hi = (mid, hi) if sum(min(s, mid) for s in sizes) <= budget else (lo, mid-1)
     cut = lambda r, s: r if s <= lo else dict(r, answer=tok.decode(tok(r["answer"])["input_ids"][:lo]), ended=False)
     return [cut(r, s) for r, s in zip(rows, sizes)]
-
-# %% ../nbs/03_sft.ipynb #b393f501
-def plot_losses(runs:dict, # name → list of {step, loss}
-                ax=None):
-    "Training loss per step."
-    import matplotlib.pyplot as plt
-    ax = ax or plt.subplots(figsize=(6, 3))[1]
-    for name, losses in runs.items(): ax.plot([l["step"] for l in losses], [l["loss"] for l in losses], label=name)
-    ax.set_xlabel("optimizer step"); ax.set_ylabel("loss (nats per answer token)"); ax.legend()
-    return ax

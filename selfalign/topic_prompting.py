@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from .annotations import (annotation_budget, budget_total, data_path, example_rows, fill, load_seed_questions, load_seed_tasks,
                                    load_template, query_text)
 from .generation import Sampling
+from .models import model_identity
 from .novelty import NoveltyFilter
 from .runs import InputError, content_id, read_jsonl, write_jsonl
 
@@ -268,7 +269,7 @@ def write_prompts(run,    # a `selfalign.runs.Run`
     tasks, questions = load_seed_tasks(folder=folder), load_seed_questions(folder=folder)
     texts = {n: load_template(n, folder) for n in ("self_instruct", "topics", "questions")}
     settings = dict(asdict(cfg), seed=seed, seeds=content_id([t.instruction for t in tasks], [asdict(q) for q in questions]), templates=content_id(texts),
-                    model={k: engine.info.get(k) for k in ("model", "revision", "sha256")}, contamination=getattr(contamination, "fingerprint", None))
+                    model=model_identity(engine.info), contamination=getattr(contamination, "fingerprint", None))
     with run.stage("prompts", settings, files=["prompts.jsonl"]) as rec:
         if rec is None: return run.manifest["stages"]["prompts"]
         pool, stopped = PromptPool(cfg, [t.instruction for t in tasks] + [q.question for q in questions], contamination), None

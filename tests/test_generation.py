@@ -26,7 +26,7 @@ ODD = dict(bloom=BloomConfig(vocab_size=320, hidden_size=64, n_layer=2, n_head=4
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    n = torch.get_num_threads(); torch.set_num_threads(min(2, n)); yield; torch.set_num_threads(n)
+    n = torch.get_num_threads(); torch.set_num_threads(1); yield; torch.set_num_threads(n)
 
 @pytest.fixture(scope="module")
 def tok(): return load_tokenizer("embedded")
@@ -132,11 +132,11 @@ def test_logits_behind_a_chunked_prefix(tok):
 # --- sampling ---------------------------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
-def small(tok): return engine_of(random_model(LlamaConfig(**dict(GQA, vocab_size=len(tok), initializer_range=.1))), tok)
+def small(tok): return engine_of(random_model(LlamaConfig(**dict(GQA, vocab_size=len(tok), initializer_range=.2))), tok)
 
 def test_rows_are_independent(small):
     "A row's sample depends on its seed: not on neighbours, their number, or the batch size."
-    prompts, s = [f"One two three {w} and" for w in TOPICS], Sampling(max_new_tokens=12, temperature=1., top_p=.9)
+    prompts, s = [f"One two three {w} and" for w in TOPICS], Sampling(max_new_tokens=8, temperature=1., top_p=.9)
     seeds = list(range(100, 112))
     want = [o.token_ids for o in small.generate(prompts, s, seeds)]
     assert len({tuple(w) for w in want}) == 12
@@ -154,16 +154,15 @@ def replace_seed(s, seed):
     return replace(s, seed=seed)
 
 def test_sampling_follows_the_distribution(small):
-    "3,000 first tokens under top-p and temperature match the probabilities."
+    "2,000 first tokens under top-p and temperature match the probabilities."
     ids = small.prompts.encode("One two three")
-    with torch.inference_mode(): p = torch.softmax(small._fill_one(ids).float() / .5, -1) if hasattr(small, "_fill_one") else None
     small._prefix(ids[:-1]); small.cache.reserve(1, 4)
     p = torch.softmax(small._fill([ids[-1:]], 0)[0].float() / .5, -1)
     top, where = p.sort(descending=True)
     kept = top.cumsum(0) - top < .5
     want = torch.zeros_like(p).index_put_((where[kept],), top[kept] / top[kept].sum())
-    outs = small.generate([ids] * 3000, Sampling(max_new_tokens=1, temperature=.5, top_p=.5))
-    got = torch.bincount(torch.tensor([o.token_ids[0] for o in outs]), minlength=len(p)) / 3000
+    outs = small.generate([ids] * 2000, Sampling(max_new_tokens=1, temperature=.5, top_p=.5))
+    got = torch.bincount(torch.tensor([o.token_ids[0] for o in outs]), minlength=len(p)) / 2000
     assert (got > 0).le(want > 0).all() and (got - want).abs().max() < .03
 
 def test_stop_texts_span_tokens(embedded):
@@ -290,7 +289,7 @@ def test_bad_rows_are_named_and_the_rest_goes_on(small):
     assert outs[1].error == "row 1: the prompt is empty" and "row 2" in outs[2].error and "256" in outs[2].error and "vocabulary" in outs[4].error
 
 def test_completions_end_at_the_context(small):
-    ids = small.prompts.encode("one two three") * 80
+    ids = small.prompts.encode("one two three") * 90
     o = small.generate([ids[:250]], Sampling(max_new_tokens=50, temperature=0, ban_eos=True))[0]
     assert (o.n_tokens, o.finish_reason) == (6, "length")
 
@@ -315,6 +314,7 @@ def test_nan_logits_name_model_and_dtype(tok):
     model.lm_head.weight.data[5] = math.nan
     with pytest.raises(InputError, match="float32.*NaN"): e.generate([[3, 4, 5]], Sampling(max_new_tokens=2))
     with pytest.raises(InputError, match="NaN"): e.score([[3, 4, 5]], [" 1"])
+    e.close()
     with pytest.raises(InputError, match="NaN"): TorchEngine((model, tok))
 
 def test_out_of_memory_halves_the_batch(tok, monkeypatch):
@@ -327,7 +327,7 @@ def test_out_of_memory_halves_the_batch(tok, monkeypatch):
         if len(tokens) > 2: raise torch.OutOfMemoryError("CUDA out of memory")
         return step(tokens, lens)
     monkeypatch.setattr(e, "_step", short)
-    assert [o.token_ids for o in e.generate(prompts, s)] == want and max(sizes[3:]) <= 2
+    assert [o.token_ids for o in e.generate(prompts, s)] == want and sizes.count(4) == 1
     monkeypatch.setattr(e, "_step", lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError("none left")))
     outs = e.generate(prompts, s)
     assert all("out of memory" in o.error for o in outs) and len(outs) == 6
