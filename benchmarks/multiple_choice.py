@@ -5,7 +5,7 @@
 
 Both sides run the same model object's weights in the same dtype, on the same machine, in the same process.
 Parity is measured in chunks of rows; each finished chunk is stored in --work, so a killed run goes on where it was.
-Speed: median of --repeats, the two sides taking turns; lm-eval at the batch size that is fastest on a few of the questions.
+Speed: median of --repeats, the two sides taking turns; lm-eval at the batch size that takes the least processor time on a few of the questions.
 lm-eval's time counts `loglikelihood` only (its task building and metrics are left out); ours counts everything.
 """
 import argparse, contextlib, io, json, logging, os, platform, statistics, tempfile, time, warnings
@@ -48,8 +48,13 @@ def write_tasks(folder, truthfulqa, hhh):
     if hhh: task("hhh", "targets", "hhh.jsonl", "Human: {{input}}\n\nAssistant:", '"{{targets.labels.index(1)}}"', NORM)
     return [f"ours_{t}" for t, rows in (("mc1", truthfulqa), ("mc2", truthfulqa), ("hhh", hhh)) if rows]
 
+def clocks():
+    "Wall and processor seconds: on a machine that is shared, the second is the fairer."
+    import numpy as np
+    return np.array([time.perf_counter(), time.process_time()])
+
 def harness(model, tok, truthfulqa, hhh, batch_size):
-    "Run lm-eval: per row the choices' log-likelihoods, its scores, and the seconds spent in `loglikelihood`."
+    "Run lm-eval: per row the choices' log-likelihoods, its scores, and the wall and processor seconds spent in `loglikelihood`."
     import lm_eval
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
@@ -59,9 +64,9 @@ def harness(model, tok, truthfulqa, hhh, batch_size):
     spent = []
     class Timed(HFLM):
         def loglikelihood(self, *a, **kw):
-            t = time.perf_counter()
+            start = clocks()
             try: return super().loglikelihood(*a, **kw)
-            finally: spent.append(time.perf_counter() - t)
+            finally: spent.append(clocks() - start)
     with tempfile.TemporaryDirectory() as d, contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         tasks = write_tasks(d, truthfulqa, hhh)
@@ -79,7 +84,7 @@ def harness(model, tok, truthfulqa, hhh, batch_size):
 def ours(engine, truthfulqa, hhh):
     "The same by selfalign."
     from selfalign import evaluation as E
-    start, rows, scores = time.perf_counter(), {}, {}
+    start, rows, scores = clocks(), {}, {}
     if truthfulqa:
         r = E.truthfulqa_mc(engine, truthfulqa, "lm-eval")
         rows.update(mc1=[x["scores"] for x in r.rows], mc2=[x["mc2_scores"] for x in r.rows]); scores.update(mc1=r.mc1, mc2=r.mc2)
@@ -88,7 +93,7 @@ def ours(engine, truthfulqa, hhh):
         r = E.hhh(engine, hhh, "likelihood")
         rows["hhh"] = [x["scores"] for x in r.rows]; scores.update(overall=r.overall, overall_norm=r.overall_norm)
         assert not r.skipped
-    return rows, scores, time.perf_counter() - start
+    return rows, scores, clocks() - start
 
 def agreement(a, b):
     "Per task: rows, rows with the same best choice, and the largest difference of a log-likelihood."
@@ -122,15 +127,16 @@ def _joined(chunks):
 
 def speed(engine, model, tok, truthfulqa, hhh, repeats, sizes):
     "Seconds of both sides on the same rows, taking turns."
-    tune = {b: harness(model, tok, truthfulqa[:6], hhh[:6], b)[2] for b in sizes}
+    tune = {b: float(harness(model, tok, truthfulqa[:6], hhh[:6], b)[2][1]) for b in sizes}
     best = min(tune, key=tune.get)
     a, b = [], []
     for k in range(repeats):
         engine.score(["warm"], [" up"])
-        a.append(ours(engine, truthfulqa, hhh)[2]); b.append(harness(model, tok, truthfulqa, hhh, best)[2])
-        print(f"speed {k+1}: ours {a[-1]:.1f} s, lm-eval {b[-1]:.1f} s (batch {best})", flush=True)
-    return dict(questions=dict(truthfulqa=len(truthfulqa), hhh=len(hhh)), ours_s=a, lm_eval_s=b, lm_eval_batch=best, batches_tried=tune,
-                ratio_of_medians=statistics.median(b)/statistics.median(a))
+        a.append(ours(engine, truthfulqa, hhh)[2].tolist()); b.append(harness(model, tok, truthfulqa, hhh, best)[2].tolist())
+        print(f"speed {k+1}: ours {a[-1][0]:.1f} s, lm-eval {b[-1][0]:.1f} s (batch {best})", flush=True)
+    median = lambda xs, i: statistics.median(x[i] for x in xs)
+    return dict(questions=dict(truthfulqa=len(truthfulqa), hhh=len(hhh)), ours_wall_cpu_s=a, lm_eval_wall_cpu_s=b, lm_eval_batch=best, batches_tried_cpu_s=tune,
+                ratio_wall=median(b, 0)/median(a, 0), ratio_cpu=median(b, 1)/median(a, 1))
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

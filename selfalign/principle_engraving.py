@@ -158,11 +158,9 @@ def thoughts_in_answer(r, row, ctx):
 _MARK = re.compile(r"^\s*(?:[-*•]|\(?\d{1,3}[.):]|[a-zA-Z][.)])\s+")
 
 def segments(text): # [(start, end, normalised words)]
-    "Lines and sentences of a text outside code blocks, list markers removed."
-    out, code = [], False
+    "Lines and sentences of a text, list markers removed."
+    out = []
     for m in re.finditer(r"[^\n]+", text):
-        if m[0].lstrip().startswith("```"): code = not code; continue
-        if code: continue
         for s in re.finditer(r".+?(?:[.!?…](?=\s|$)|$)", m[0]):
             words = tuple(re.findall(r"\w+", _MARK.sub("", s[0]).lower()))
             if words: out.append((m.start()+s.start(), m.start()+s.end(), words))
@@ -172,6 +170,7 @@ def loop_start(text:str,
                min_words=6 # a repeated block must have as many words
               )->int|None: # where the text begins to repeat itself, in characters
     "The place where a block of segments is written again at once, or a phrase a fourth time in a row."
+    text = re.sub(r"(?s)```.*?(?:```|$)", lambda m: " "*len(m[0]), text)
     seg = segments(text)
     keys = [s[2] for s in seg]
     for i in range(1, len(seg)):

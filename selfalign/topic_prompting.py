@@ -16,7 +16,7 @@ from .annotations import (annotation_budget, budget_total, data_path, example_ro
                                    load_template, query_text)
 from .generation import Sampling
 from .models import model_identity
-from .novelty import NoveltyFilter
+from .novelty import NoveltyFilter, letters_kept
 from .runs import InputError, content_id, read_jsonl, write_jsonl
 
 # %% ../nbs/01_topic_prompting.ipynb #c167a40a
@@ -203,6 +203,7 @@ class PromptPool:
         why = why or instruction_fault(instruction, self.cfg)
         if not why and id in self.ids: why = "duplicate"
         if not why and self.contamination: why = self.contamination.match(query_text(dict(instruction=instruction, input=input)))
+        if not why and self.cfg.tokenizer == "rouge" and letters_kept(instruction) < 0.5: why = "other script"
         extra = {}
         if not why:
             n = self.novelty.add(instruction, id)

