@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ATTENTION', 'CONTROL_TEXT', 'ENGINES', 'Sampling', 'Completion', 'Score', 'mix', 'row_seeds', 'Engine',
            'ScriptedEngine', 'find_stop', 'Prompts', 'Group', 'prefix_groups', 'Unsupported', 'attend', 'join',
-           'SharedLayer', 'SharedCache', 'shared_attention', 'waits', 'draw', 'Row', 'Chooser', 'free_memory',
-           'TorchEngine', 'token_rules', 'apply_rules', 'vllm_rules', 'VLLMEngine', 'OpenAIEngine', 'RayEngine',
+           'SharedLayer', 'SharedCache', 'shared_attention', 'waits', 'draw', 'NGrams', 'Row', 'Chooser', 'free_memory',
+           'TorchEngine', 'token_rules', 'RowRules', 'vllm_rules', 'VLLMEngine', 'OpenAIEngine', 'RayEngine',
            'load_engine']
 
 # %% ../nbs/core/generation.ipynb #a911a82c
@@ -512,6 +512,22 @@ def draw(logits,     # [rows, vocabulary], float32, divided by the temperature
     return out
 
 # %% ../nbs/core/generation.ipynb #90ad2b05
+class NGrams:
+    "The n-grams of a growing completion, and what repeating one costs."
+    def __init__(self, penalty): # {n: amount}
+        self.penalty = {int(n): a for n, a in penalty.items()}
+        self.seen, self.read = {n: defaultdict(set) for n in self.penalty}, 0
+
+    def hits(self, done): # token ids so far; yields (token, amount) for every token that would repeat an n-gram
+        "Take note of new tokens, then name the penalties for the next one."
+        for i in range(self.read, len(done)):
+            for n, seen in self.seen.items():
+                if i + 1 >= n: seen[tuple(done[i-n+1:i])].add(done[i])
+        self.read = len(done)
+        for n, amount in self.penalty.items():
+            if len(done) >= n - 1:
+                for t in self.seen[n].get(tuple(done[len(done)-n+1:]), ()): yield t, amount
+
 class Row:
     "One prompt on its way through an engine."
     def __init__(self, index, ids, seed, sampling, prompts, eos, room):
@@ -522,24 +538,16 @@ class Row:
 
     def reset(self):
         "Begin again, with the same random stream."
-        self.out, self.grams = [], {n: defaultdict(set) for n in self.s.ngram_penalty}
+        self.out, self.grams = [], NGrams(self.s.ngram_penalty)
 
     def key(self):
         "This step's random key."
         return _signed(mix(self.seed, len(self.out)))
 
-    def penalties(self):
-        "Yield (token, amount) for every token that would repeat an n-gram."
-        for n, amount in self.s.ngram_penalty.items():
-            if len(self.out) >= n - 1:
-                for t in self.grams[n].get(tuple(self.out[len(self.out)-n+1:]), ()): yield t, amount
-
     def accept(self, token)->Completion|None: # the completion, once the row has ended
         "Take the next token."
         self.out.append(token)
         if token in self.eos and not self.s.ban_eos: return self._end("stop", "<eos>", self._text(self.out[:-1]))
-        for n, seen in self.grams.items():
-            if len(self.out) >= n: seen[tuple(self.out[len(self.out)-n:-1])].add(token)
         if self.s.stop and find_stop(self.prompts.decode(self.out[-self.window:]), self.s.stop)[1]:
             text = self._text(self.out)
             at, stop = find_stop(text, self.s.stop)
@@ -580,7 +588,7 @@ class Chooser:
         return x
 
     def _penalise(self, x, rows):
-        hits = [(i, t, -a) for i, r in enumerate(rows) for t, a in r.penalties() if self.allowed is None or t in self.allowed]
+        hits = [(i, t, -a) for i, r in enumerate(rows) for t, a in r.grams.hits(r.out) if self.allowed is None or t in self.allowed]
         if hits:
             i, t, a = zip(*hits)
             x.index_put_((torch.tensor(i, device=x.device), torch.tensor(t, device=x.device)), torch.tensor(a, dtype=x.dtype, device=x.device), accumulate=True)
@@ -1006,33 +1014,39 @@ def _plainly(self:TorchEngine):
         if hooked: self.model.set_attn_implementation(ATTENTION)
 
 # %% ../nbs/core/generation.ipynb #47b0d2d5
-def token_rules(sampling, prompts, eos)->dict: # JSON, for a process that has no tokenizer
+def token_rules(sampling, prompts, eos)->dict: # JSON, for a process of its own; {} where nothing is asked
     "The parts of a `Sampling` that no server parameter expresses."
     s = sampling
-    only = sorted(prompts.word_starts) if s.ngram_penalty and s.word_start_only else None
-    rules = dict(ban=sorted(eos) if s.ban_eos else [], early=[s.min_new_tokens, sorted(eos)], first=prompts.first_tokens(s.banned_first), ngram={str(n): v for n, v in s.ngram_penalty.items()}, only=only)
+    rules = dict(ban=sorted(eos) if s.ban_eos else [], early=[s.min_new_tokens, sorted(eos)], first=prompts.first_tokens(s.banned_first),
+                 ngram={str(n): v for n, v in s.ngram_penalty.items()}, word_start_only=s.word_start_only)
     return rules if rules["ban"] or s.min_new_tokens or rules["first"] or rules["ngram"] else {}
 
-def apply_rules(rules, done, logits): # done = token ids made so far; logits [vocabulary], changed in place
-    "Apply `token_rules` before a row's next token."
-    banned = rules["ban"] + (rules["early"][1] if len(done) < rules["early"][0] else []) + (rules["first"] if not done else [])
-    if banned: logits[banned] = -float("inf")
-    only = None if rules["only"] is None else set(rules["only"])
-    for n, amount in ((int(n), v) for n, v in rules["ngram"].items()):
-        context = list(done[len(done)-n+1:]) if n > 1 else []
-        hits = {done[i+n-1] for i in range(len(done)-n+1) if list(done[i:i+n-1]) == context} if len(done) >= n-1 else set()
-        hits = sorted(hits if only is None else hits & only)
-        if hits: logits[hits] -= amount
-    return logits
+class RowRules:
+    "Applies `token_rules` to one row's logits."
+    def __init__(self, rules, words=None): self.rules, self.words, self.grams = rules, words, NGrams(rules["ngram"])
+    def __call__(self, done, logits): # token ids so far, logits [vocabulary] changed in place
+        r = self.rules
+        banned = r["ban"] + (r["early"][1] if len(done) < r["early"][0] else []) + (r["first"] if not done else [])
+        if banned: logits[banned] = -float("inf")
+        if len(done) < self.grams.read: self.grams = NGrams(r["ngram"])
+        for t, amount in self.grams.hits(list(done)) if r["ngram"] else ():
+            if self.words is None or t in self.words: logits[t] -= amount
+        return logits
 
 def vllm_rules():
     "Our logits processor for vLLM, made when vLLM is there."
     from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
     class Rules(AdapterLogitsProcessor):
+        def __init__(self, vllm_config, *args):
+            super().__init__(vllm_config, *args)
+            self.tokenizer, self.words = vllm_config.model_config.tokenizer, None
         def is_argmax_invariant(self): return False
         def new_req_logits_processor(self, params):
             rules = (params.extra_args or {}).get("selfalign")
-            return (lambda done, logits: apply_rules(rules, done, logits)) if rules else None
+            if rules and rules["word_start_only"] and self.words is None:
+                from transformers import AutoTokenizer
+                self.words = Prompts(AutoTokenizer.from_pretrained(self.tokenizer)).word_starts
+            return RowRules(rules, self.words if rules["word_start_only"] else None) if rules else None
     return Rules
 
 def __getattr__(name): # vLLM's worker processes look the class up by name, in a module that must not need vLLM

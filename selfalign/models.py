@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STAND_IN_NOTICE', 'EMBEDDED_HUB_ID', 'ModelSource', 'cache_dir', 'embedded_model_path', 'weights_sha256',
-           'resolve_model', 'model_identity', 'best_device', 'best_dtype', 'load_tokenizer', 'load_model']
+           'resolve_model', 'model_identity', 'best_device', 'best_dtype', 'load_tokenizer', 'load_model', 'release']
 
 # %% ../nbs/core/models.ipynb #669d73be
 import hashlib, importlib.util, json, os, platform, re
@@ -177,3 +177,11 @@ def _loading(src):
         with _quiet_transformers(): yield
     except OSError as e:
         raise InputError(f"{src.name}: cannot be loaded ({str(e).splitlines()[0][:200]}); check the name and the network, or give a folder") from e
+
+# %% ../nbs/core/models.ipynb #d7929847
+def release():
+    "Give memory of models that are no longer used back to the machine."
+    import ctypes, gc, torch
+    gc.collect()
+    if torch.cuda.is_available(): torch.cuda.empty_cache()
+    with contextlib.suppress(OSError, AttributeError): ctypes.CDLL("libc.so.6").malloc_trim(0)

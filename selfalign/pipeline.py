@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'STEPS', 'STAGES', 'COMMANDS', 'EvaluateConfig', 'RunConfig', 'config_from', 'load_config', 'is_full',
-           'engine_string', 'base_model', 'ServerNeeded', 'LazyEngine', 'open_engine', 'step_prompts', 'step_respond',
-           'step_engrave', 'step_verbose', 'step_clone', 'product_name', 'step_evaluate', 'open_questions',
-           'closing_table', 'print_table', 'write_report', 'step_report', 'run_steps', 'StepFailed', 'usage',
-           'parse_run', 'UsageError', 'run_command', 'ScoreArgs', 'score_command', 'compare_command', 'plan',
-           'plan_table', 'doctor', 'chat_command', 'main']
+           'engine_string', 'base_model', 'ServerNeeded', 'LazyEngine', 'open_engine', 'open_scorer', 'step_prompts',
+           'step_respond', 'step_engrave', 'step_verbose', 'step_clone', 'product_name', 'step_evaluate',
+           'open_questions', 'closing_table', 'print_table', 'write_report', 'step_report', 'run_steps', 'check_inputs',
+           'StepFailed', 'usage', 'parse_run', 'UsageError', 'run_command', 'ScoreArgs', 'score_command',
+           'compare_command', 'plan', 'plan_table', 'doctor', 'chat_command', 'main']
 
 # %% ../nbs/06_pipeline.ipynb #5f00849b
 import contextlib, dataclasses, json, os, shutil, signal, subprocess, sys, tempfile, textwrap, time, types, typing
@@ -20,7 +20,7 @@ from . import annotations as ann
 from .annotations import annotation_budget, budget_total, data_dir, load_preset, preset_names, query_text
 from .evaluation import Result, compare, eval_questions, evaluate_models, internalization, load_benchmark, load_results, table, text_stats
 from .generation import Prompts, Sampling, load_engine
-from .models import STAND_IN_NOTICE, best_device, load_tokenizer, resolve_model
+from .models import STAND_IN_NOTICE, best_device, load_tokenizer, release, resolve_model
 from .novelty import Contamination
 from .principle_engraving import RespondConfig, load_principle_set, respond
 from .runs import InputError, Run, content_id, git_commit, read_jsonl, versions, write_json
@@ -139,7 +139,7 @@ class LazyEngine:
 
     def __enter__(self): return self
     def __exit__(self, *exc):
-        if self.engine is not None: self.engine.close()
+        if self.engine is not None: self.engine.close(); self.engine = None; release()
 
 def open_engine(cfg:RunConfig, model=None)->LazyEngine: # a context manager
     "The engine for the base model, or for `model`."
@@ -147,6 +147,11 @@ def open_engine(cfg:RunConfig, model=None)->LazyEngine: # a context manager
     kind = spec.removeprefix("ray:").partition(":")[0]
     more = dict(torch=dict(dtype=cfg.dtype, batch_size=cfg.batch_size), openai=dict(allow_degraded=cfg.allow_degraded)).get(kind, {})
     return LazyEngine(spec, **{k: v for k, v in more.items() if v})
+
+def open_scorer(cfg:RunConfig, model=None)->LazyEngine: # a context manager
+    "An engine for log-probabilities: in float32 on a CPU, where the sums of a lower precision depend on the batch."
+    exact = not cfg.dtype and best_device() == "cpu" and engine_string(cfg, model).startswith("torch:")
+    return open_engine(replace(cfg, dtype="float32") if exact else cfg, model)
 
 # %% ../nbs/06_pipeline.ipynb #20cf27fa
 def _seeded(cfg): return dict(seed=cfg.seed, folder=cfg.annotations)
@@ -189,7 +194,8 @@ def step_evaluate(run, cfg):
         rec["internalization"] = _internalization(run, cfg)
         rec["replies"] = _replies(run, cfg, models)
         if cfg.evaluate.sets and not cfg.engine.startswith("openai"):
-            results = evaluate_models(models, cfg.evaluate.sets, run/"eval"/"sets", n=cfg.evaluate.max_rows, seed=cfg.seed, system=_system(cfg), say=run.say)
+            scorers = {"base": lambda: open_scorer(cfg), "engraved": lambda: open_scorer(cfg, str(run/"engraved")), "final": lambda: open_scorer(cfg, str(run/"final"))}
+            results = evaluate_models(scorers, cfg.evaluate.sets, run/"eval"/"sets", n=cfg.evaluate.max_rows, seed=cfg.seed, system=_system(cfg), say=run.say)
             rec["scores"] = [dict(model=r.model["name"], set=r.set, format=r.format, **{k: [v.value, v.low, v.high] for k, v in r.scores.items()}) for r in results]
 
 def _system(cfg): return system_variants(product_name(cfg), folder=cfg.annotations)[0]
@@ -199,8 +205,8 @@ def _internalization(run, cfg):
     if not held: return None
     pset, variants = load_principle_set(cfg.respond, cfg.annotations), system_variants(product_name(cfg), folder=cfg.annotations)
     prompts = Prompts(load_tokenizer(str(run/"engraved"))) # the engraved model's chat template, for the base model too
-    arm = lambda name: (lambda: open_engine(cfg, str(run/name)))
-    got = internalization(held, lambda: open_engine(cfg), arm("engraved"), lambda r: pset.render(query_text(r), thoughts=False),
+    arm = lambda name: (lambda: open_scorer(cfg, str(run/name)))
+    got = internalization(held, lambda: open_scorer(cfg), arm("engraved"), lambda r: pset.render(query_text(r), thoughts=False),
                           lambda r: prompts.messages(plain_messages(r, variants)), control=arm("control") if run.done("control") else None, seed=cfg.seed)
     write_json(run/"eval"/"internalization.json", asdict(got))
     return {k: v for k, v in asdict(got).items() if k not in ("rows", "skipped")}
@@ -335,13 +341,19 @@ def run_steps(out,                # run folder
               say=print)->list:   # the closing table
     "Do the steps that are not done yet; a run that was killed goes on where it was."
     isolate = best_device() == "cuda" if isolate is None else isolate
-    base_model(cfg), engine_string(cfg)
+    check_inputs(cfg)
     with Run(out, config=json.loads(json.dumps(asdict(cfg))), say=say) as run:
         run.news["human_lines"] = budget_total(_budget(cfg))
         if redo: _redo(run, redo)
-        for step in () if isolate else steps: STEPS[step](run, cfg)
+        for step in () if isolate else steps: STEPS[step](run, cfg); release()
     for step in steps if isolate else (): _child(out, cfg, step)
     with Run(out, say=say) as run: return closing_table(run)
+
+def check_inputs(cfg):
+    "Everything that can be wrong before a model is loaded: engine, model, human text."
+    spec, base = engine_string(cfg), base_model(cfg)
+    if not spec.startswith("openai"): resolve_model(base)
+    load_principle_set(cfg.respond, cfg.annotations); ann.load_seed_tasks(folder=cfg.annotations); ann.load_seed_questions(folder=cfg.annotations)
 
 def _budget(cfg):
     with tempfile.TemporaryDirectory() as d:

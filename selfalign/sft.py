@@ -15,7 +15,7 @@ from pathlib import Path
 
 from .annotations import data_path, example_rows, fill, load_identity, load_template, query_text
 from .generation import Prompts, Sampling
-from .models import ModelSource, STAND_IN_NOTICE, best_device, load_model, load_tokenizer, model_identity, resolve_model
+from .models import ModelSource, STAND_IN_NOTICE, best_device, load_model, load_tokenizer, model_identity, release, resolve_model
 from .runs import InputError, atomic_path, content_id, read_jsonl, write_json, write_jsonl
 
 # %% ../nbs/03_sft.ipynb #7a29e555
@@ -180,7 +180,7 @@ def save_model(model, tok, base, out, cfg, losses, info:dict):
         merged = model
         if cfg.lora_r:
             model.save_pretrained(tmp/"adapter")
-            plain, _ = load_model(src, dtype="auto", device="cpu")
+            model.to("cpu"); plain, _ = load_model(src, dtype="auto", device="cpu")
             merged = PeftModel.from_pretrained(plain, tmp/"adapter").merge_and_unload()
         merged.config.use_cache = True
         gen, eot = merged.generation_config, end_of_turn(tok)
@@ -212,8 +212,10 @@ def train_model(rows,  # dicts with id, instruction, input, answer, ended
     pairs = pairs[:round(cfg.identity_share * len(rows))] if len(pairs) >= cfg.identity_share * len(rows) else pairs * max(1, round(cfg.identity_share * len(rows) / len(pairs)))
     encoded, counts = encode_rows([*rows, *pairs], tok, cfg, name, folder)
     model, losses = fit(encoded, base, tok, work, cfg, seed)
+    release()
     info = dict(counts, identity=len(pairs), steps=losses[-1]["step"], first_loss=_mean(losses[:3]), last_loss=_mean(losses[-3:]), title=title)
     save_model(model, tok, base, out, cfg, losses, info)
+    del model; release()
     shutil.rmtree(work, ignore_errors=True)
     return info
 

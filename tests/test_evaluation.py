@@ -197,6 +197,13 @@ def test_evaluate_models_goes_on_where_it_was(tmp_path):
     run(seed=1); assert len(calls) > n
     assert {(r.set, r.format) for r in first} >= {("facts", "lm-eval"), ("facts", "paper"), ("choices", "paper"), ("choices", "likelihood")}
 
+def test_an_engine_without_log_probabilities_is_left_out_aloud():
+    said = []
+    r = E.evaluate_models(dict(server=ScriptedEngine(lambda p, i, s: "Well.")), sets=("facts", "refusals"), n=4, say=said.append)
+    assert [x.task for x in r] == ["refusals"] and sum("left out" in s for s in said) == 2
+    with pytest.raises(InputError) as e: E.evaluate_models(dict(server=ScriptedEngine()), sets=("facts",), say=None)
+    one_line(e)
+
 # --- the judge
 
 def played(n_a, n_b, n_tie):

@@ -163,6 +163,7 @@ def test_vllm_speaks_the_same_interface():
         assert e.generate(prompts[:1], Sampling(max_new_tokens=4, temperature=0, banned_first=(free,)))[0].token_ids[0] != want[0].token_ids[0]
         out = e.generate(["a a a a"], Sampling(max_new_tokens=40, temperature=0, ban_eos=True, ngram_penalty={2: 1e4}))[0].token_ids
         assert len(set(zip(out, out[1:]))) == len(out) - 1
+        assert e.generate(["a a a a"], Sampling(max_new_tokens=4, temperature=0, ngram_penalty={2: 1e4}, word_start_only=True))[0].n_tokens
         assert e.generate(["Count: one, two,"], Sampling(max_new_tokens=20, temperature=0, stop=("four",)))[0].stop == "four"
         a, b = (e.generate(prompts[:2], Sampling(max_new_tokens=8), seeds=[5, 6]) for _ in range(2)); assert a == b
         assert [s.logprob for s in e.score(prompts[:2], [" Paris.", " four"])] == pytest.approx([s.logprob for s in scores], abs=2e-2)

@@ -1,0 +1,96 @@
+"""The command line: one line for each mistake, exit codes, nothing overwritten."""
+import json
+import subprocess
+import sys
+
+import pytest
+
+from selfalign.pipeline import COMMANDS, main, parse_run
+
+
+def said(capsys, *argv):
+    code = main(list(argv))
+    out = capsys.readouterr()
+    return code, out.out, out.err
+
+
+@pytest.mark.parametrize("argv, words", [
+    (("run", "{tmp}/r", "--preset", "huge"), "no such preset; choose one of demo"),
+    (("run", "{tmp}/r", "--preset", "demo", "--engine", "warp"), "unknown engine 'warp'"),
+    (("run", "{tmp}/r", "--preset", "demo", "--model", "/no/such/model"), "no such model"),
+    (("run", "{tmp}/r"), "no model; give --model"),
+    (("run", "{tmp}/r", "--preset", "demo", "--engine", "torch:embedded", "--model", "embedded"), "leave out --model"),
+    (("run", "{tmp}/full", "--preset", "demo"), "not empty and not a run"),
+    (("run", "{tmp}/r", "--preset", "demo", "--annotations", "/no/such/folder"), "no such folder"),
+    (("run", "{tmp}/r", "--preset", "demo", "--redo", "everything"), "no such stage; choose one of"),
+    (("run", "{tmp}/r", "--preset", "{tmp}/bad.yaml"), "bad.yaml:2: not valid YAML"),
+    (("run", "{tmp}/r", "--preset", "{tmp}/odd.yaml"), "unknown setting 'self_instrct'"),
+    (("respond", "{tmp}/empty", "--preset", "demo"), "stage 'prompts' is not finished"),
+    (("evaluate", "/no/such/model"), "no such model"),
+    (("chat", "{tmp}/full"), "no final model"),
+])
+def test_a_mistake_is_one_line_and_exit_code_1(tmp_path, capsys, argv, words):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    (tmp_path / "bad.yaml").write_text("model: embedded\nprompts: {a: 1\n")
+    (tmp_path / "odd.yaml").write_text("prompts: {self_instrct: 3}\n")
+    code, _, err = said(capsys, *(a.replace("{tmp}", str(tmp_path)) for a in argv))
+    assert code == 1 and words in err and err.startswith("error: ") and len(err.strip().splitlines()) == 1 and "Traceback" not in err
+    assert (tmp_path / "full" / "thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("file, text, words", [
+    ("seed_tasks.jsonl", '{"instruction": "Name a lake."}\n{"instr\n', "seed_tasks.jsonl:2: not valid JSON"),
+    ("principles.yaml", "- {number: 1, name: kind, text: Be kind.}\n", "exemplar 1 cites rule 9, which does not exist"),
+    ("exemplars.yaml", "- turns: []\n", "entry 1 has no turns"),
+])
+def test_bad_annotations_are_named_by_file_and_line(tmp_path, capsys, file, text, words):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / file).write_text(text)
+    code, _, err = said(capsys, "run", str(tmp_path / "r"), "--preset", "demo", "--annotations", str(tmp_path / "mine"))
+    assert code == 1 and words in err and len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "r" / "prompts.jsonl").exists()
+
+
+@pytest.mark.parametrize("argv", [(), ("fly",), ("run",), ("compare", "a"), ("evaluate",), ("run", "r", "--no-such-option")])
+def test_wrong_usage_is_exit_code_2(capsys, argv):
+    try: code = main(list(argv))
+    except SystemExit as e: code = e.code
+    assert code == 2
+
+
+@pytest.mark.parametrize("command", ["run", "demo", "prompts", "evaluate"])
+def test_help_states_options(capsys, command):
+    with pytest.raises(SystemExit) as e: main([command, "--help"])
+    text = capsys.readouterr().out
+    assert e.value.code == 0 and "default" in text
+
+
+def test_usage_lists_every_command(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"  {c}" in text for c in COMMANDS) and "exit codes" in text
+
+
+def test_debug_shows_the_traceback():
+    from selfalign.runs import InputError
+    with pytest.raises(InputError): main(["run", "r", "--preset", "huge", "--debug"])
+
+
+def test_an_existing_run_brings_its_own_settings(tmp_path):
+    from selfalign.pipeline import load_config
+    from dataclasses import asdict
+    (tmp_path / "manifest.json").write_text(json.dumps(dict(stages={}, config=json.loads(json.dumps(asdict(load_config("demo", seed=7)))))))
+    assert parse_run("respond", [str(tmp_path)])[1].seed == 7
+
+
+def test_doctor_names_a_remedy_or_ok(capsys):
+    code, out, _ = said(capsys, "doctor")
+    assert code == 0 and "versions" in out and "embedded model" in out and "ok" in out
+
+
+def test_the_console_script_is_installed():
+    import shutil
+    from pathlib import Path
+    exe = Path(sys.executable).parent / "selfalign"
+    assert subprocess.run([str(exe), "--version"], capture_output=True, text=True).stdout.strip()

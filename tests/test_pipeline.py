@@ -1,0 +1,152 @@
+"""The whole method on the real embedded model, small; killed, resumed, refused, reported."""
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from selfalign.pipeline import closing_table, config_from, run_steps
+from selfalign.runs import InputError, Run, read_jsonl
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, small):
+    "One finished run, shared by the tests of this module."
+    out = tmp_path_factory.mktemp("runs") / "small"
+    return out, run_steps(out, small, say=lambda s: None)
+
+
+@pytest.fixture(scope="module")
+def small():
+    from conftest import ROOT  # noqa: F401
+    return _small()
+
+
+def _small():
+    train = dict(epochs=1, global_batch=8, micro_batch=8, learning_rate=1e-3, warmup_steps=1, max_length=160, identity_share=0.2)
+    return config_from(dict(
+        model="embedded", engine="torch", dtype="float32", control=True,
+        prompts=dict(self_instruct=6, self_instruct_calls=2, topics_per_type=1, topic_rounds=1, topics_per_call=3, topic_tokens=24, max_new_tokens=100,
+                     balance="median", temperature=0.8),
+        respond=dict(max_new_tokens=64, min_chars=20, limit=10),
+        engrave=dict(train, held_out=0.4), clone=dict(max_new_tokens=48, min_chars=10, train=train),
+        evaluate=dict(sets=["facts"], max_rows=3, n_questions=2, max_new_tokens=32)))
+
+
+def test_every_stage_leaves_its_files(done):
+    out, table = done
+    for f in ("manifest.json", "prompts.jsonl", "responses.jsonl", "rejects.jsonl", "held_out.jsonl", "engraved/config.json", "engraved/adapter/adapter_model.safetensors",
+              "control/config.json", "verbose.jsonl", "final/model.safetensors", "eval/replies.json", "eval/internalization.json", "report.html", "figures/loss.png"):
+        assert (out / f).exists(), f
+    assert not list(out.rglob("*.tmp")) and not list(out.rglob("*.bin")) and not list(out.rglob("*.pt"))
+    man = json.loads((out / "manifest.json").read_text())
+    assert all(man["stages"][s]["done"] for s in ("prompts", "responses", "control answers", "engraved", "control", "verbose", "final", "evaluation"))
+    assert man["config"]["seed"] == 0 and man["versions"]["torch"] and man["human_lines"] < 300
+    assert any("gap closed" in a for a, _ in table) and any("human lines" in a for a, _ in table)
+
+
+def test_rows_are_accounted_for(done):
+    out, _ = done
+    s = json.loads((out / "manifest.json").read_text())["stages"]
+    for name, file in (("responses", "responses.jsonl"), ("verbose", "verbose.jsonl"), ("prompts", "prompts.jsonl")):
+        assert s[name]["kept"] == len(read_jsonl(out / file)) and s[name]["kept"] + sum(s[name]["rejected"].values()) == s[name]["asked"]
+    held, trained = {r["id"] for r in read_jsonl(out / "held_out.jsonl")}, {r["id"] for r in read_jsonl(out / "verbose.jsonl")}
+    assert held and not held & trained
+    assert s["engraved"]["rows"] + s["engraved"]["lost"] == len(read_jsonl(out / "responses.jsonl")) - len(held) + s["engraved"]["identity"]
+
+
+def test_the_final_model_loads_in_plain_transformers_and_ends_its_turn(done):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    out, _ = done
+    tok, model = AutoTokenizer.from_pretrained(out / "final"), AutoModelForCausalLM.from_pretrained(out / "final")
+    assert tok.chat_template and tok.eos_token_id in model.generation_config.eos_token_id and model.config.use_cache
+    ids = tok.apply_chat_template([dict(role="user", content="Hi")], add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    assert model.generate(**ids, max_new_tokens=4, do_sample=False).shape[1] > ids["input_ids"].shape[1]
+
+
+def test_the_merged_model_is_base_plus_adapter(done):
+    import torch
+    from peft import PeftModel
+    from selfalign.models import load_model
+    out, _ = done
+    base, tok = load_model("embedded", dtype=torch.float32)
+    ids = tok("Rivers run", return_tensors="pt")
+    merged, _ = load_model(str(out / "final"), dtype=torch.float32)
+    with torch.inference_mode():
+        plain = base(**ids).logits
+        joined = PeftModel.from_pretrained(base, out / "final" / "adapter").eval()(**ids).logits
+        whole = merged(**ids).logits
+    assert (joined - whole).abs().max() < 0.2  # the merge is rounded to the base's bfloat16
+    assert (plain - whole).abs().max() > 0.01  # and training changed something
+
+
+def test_a_second_call_loads_and_changes_nothing(done, small, monkeypatch):
+    out, table = done
+    import selfalign.pipeline as p
+    monkeypatch.setattr(p, "load_engine", lambda *a, **k: pytest.fail("a finished run loaded an engine"))
+    before = {f: (out / f).read_bytes() for f in ("prompts.jsonl", "responses.jsonl", "verbose.jsonl", "rejects.jsonl")}
+    assert run_steps(out, small, say=lambda s: None)[:6] == table[:6]
+    assert {f: (out / f).read_bytes() for f in before} == before
+
+
+def test_another_batch_size_is_the_same_run_and_another_seed_is_not(done, small):
+    out, _ = done
+    run_steps(out, replace(small, batch_size=3), steps=("prompts", "respond", "verbose"), say=lambda s: None)
+    with pytest.raises(InputError, match=r"stage 'prompts' was made with other settings \(seed\); use --redo prompts or a new folder"):
+        run_steps(out, replace(small, seed=1), say=lambda s: None)
+    later = replace(small, clone=replace(small.clone, temperature=0.9))
+    run_steps(out, later, steps=("prompts", "respond", "engrave"), say=lambda s: None)  # a later stage never invalidates an earlier one
+    with pytest.raises(InputError, match=r"stage 'verbose' was made with other settings \(temperature\)"): run_steps(out, later, steps=("verbose",), say=lambda s: None)
+
+
+def test_the_report_is_one_file_that_loads_nothing(done):
+    html = (done[0] / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r"""(?:src|href)=["']https?://(?!www\.w3\.org)[^"']*\.(?:js|css|png)""", html)
+    assert "gap closed" in html and "Side by side" in html and "data:image/png;base64" in html
+
+
+def test_model_text_cannot_be_markup_in_the_report(done, tmp_path):
+    import shutil
+    from selfalign.pipeline import write_report
+    out = tmp_path / "run"
+    shutil.copytree(done[0], out, ignore=shutil.ignore_patterns("*.safetensors"))
+    replies = json.loads((out / "eval" / "replies.json").read_text())
+    for r in replies: r["answers"]["final"] = "<script>alert(1)</script><img src=x onerror=alert(2)>"
+    (out / "eval" / "replies.json").write_text(json.dumps(replies))
+    html = write_report(out).read_text(encoding="utf-8")
+    assert "<script>alert(1)" not in html and "&lt;script&gt;alert(1)" in html and "<img src=x" not in html
+
+
+def test_killed_and_resumed_it_is_the_same_run(done, small, tmp_path):
+    "SIGKILL in stages 1 and 2; the resumed rows equal the undisturbed run's, text for text (float32)."
+    out, cfg = tmp_path / "killed", tmp_path / "cfg.json"
+    cfg.write_text(json.dumps(asdict(small)))
+    code = ("import json,sys; from selfalign.pipeline import *; "
+            f"run_steps({str(out)!r}, config_from(json.load(open({str(cfg)!r}))), steps=('prompts','respond'), say=lambda s: None)")
+    env = dict(os.environ, SELFALIGN_NO_PROGRESS="1")
+    for journal, lines in (("prompts", 5), ("prompts", 22), ("responses", 3)):
+        p = subprocess.Popen([sys.executable, "-c", code], env=env)
+        j, start = out / "completions" / f"{journal}.jsonl", time.time()
+        while p.poll() is None and time.time() - start < 120 and not (j.exists() and j.read_bytes().count(b"\n") >= lines): time.sleep(0.02)
+        p.send_signal(signal.SIGKILL); p.wait()
+    run_steps(out, small, steps=("prompts", "respond"), say=lambda s: None)
+    for f in ("prompts.jsonl", "responses.jsonl", "rejects.jsonl"):
+        mine = [r for r in read_jsonl(out / f)]
+        theirs = [r for r in read_jsonl(done[0] / f) if f != "rejects.jsonl" or r["stage"] in ("prompts", "responses")]
+        assert mine == theirs, f
+    ids = [r["id"] for r in read_jsonl(out / "completions" / "prompts.jsonl")]
+    assert len(ids) == len(set(ids))
+
+
+def test_steps_in_processes_of_their_own(small, tmp_path):
+    "As on a GPU: each step in its own process, with the same configuration."
+    rows = run_steps(tmp_path / "r", small, steps=("prompts",), isolate=True, say=lambda s: None)
+    assert dict(rows)["prompts: items read, kept"] and read_jsonl(tmp_path / "r" / "prompts.jsonl")
