@@ -117,7 +117,7 @@ def doc_filter():
     class run_definitions(exec_show_docs):
         "Run what `show_doc` needs: exported code, imports that stand alone, and `show_doc` itself."
         def __call__(self, cell):
-            if cell.cell_type != "code" or cell.directives_.get("eval", "").lower() == "false": return
+            if cell.cell_type != "code" or cell.directives_.get("eval", "").lower() == "false" or re.search(r"(?m)^if __name__", cell.source): return
             if cell.directives_.keys() & {"export", "exports", "exporti"} or _only_imports(cell) or _show_docs(cell.parsed_() or []): super().__call__(cell)
     class source_last(Processor):
         "The source comes after the descriptions of all that it defines."

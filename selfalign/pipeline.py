@@ -209,7 +209,10 @@ def _internalization(run, cfg):
     got = internalization(held, lambda: open_scorer(cfg), arm("engraved"), lambda r: pset.render(query_text(r), thoughts=False),
                           lambda r: prompts.messages(plain_messages(r, variants)), control=arm("control") if run.done("control") else None, seed=cfg.seed)
     write_json(run/"eval"/"internalization.json", asdict(got))
-    return {k: v for k, v in asdict(got).items() if k not in ("rows", "skipped")}
+    out = {k: v.value for k, v in got.nll.items()} | dict(n=got.n, sentence=got.sentence)
+    for k in ("gap_closed", "control_gap_closed"):
+        if e := getattr(got, k): out |= {k: e.value, k + "_interval": [e.low, e.high]}
+    return out
 
 # %% ../nbs/06_pipeline.ipynb #26d5551e
 def _replies(run, cfg, models):

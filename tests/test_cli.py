@@ -32,7 +32,7 @@ def said(capsys, *argv):
 def test_a_mistake_is_one_line_and_exit_code_1(tmp_path, capsys, argv, words):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
-    (tmp_path / "bad.yaml").write_text("model: embedded\nprompts: {a: 1\n")
+    (tmp_path / "bad.yaml").write_text("model: embedded\nprompts: {a: 1]\n")
     (tmp_path / "odd.yaml").write_text("prompts: {self_instrct: 3}\n")
     code, _, err = said(capsys, *(a.replace("{tmp}", str(tmp_path)) for a in argv))
     assert code == 1 and words in err and err.startswith("error: ") and len(err.strip().splitlines()) == 1 and "Traceback" not in err
