@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['split_directives', 'repo_links', 'output_markdown', 'cell_markdown', 'readme_text', 'write_readme', 'load_result',
            'markdown_table', 'shortened', 'provenance', 'demo_markdown', 'doc_filter', 'process_notebooks', 'page_name',
-           'mend_text', 'first_sentence', 'mend_cell', 'mend_notebook', 'site_config', 'mend_folder', 'dead_anchors',
-           'build_site', 'main']
+           'mend_text', 'first_sentence', 'math_picture', 'set_math', 'mend_cell', 'mend_notebook', 'site_config',
+           'mend_folder', 'dead_anchors', 'build_site', 'main']
 
 # %% ../nbs/core/docs.ipynb #29f357be
-import contextlib, json, os, re, shutil, sys, tempfile
+import base64, contextlib, html, json, os, re, shutil, sys, tempfile
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -101,10 +101,11 @@ def demo_markdown(d:dict|None, # data/results/demo.json: table, answers, command
     return "\n\n".join([markdown_table(d["table"], ["what", "value"]), f"Made by {made}.", *qa])
 
 # %% ../nbs/core/docs.ipynb #84907f6c
-def _only_imports(cell):
+def _imports(cell)->str: # the import lines at the top level of a cell
     import ast
-    trees = cell.parsed_()
-    return bool(trees) and all(isinstance(t, (ast.Import, ast.ImportFrom)) for t in trees)
+    return "\n".join(ast.unparse(t) for t in cell.parsed_() or [] if isinstance(t, (ast.Import, ast.ImportFrom)))
+
+def _only_imports(cell): return len(cell.parsed_() or [0]) == len(_imports(cell).splitlines())
 
 def doc_filter():
     "nbdev's processors with our three changes."
@@ -115,10 +116,12 @@ def doc_filter():
         def cell(self, cell):
             if cell.cell_type == "code" and "export" in cell.directives_ and not _only_imports(cell): cell.directives_["exports"] = cell.directives_.pop("export")
     class run_definitions(exec_show_docs):
-        "Run what `show_doc` needs: exported code, imports that stand alone, and `show_doc` itself."
+        "Run what `show_doc` needs: exported code, imports, and `show_doc` itself."
+        def begin(self): super().begin(); self.k.run_cell("import torch") # quoted annotations name it
         def __call__(self, cell):
             if cell.cell_type != "code" or cell.directives_.get("eval", "").lower() == "false" or re.search(r"(?m)^if __name__", cell.source): return
-            if cell.directives_.keys() & {"export", "exports", "exporti"} or _only_imports(cell) or _show_docs(cell.parsed_() or []): super().__call__(cell)
+            if cell.directives_.keys() & {"export", "exports", "exporti"} or _show_docs(cell.parsed_() or []): super().__call__(cell)
+            elif lines := _imports(cell): self.k.run_cell(lines)
     class source_last(Processor):
         "The source comes after the descriptions of all that it defines."
         def begin(self):
@@ -126,7 +129,7 @@ def doc_filter():
             for cell in [c for c in cells if c.cell_type == "code" and "exports" in c.directives_]:
                 i = j = cells.index(cell)
                 while j+1 < len(cells) and getattr(cells[j+1], "has_sd", 0): j += 1
-                cells.insert(j, cells.pop(i))
+                cells[i:j+1] = [*cells[j:i:-1], cell] # nbdev puts the last definition first
     def fold(cell):
         if cell.cell_type == "code" and "exports" in cell.directives_:
             cell.source, cell.outputs = f'#| code-fold: true\n#| code-summary: "Source"\n{cell.source}', []
@@ -143,7 +146,8 @@ def process_notebooks(root)->Path: # nbdev's folder of processed notebooks
         refresh_quarto_yml(); nbdev.doclinks._build_modidx()
         nbdev.doclinks._build_lookup_table.cache_clear(); nbdev.doclinks._get_exps.cache_clear()
         old, nbdev.serve.FilterDefaults = nbdev.serve.FilterDefaults, doc_filter()
-        try: return Path(nbdev.serve.proc_nbs(n_workers=0)).resolve()
+        made, me = Path("_proc"), Path(__file__).stat().st_mtime
+        try: return Path(nbdev.serve.proc_nbs(n_workers=0, force=made.exists() and made.stat().st_mtime < me)).resolve()
         finally: nbdev.serve.FilterDefaults = old
 
 @contextlib.contextmanager
@@ -183,13 +187,35 @@ def first_sentence(md:str)->str:
     return re.split(r"(?<=[.:?!])\s", " ".join(last[0].split()) if last else "")[0].rstrip(":. ")
 
 # %% ../nbs/core/docs.ipynb #fb8b30cc
-def _join(x): return x if isinstance(x, str) else "".join(x)
+_MATH = re.compile(r"(```.*?```|`[^`]*`)|\$\$(.+?)\$\$|(?<![\w$\\])\$(?!\s)([^$\n]+?)(?<!\s)\$(?![\w$])", re.S)
+
+def math_picture(tex:str,      # a formula that matplotlib can set
+                 display=False # on a line of its own
+                )->str:        # HTML
+    "A formula as an SVG picture."
+    import matplotlib as mpl
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.mathtext import math_to_image
+    tex = re.sub(r"\\(ge|le)(?![a-z])", r"\\\1q", tex)
+    with mpl.rc_context({"mathtext.fontset": "stix", "svg.hashsalt": "selfalign", "figure.facecolor": "none", "savefig.facecolor": "none"}), tempfile.TemporaryDirectory() as d:
+        depth = math_to_image(f"${tex}$", f"{d}/x.svg", dpi=72, format="svg", prop=FontProperties(size=14 if display else 12.5))
+        svg = re.sub(r"<metadata>.*?</metadata>", "", Path(d, "x.svg").read_text(), flags=re.S)
+    img = f'<img class="math-svg" alt="{html.escape(tex)}" style="vertical-align:-{depth:.1f}pt" src="data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}">'
+    return f'\n\n<p class="math-display">{img}</p>\n\n' if display else img
+
+def set_math(md:str)->str:
+    "Markdown with its formulas set; code is left alone."
+    return _MATH.sub(lambda m: m[1] or math_picture(" ".join((m[2] or m[3]).split()), bool(m[2])), md)
+
+# %% ../nbs/core/docs.ipynb #8dc00537
+def _join(x): return x if isinstance(x, str) else "".join(x or "")
 
 def mend_cell(cell, # of a processed notebook; changed in place
               about # alternative text for its pictures
              ):
     "One cell for the site."
-    if cell["cell_type"] == "markdown": cell["source"] = mend_text(_join(cell["source"])); return
+    if cell["cell_type"] == "raw": cell["source"] = re.sub(r"(?m)^output-file:.*\n", "", _join(cell["source"])) # the file has that name already
+    if cell["cell_type"] == "markdown": cell["source"] = set_math(mend_text(_join(cell["source"]))); return
     if cell["cell_type"] != "code": return
     outs = [o for o in cell["outputs"] if not ("data" in o and "image/png" not in o["data"] and _REPR.match(_join(o["data"].get("text/plain", ""))))]
     for o in outs:
@@ -200,11 +226,16 @@ def mend_cell(cell, # of a processed notebook; changed in place
 
 def mend_notebook(nb:dict)->dict:
     "A processed notebook for the site."
-    about = ""
+    about, cells, level = "", [], 1
     for cell in nb["cells"]:
         if cell["cell_type"] == "markdown": about = first_sentence(_join(cell["source"])) or about
         mend_cell(cell, about)
-    return nb
+        text = "\n".join([_join(cell["source"])] if cell["cell_type"] == "markdown" else [_join(o.get("data", {}).get("text/markdown")) for o in cell.get("outputs", [])])
+        for h in re.findall(r"(?m)^(#{2,}) ", text):
+            if len(h) > 2 and level == 1: cells.append(dict(cell_type="markdown", metadata={}, source="## Definitions")) # no heading without the one above it
+            level = len(h)
+        cells.append(cell)
+    return dict(nb, cells=cells)
 
 # %% ../nbs/core/docs.ipynb #fd6132a2
 def site_config(root, out)->dict:
