@@ -137,7 +137,7 @@ def best_device()->str:
     import torch
     return "cuda" if torch.cuda.is_available() else "cpu"
 
-def best_dtype(device:str=None)->"torch.dtype":
+def best_dtype(device:str=None): # a torch.dtype
     "bfloat16 on a GPU and on CPUs with instructions for it, else float32."
     import torch
     if (device or best_device()).startswith("cuda"): return torch.bfloat16

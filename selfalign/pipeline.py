@@ -247,17 +247,20 @@ def closing_table(run, # a `Run`
     "What the run made, in figures."
     m, s = run.manifest, run.manifest["stages"]
     get = lambda stage, key, default=None: (s.get(stage) or {}).get(key, default)
-    rows = [("human lines", m.get("human_lines")),
-            ("prompts: items read, kept", f"{get('prompts', 'asked')}, {get('prompts', 'kept')} ({_reasons(get('prompts', 'sources'))})"),
-            ("prompts rejected", _reasons(get("prompts", "rejected"))),
-            ("answers: asked, kept", f"{get('responses', 'asked')}, {get('responses', 'kept')} ({get('engraved', 'held_out')} held out)"),
-            ("answers rejected", _reasons(get("responses", "rejected"))),
-            ("verbose answers: asked, kept", f"{get('verbose', 'asked')}, {get('verbose', 'kept')}")]
+    rows = [("human lines", m.get("human_lines"))]
+    if get("prompts", "kept") is not None:
+        rows += [("prompts: items read, kept", f"{get('prompts', 'asked')}, {get('prompts', 'kept')} ({_reasons(get('prompts', 'sources'))})"), ("prompts rejected", _reasons(get("prompts", "rejected")))]
+    if get("responses", "kept") is not None:
+        held = f" ({get('engraved', 'held_out')} held out)" if get("engraved", "held_out") is not None else ""
+        rows += [("answers: asked, kept", f"{get('responses', 'asked')}, {get('responses', 'kept')}{held}"), ("answers rejected", _reasons(get("responses", "rejected")))]
+    if get("verbose", "kept") is not None:
+        rows += [("verbose answers: asked, kept", f"{get('verbose', 'asked')}, {get('verbose', 'kept')}"), ("verbose answers rejected", _reasons(get("verbose", "rejected")))]
     gen = [g for r in s.values() if (g := r.get("generation")) and g["tokens"]]
     tokens, seconds = sum(g["tokens"] for g in gen), sum(g["seconds"] for g in gen)
     rows.append(("tokens generated", f"{tokens:,} at {tokens/max(seconds, 1e-9):.0f} tokens/s"))
     for stage in ("engraved", "control", "final"):
         if s.get(stage, {}).get("first_loss"): rows.append((f"training loss, {stage}", f"{s[stage]['first_loss']:.2f} → {s[stage]['last_loss']:.2f} in {s[stage]['steps']} steps"))
+    if get("evaluation", "replies"): rows.append(("prompt tokens per reply, before → after engraving", f"{get('responses', 'prompt_tokens')} + query → {get('evaluation', 'replies')['engraved']['prompt_tokens']:.0f}"))
     rows += _internal_rows(get("evaluation", "internalization")) + _reply_rows(get("evaluation", "replies")) + _score_rows(get("evaluation", "scores"))
     rows.append(("time", f"{sum(r.get('seconds', 0) for r in s.values())/60:.1f} minutes in {len(s)} stages"))
     return rows
@@ -409,7 +412,7 @@ def parse_run(command, argv)->tuple: # (out, RunConfig, redo)
     preset, redo = _take(argv, "--preset"), _take(argv, "--redo")
     out = argv.pop(0) if argv and not argv[0].startswith("-") else None
     if out is None and command == "demo": out = "runs/demo"
-    if out is None and not help_: raise UsageError(f"selfalign {command} needs a run folder, such as runs/mine")
+    if out is None and not help_ and command != "plan": raise UsageError(f"selfalign {command} needs a run folder, such as runs/mine")
     default = _starting_point(command, out, preset)
     if any(a == "--model" or a.startswith("--model=") for a in argv) and any(":" in a for a in _values(argv, "--engine")) and not _values(argv, "--engine")[-1] in ("ray:torch", "ray:vllm"):
         raise InputError("--engine names its model already; leave out --model, or give a bare kind such as --engine vllm")
@@ -547,7 +550,7 @@ def main(argv=None)->int: # exit code
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     argv = [a for a in argv if a != "--debug"]
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1"); os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with contextlib.suppress(ValueError): signal.signal(signal.SIGTERM, lambda *a: (_ for _ in ()).throw(KeyboardInterrupt()))
     try: return _dispatch(argv)
     except InputError as e: return _fail(e, debug)
@@ -578,7 +581,7 @@ def _dispatch(argv):
     elif command == "chat": chat_command(rest)
     elif command == "doctor":
         for what, state, detail in doctor(): print(f"{what:16}{state}{'  ' + detail if detail else ''}")
-    elif command == "plan": print_table(plan(parse_run("plan", ["plan", *rest])[1]))
+    elif command == "plan": print_table(plan(parse_run("plan", rest)[1]))
     else: run_command(command, rest)
     return 0
 

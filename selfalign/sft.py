@@ -153,7 +153,6 @@ def fit(rows,       # dicts with input_ids and labels, see `encode_rows`
     from datasets import Dataset
     from transformers.trainer_utils import get_last_checkpoint
     from trl import SFTTrainer
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     if not rows: raise InputError("no training row; see rejects.jsonl for what the filters turned down")
     cuda = best_device() == "cuda"
     torch.manual_seed(seed)

@@ -34,13 +34,13 @@ class CloneConfig:
     penalty_4: float = 2.0   # the same for 4-grams; both apply to tokens that start a word only
     min_chars: int = 128     # an answer shorter than this that did not end by itself is dropped
     max_items: int = 12      # a list is cut after so many items
-    ban_eos_share: float = 0.0 # share of max_new_tokens before which the model may not end its turn
+    min_new_tokens: int = 0  # the model may not end its turn before (paper: 0; a small model does not get longer by being asked alone)
     train: TrainConfig = field(default_factory=lambda: TrainConfig(max_length=768))
 
     def sampling(self)->Sampling:
         penalty = {n: p for n, p in ((3, self.penalty_3), (4, self.penalty_4)) if p}
         return Sampling(max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_p=self.top_p, ngram_penalty=penalty, word_start_only=True,
-                        stop=("\nUser:",), min_new_tokens=int(self.ban_eos_share * self.max_new_tokens))
+                        stop=("\nUser:",), min_new_tokens=self.min_new_tokens)
 
 # %% ../nbs/04_verbose_cloning.ipynb #f0bc80de
 _TURN = re.compile(r"(?m)^[ \t]*(?:User|Human|Question)\s*:|^###\s")

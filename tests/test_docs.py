@@ -1,5 +1,5 @@
 "The site builds without a fault, has the pages it should, loads nothing from elsewhere; README, workflows and metadata are as they say."
-import json, re, subprocess
+import json, re, shutil, subprocess
 from pathlib import Path
 
 import pytest, yaml
@@ -11,8 +11,10 @@ NOTEBOOKS = [p.relative_to(ROOT/"nbs").as_posix() for p in (ROOT/"nbs").rglob("*
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    "Strict: a dead link or an unknown option is an error."
-    return build_site(ROOT, tmp_path_factory.mktemp("docs")/"site", quarto=False)
+    "Built on a copy. Strict: a dead link or an unknown option is an error."
+    copy = tmp_path_factory.mktemp("docs")/"repo"
+    shutil.copytree(ROOT, copy, symlinks=True, ignore=shutil.ignore_patterns(".git", ".venv*", "_docs", "runs", "build", "dist", "node_modules", "__pycache__", "*.egg-info", ".*cache", ".hypothesis"))
+    return build_site(copy, quarto=False)
 
 def test_a_page_for_each_notebook(site):
     pages = {p.relative_to(site).as_posix() for p in site.rglob("*.html")}

@@ -1,0 +1,442 @@
+"""Stage 1 in full: what models really write as lists, topics and their balance, prompts from elsewhere, figures, bad input."""
+import csv
+import json
+import os
+import random
+from types import SimpleNamespace as Token
+
+import matplotlib
+import pytest
+
+matplotlib.use("Agg")
+os.environ["SELFALIGN_NO_PROGRESS"] = "1"
+
+from selfalign import topic_prompting as tp
+from selfalign.annotations import SeedQuestion, load_seed_questions, load_seed_tasks
+from selfalign.generation import Completion, ScriptedEngine
+from selfalign.runs import InputError, Run, read_jsonl, write_jsonl
+from selfalign.topic_prompting import (PromptPool, PromptsConfig, balance_topics, import_prompts, instruction_fault, novelty_yield, parse_questions, parse_tasks, parse_topics,
+                                       prompt_columns, question_jobs, read_prompts, read_source, topic_calls, topic_key, write_prompts)
+
+WORDS = [f"{a}{b}" for a in "bal cor dim fen gul hap jov kel lum mor nel pov".split() for b in "ander ible oster ury ette ingo ward ame".split()]
+
+
+def writes(prompt, index, seed):
+    "A model that follows each format and writes something new every time."
+    rng = random.Random(seed)
+    some = lambda k: " ".join(rng.sample(WORDS, k))
+    if "Topics about" in prompt: return "".join(f" {some(2)}\n{k}." for k in range(2, 9)) + " cut"
+    if "questions:" in prompt:
+        hints = [l.split(". ", 1)[1] for l in prompt.split("Types and topics:\n")[1].split("\n\n")[0].splitlines()][5:]
+        return "\n".join([f" Why is {some(5)} so?"] + [f"{i}. {h}, question: What colour was {some(5)} painted?" for i, h in enumerate(hints[1:], 7)])
+    return "".join(f" Explain {some(6)}.\n{k}. Input:\n<noinput>\n###\n{k+1}. Instruction:" for k in range(6, 12)) + " cut"
+
+
+def stage(path, cfg, engine=None, said=None, **kw):
+    with Run(path, say=(said if said is not None else []).append) as run: return write_prompts(run, engine or ScriptedEngine(writes), cfg, **kw)
+
+
+# ---- 1: Self-Instruct
+
+LISTS = {
+    "as asked": (" Add these.\n6. Input:\n2, 3\n###\n7. Instruction: Take away.\n7. Input:\n<noinput>", [("Add these.", "2, 3"), ("Take away.", "")]),
+    "renumbered from one": (" Add these.\n1. Input: 2\n###\n1. Instruction: Take away.\n1. Input: <noinput>\n###\n1. Instruction: Divide.", [("Add these.", "2"), ("Take away.", ""), ("Divide.", "")]),
+    "missing input": (" Add these.\n###\n7. Instruction: Take away.\n7. Input:\n###\n8. Instruction: Divide.", [("Add these.", ""), ("Take away.", ""), ("Divide.", "")]),
+    "output lines": (" Add these.\n6. Input:\n2, 3\n6. Output:\n5\n###\n7. Instruction: Sing.\n7. Output: La", [("Add these.", "2, 3"), ("Sing.", "")]),
+    "output before input": (" Add these.\n6. Output: 5\n6. Input: 2, 3", [("Add these.", "2, 3")]),
+    "marks forgotten": (" Add these.\n6. Input: 2\n\n7. Instruction: Take away.\n7. Input: 9", [("Add these.", "2"), ("Take away.", "9")]),
+    "bold labels": (" Add these.\n**Input:** 2\n\n**7. Instruction:** Take away.\n**7. Input:** None", [("Add these.", "2"), ("Take away.", "")]),
+    "number after the label": (" Add these.\nInput 6: 2\nInstruction 7: Take away.\nInput 7: N/A", [("Add these.", "2"), ("Take away.", "")]),
+    "headings": (" Add these.\n\n### Input:\n2\n\n### Response:\n2\n\n### Instruction:\nTake away.\n", [("Add these.", "2"), ("Take away.", "")]),
+    "brackets": (" Add these.\n6) Input: 2\n####\n7) Instruction: Take away.\n7) Input: (no input needed)", [("Add these.", "2"), ("Take away.", "")]),
+    "one line": (" Add these. Input: 2, 3\n7. Instruction: Take away! 7. Input: <No Input>", [("Add these.", "2, 3"), ("Take away!", "")]),
+    "instruction on the next line": ("\nAdd these\nnumbers.\n6. Input:\n2", [("Add these numbers.", "2")]),
+    "tag without its label": (" Add these.\n<noinput>\n###\n7. Instruction: Take away. <no input>", [("Add these.", ""), ("Take away.", "")]),
+    "windows line ends": (" Add these.\r\n6. Input:\r\n2\r\n###\r\n7. Instruction: Take away.\r\n", [("Add these.", "2"), ("Take away.", "")]),
+    "unicode": (" Übersetze „Straße“ – bitte.\n6. Input:\n你好\n###\n7. Instruction: Ça va ?", [("Übersetze „Straße“ – bitte.", "你好"), ("Ça va ?", "")]),
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_lists_that_models_really_write(name):
+    text, want = LISTS[name]
+    assert [(i, x) for i, x, _, why in parse_tasks(text, cut=False) if why is None] == want
+
+
+def test_an_input_keeps_its_own_lists_and_labels():
+    data = "Question: how far?\nAnswer: four miles\n1. flour\n2. sugar\n- salt"
+    (instr, inp, _, why), = parse_tasks(f" Read this form.\n6. Input:\n{data}", cut=False)
+    assert (instr, inp, why) == ("Read this form.", data, None)
+
+
+@pytest.mark.parametrize("text, reasons", [
+    (" One.\n6. Input: a\n6. Input: b", ["not one input"]),
+    (" One.\n7. Write a poem.\n8. Sort these.", ["list in the instruction"]),
+    (" One.\n###\nHere are more tasks:\n###\n8. Instruction:", [None, "no instruction", "no instruction"]),
+    (" The next instruction: is this", ["list furniture"])])
+def test_what_is_not_an_item_has_its_reason(text, reasons):
+    items = parse_tasks(text, cut=False)
+    assert [why for *_, why in items] == reasons and all(raw for _, _, raw, _ in items)
+
+
+def test_the_cut_last_item_is_dropped_and_only_it():
+    text = " One.\n6. Input:\n<noinput>\n###\n7. Instruction: Tw"
+    assert [w for *_, w in parse_tasks(text, cut=True)] == [None, "cut at the token limit"]
+    assert [w for *_, w in parse_tasks(text[:-len("7. Instruction: Tw")], cut=True)] == [None]  # it had ended: ### came
+    assert [w for *_, w in parse_tasks(text, cut=False)] == [None, None]
+
+
+@pytest.mark.parametrize("text", ["\n" * 10**5, "#" * 10**5, "1." * 10**5, " \t" * 10**5, "Input:" * 10**4, "###\n" * 10**4, "* " * 10**5])
+def test_garbage_is_read_in_linear_time(text):
+    parse_tasks(text), parse_topics(text), parse_questions(text, [("a", "b")])
+
+
+def test_filters_and_their_limits_come_from_the_settings():
+    cfg = PromptsConfig(min_words=2, max_words=3, blocklist=("sing", "go to", ""))
+    got = [instruction_fault(t, cfg) for t in ("Draw it", "Sing", "Please sing", "Singing is fun", "Go to bed", "a b c d", "(Really so", "Ça va bien")]
+    assert got == [None, "too few words", "not for a text model", None, "not for a text model", "too many words", "starts with punctuation", "starts with a non-ASCII character"]
+    assert instruction_fault("", PromptsConfig(min_words=1)) == "too few words"
+    assert instruction_fault("请解释一下月亮的相位变化。", PromptsConfig(tokenizer="unicode")) is None
+
+
+def test_a_preset_file_sets_the_blocklist(tmp_path):
+    from selfalign.pipeline import load_config
+    (tmp_path / "p.yaml").write_text("model: embedded\nprompts: {blocklist: [poem], min_words: 2}\n")
+    cfg = load_config(tmp_path / "p.yaml").prompts
+    assert instruction_fault("Write a poem", cfg) == "not for a text model" and instruction_fault("Draw maps", cfg) is None
+
+
+@pytest.mark.parametrize("share, own", [(0.0, 0), (0.4, 2), (1.0, 5)])
+def test_shown_tasks_are_mixed_by_their_share(share, own):
+    cfg, seeds = PromptsConfig(model_share=share), load_seed_tasks()
+    rows = [dict(instruction=f"Model task {i}.", input="") for i in range(20)]
+    prompt = tp._task_job(rows, cfg, 0, 3, seeds, "{n}")["prompt"]
+    assert prompt.count("Model task") == own and prompt.count(". Instruction: ") == 5
+    assert tp._task_job([], cfg, 0, 3, seeds, "")["prompt"].count("Model task") == 0  # none written yet: seeds only
+
+
+def test_rounds_grow_with_the_work_and_stay_few():
+    cfg, calls, rounds = PromptsConfig(self_instruct=10**6), 0, 0
+    while calls * 10 < 10**6: calls, rounds = calls + tp.round_size(cfg, calls, calls * 10), rounds + 1
+    assert rounds < 100 and calls < 1.3 * 10**5
+
+
+def test_rows_lead_back_to_their_completions_and_rejects_hold_both_forms(tmp_path):
+    rec = stage(tmp_path / "r", PromptsConfig(self_instruct=9, self_instruct_calls=2, topics_per_type=1, balance="median"))
+    made = {r["id"]: r["text"] for r in read_jsonl(tmp_path / "r" / "completions" / "prompts.jsonl")}
+    rows, rejects = read_jsonl(tmp_path / "r" / "prompts.jsonl"), read_jsonl(tmp_path / "r" / "rejects.jsonl")
+    assert all(r["instruction"] in made[r["completion"]] for r in rows)
+    assert rec["rejected"]["surplus"] and all("instruction" in r and r["raw"] for r in rejects if r["source"] == "self_instruct")
+    assert rec["asked"] == rec["kept"] + sum(rec["rejected"].values()) == len(rows) + len(rejects)
+    assert rec["cost"]["self_instruct"]["tokens"] + rec["cost"]["topics"]["tokens"] + rec["cost"]["questions"]["tokens"] == rec["generation"]["tokens"]
+
+
+def test_rows_that_the_engine_could_not_make_are_counted(tmp_path):
+    broken = ScriptedEngine(lambda *a: Completion("", 0, "error", 5, error="server said no"))
+    with pytest.raises(InputError, match="most were rejected for: generation error"): stage(tmp_path / "r", PromptsConfig(self_instruct=3, self_instruct_calls=2, topics_per_type=1, fruitless=1), broken)
+    assert {r["raw"] for r in read_jsonl(tmp_path / "r" / "rejects.jsonl")} == {"server said no"}
+
+
+# ---- 2: topics and questions
+
+def test_near_duplicate_topics_fold():
+    same = ["Art", "The art", "arts", "ART", "an art", "Art."], ["Café culture", "the cafe cultures"], ["King's law", "Kings law"], ["City", "Cities"], ["Sea-shore birds", "sea shore bird"]
+    for group in same: assert len({topic_key(t) for t in group}) == 1, group
+    apart = ["Art", "Art history", "History", "Glass", "The", "Bus", "Gas", "Го", "Гора", "月", "日"]
+    assert len({topic_key(t) for t in apart}) == len(apart)
+
+
+def test_topic_lines_as_models_write_them():
+    got = parse_topics(" alpine lakes.\n2) **Desert towns**: towns of sand\n- Rivers – long ones\n* \"Old bridges\"\n5. Tides (high and low)\nHere are more:\n7. 12\n8.\n9. Nor", cut=True)
+    assert [t for t, _, w in got if not w] == ["Alpine lakes", "Desert towns", "Rivers", "Old bridges", "Tides"]
+    assert [w for *_, w in got if w] == ["not a list line", "not a topic", "empty topic", "cut at the token limit"]
+
+
+def test_the_pool_grows_round_by_round_to_what_was_asked(tmp_path):
+    cfg = PromptsConfig(self_instruct=0, topics_per_type=120, topic_rounds=5)
+    said = []
+    with Run(tmp_path / "r", say=said.append) as run:
+        pool, rejects, tokens = tp.grow_topics(run, ScriptedEngine(writes), load_seed_questions(), cfg, 0, "Topics about {type}:")
+    assert all(len(v) >= 120 for v in pool.values()) and len(pool) == 20 and tokens > 0
+    assert topic_calls(10, 0, cfg) > topic_calls(100, 0, cfg) == 1 and topic_calls(500, 3, cfg) == 0
+
+
+def test_the_seed_topic_is_shown_first_and_not_taken_again(tmp_path):
+    engine = ScriptedEngine(lambda *a: " the GLASS sponge\n2. Tides")
+    seeds = [SeedQuestion("Science", "Glass sponges", "How many are there?")]
+    with Run(tmp_path / "r") as run: pool, rejects, _ = tp.grow_topics(run, engine, seeds, PromptsConfig(topic_rounds=1), 0, "Topics about {type}:")
+    assert "1. Glass sponges\n2." in engine.calls[0][0][0] and pool == {"Science": ["Tides"]} and [r["reason"] for r in rejects] == ["topic known"]
+
+
+def uneven(prompt, index, seed):
+    "As `writes`, but with no idea of art and one of law."
+    if "Topics about art" in prompt: return "I would rather not"
+    if "Topics about legal" in prompt: return " Leases"
+    return writes(prompt, index, seed)
+
+
+@pytest.mark.parametrize("balance, most, named", [("min", 1, "Art (0)"), ("median", 4, "2 of 20 types stay below 4: Legal knowledge (1), Art (0)")])
+def test_types_are_balanced_and_starved_ones_named(tmp_path, balance, most, named):
+    said = []
+    rec = stage(tmp_path / "r", PromptsConfig(self_instruct=0, topics_per_type=4, topic_rounds=1, balance=balance), ScriptedEngine(uneven), said)
+    assert max(rec["topics"].values()) == most and "Art" in rec["starved"] and named in "\n".join(said)
+    assert (rec["rejected"].get("topic over the balance", 0) > 0)  # what balancing costs is counted
+
+
+def test_the_smallest_type_is_named_where_it_cuts_all():
+    pool = {"a": list("xyz"), "b": ["x"]}
+    assert "cut to 1 of 3, as many as 'b' has" in tp.balance_note(pool, *balance_topics(pool, PromptsConfig(topics_per_type=3)), PromptsConfig(topics_per_type=3))
+    assert tp.balance_note({"a": list("xyz"), "b": list("uvw")}, {"a": list("xyz"), "b": list("uvw")}, [], PromptsConfig(topics_per_type=3)) is None
+
+
+def test_hints_are_matched_exactly():
+    hints = [("Art", "Murals"), ("Art history", "Murals"), ("Art", "Mural painters")]
+    out = parse_questions(" Who?\n7. type: art , topic: MURALS, question: Again?\n8. Type: Art history, Topic: Murals, Question: When?\n9. type: Art, topic: Mural, question: What?\n"
+                          "10. type: Art, topic: Mural painters, question:\n11. topic: Murals, question: Hm?", hints, cut=False)
+    assert [(t, w) for t, _, _, _, w in out] == [("Art", None), ("", "hint not repeated"), ("Art history", None), ("", "hint not repeated"), ("Art", "empty question"), ("", "not a question line")]
+
+
+def test_several_questions_for_a_topic_differ(tmp_path):
+    cfg = PromptsConfig(self_instruct=0, topics_per_type=2, topic_rounds=1, questions_per_topic=3)
+    jobs = question_jobs({t: ["A", "B"] for t in "uvwxyz"}, cfg, 0, load_seed_questions(), "")
+    assert len({j["id"] for j in jobs}) == len(jobs) == 9 and len({tuple(j["hints"]) for j in jobs}) == 9 and len({j["prompt"] for j in jobs}) == 9
+    assert all(sum(h in j["hints"] for j in jobs) == 3 for h in [("u", "A"), ("z", "B")])
+    stage(tmp_path / "r", cfg)
+    rows = read_jsonl(tmp_path / "r" / "prompts.jsonl")
+    assert len(rows) == 20 * 2 * 3 and all(r["type"] and r["topic"] and r["source"] == "tgrt" for r in rows)
+    assert all(sum((r["type"], r["topic"]) == k for r in rows) == 3 for k in {(r["type"], r["topic"]) for r in rows})
+
+
+def test_a_user_brings_types_by_one_file(tmp_path):
+    write_jsonl(tmp_path / "own" / "seed_questions.jsonl", [dict(type="Local rules", topic="Quiet hours", question="Until when may one drill?"), dict(type="Local rules", topic="Dogs", question="Where must a dog be led?"),
+                                                            dict(type="Häuser", topic="Dächer", question="Wie viele Ziegel liegen auf dem Dach?")])
+    rec = stage(tmp_path / "r", PromptsConfig(self_instruct=0, topics_per_type=2, topic_rounds=1), ScriptedEngine(lambda p, i, s: writes(p, i, s) if "Topics" in p else " What is to be done about that?"), folder=tmp_path / "own")
+    assert set(rec["topics"]) == {"Local rules", "Häuser"}
+    assert {r["type"] for r in read_jsonl(tmp_path / "r" / "prompts.jsonl")} <= {"Local rules", "Häuser"}
+
+
+@pytest.mark.parametrize("when", [0.1, 0.5, 0.95])
+def test_a_round_is_resumed_within(tmp_path, when):
+    cfg = PromptsConfig(self_instruct=8, self_instruct_calls=2, topics_per_type=3, topic_rounds=2, balance="median")
+    stage(tmp_path / "a", cfg)
+    whole = len(read_jsonl(tmp_path / "a" / "completions" / "prompts.jsonl"))
+    class Dies(ScriptedEngine):
+        left = dies = int(when * whole)
+        def generate_iter(self, *a, **kw):
+            for x in super().generate_iter(*a, **kw):
+                self.left -= 1
+                if self.left < 0: raise KeyboardInterrupt
+                yield x
+    with pytest.raises(KeyboardInterrupt): stage(tmp_path / "b", cfg, Dies(writes))
+    again = ScriptedEngine(writes)
+    stage(tmp_path / "b", cfg, again)
+    files = [[read_jsonl(tmp_path / r / f) for f in ("prompts.jsonl", "rejects.jsonl")] for r in "ab"]
+    assert files[0] == files[1]
+    assert sum(len(p) for p, _ in again.calls) == whole - Dies.dies  # nothing was asked for twice
+
+
+# ---- 3: prompts from elsewhere
+
+ALPACA = [dict(instruction="Translate the sentence into Dutch.", input="The rain has stopped.", output="x"), dict(instruction="Translate the sentence into Dutch.", input="A cow sleeps in the hall.", output="y"),
+          dict(instruction="Explain why the tide rises and falls.", input="", output="z")]
+SHAREGPT = [dict(id="1", conversations=[{"from": "system", "value": "s"}, {"from": "human", "value": "How do I mend a torn sail?"}, {"from": "gpt", "value": "a"}, {"from": "human", "value": "And then?"}]),
+            dict(id="2", conversations=[{"from": "gpt", "value": "I go first."}]), dict(id="3", conversations=[])]
+MESSAGES = [dict(messages=[dict(role="system", content="s"), dict(role="user", content="Which knot holds a wet rope?"), dict(role="assistant", content="a")])]
+ONLY = dict(self_instruct=0, topics_per_type=0)
+
+
+def save(path, rows):
+    "Write rows in the form that the name asks for."
+    if path.suffix == ".jsonl": write_jsonl(path, rows)
+    elif path.suffix == ".json": path.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    elif path.suffix == ".parquet":
+        import pyarrow as pa, pyarrow.parquet as pq
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        with open(path, "w", encoding="utf-8", newline="") as f:
+            w = csv.DictWriter(f, list(rows[0])); w.writeheader(); w.writerows(rows)
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", [".jsonl", ".json", ".csv", ".parquet"])
+def test_files_of_every_kind_are_read(tmp_path, kind):
+    assert [(i, x) for _, i, x in read_prompts(save(tmp_path / f"d{kind}", ALPACA))] == [(r["instruction"], r["input"]) for r in ALPACA]
+
+
+@pytest.mark.parametrize("kind", [".jsonl", ".json", ".parquet"])
+@pytest.mark.parametrize("rows, want", [(SHAREGPT[:2], ["How do I mend a torn sail?", ""]), (MESSAGES, ["Which knot holds a wet rope?"])])
+def test_conversations_give_their_first_human_turn(tmp_path, kind, rows, want):
+    assert [i for _, i, _ in read_prompts(save(tmp_path / f"d{kind}", rows))] == want
+
+
+@pytest.mark.parametrize("columns, given, want", [
+    (["prompt", "chosen"], None, ("prompt", None)), (["text"], None, ("text", None)), (["question", "answer"], None, ("question", None)), (["instruction", "context", "response"], None, ("instruction", "context")),
+    (["text", "instruction", "input"], None, ("instruction", "input")), (["frage", "dazu", "text"], "instruction=frage, input=dazu", ("frage", "dazu")), (["instruction", "input"], "instruction=input", ("input", None))])
+def test_columns_are_recognised_or_named(columns, given, want): assert prompt_columns(columns, given) == want
+
+
+@pytest.mark.parametrize("given, words", [(None, r"no column instruction, prompt.*; it has a, b; name yours"), ("instruction=c", "no column c; it has a, b"), ("instruction=a,input=c", "no column c"),
+                                          ("a", "'a' is not understood"), ("input=a", "'input=a' is not understood"), ("instruction=", "'instruction' is not understood")])
+def test_missing_columns_are_one_clear_line(tmp_path, given, words):
+    path = save(tmp_path / "d.jsonl", [dict(b=1, a="x")])
+    with pytest.raises(InputError, match=words) as e: list(read_prompts(path, given))
+    assert "\n" not in str(e.value)
+
+
+def test_imported_prompts_pass_the_same_filters(tmp_path):
+    rows = [*ALPACA, ALPACA[2], dict(instruction="Explain why the tide rises and falls so.", input=""), dict(instruction="Draw a map of Crete.", input=""), dict(instruction=None, input=None), dict(instruction="", input="x"),
+            dict(instruction="为什么天空是蓝色的?", input=""), dict(instruction=load_seed_tasks()[0].instruction, input="")]
+    class Questions:
+        fingerprint = "q"
+        def match(self, text): return "evaluation_exact" if "Crete" in text else None
+    rec = stage(tmp_path / "r", PromptsConfig(source=save(tmp_path / "d.jsonl", rows), **ONLY), contamination=Questions())
+    kept = read_jsonl(tmp_path / "r" / "prompts.jsonl")
+    assert [(r["instruction"], r["input"], r["row"]) for r in kept] == [(r["instruction"], r["input"], n) for n, r in enumerate(ALPACA, 1)]
+    assert {r["source"] for r in kept} == {"imported"} and rec["imported"] == dict(read=10, kept=3) and rec["sources"] == dict(imported=3)
+    assert rec["rejected"] == {"no text": 2, "not novel": 2, "duplicate": 1, "not for a text model": 1, "other script": 1}
+
+
+def test_other_scripts_are_imported_under_the_unicode_tokenizer(tmp_path):
+    path = save(tmp_path / "d.csv", [dict(text="为什么天空是蓝色的?"), dict(text="Почему море такое солёное?"), dict(text="لماذا السماء زرقاء اليوم؟"), dict(text="Почему же море такое солёное?")])
+    rec = stage(tmp_path / "r", PromptsConfig(source=path, tokenizer="unicode", **ONLY))
+    assert rec["kept"] == 3 and rec["rejected"] == {"not novel": 1}
+    assert stage(tmp_path / "s", PromptsConfig(source=path, tokenizer="unicode", source_limit=2, **ONLY))["imported"] == dict(read=2, kept=2)
+    assert stage(tmp_path / "t", PromptsConfig(source=path, tokenizer="unicode", source_limit=10**6, **ONLY))["kept"] == 3
+
+
+def test_a_source_and_the_model_share_one_filter(tmp_path):
+    path = save(tmp_path / "d.jsonl", [dict(prompt="Explain balander corible dimoster fenury in order.")])
+    twin = ScriptedEngine(lambda *a: " Explain balander corible dimoster fenury in good order.\n###\n7. Instruction: Name four rivers of Spain.\n###\n8. Instruction: x")
+    rec = stage(tmp_path / "r", PromptsConfig(source=path, self_instruct=1, self_instruct_calls=1, topics_per_type=0), twin)
+    assert rec["sources"] == dict(imported=1, self_instruct=1) and rec["rejected"]["not novel"] == 1
+
+
+def test_a_changed_source_is_noticed(tmp_path):
+    path = save(tmp_path / "d.jsonl", [dict(prompt="How deep is the old well?")])
+    stage(tmp_path / "r", PromptsConfig(source=path, **ONLY))
+    assert stage(tmp_path / "r", PromptsConfig(source=path, **ONLY))["kept"] == 1
+    save(tmp_path / "d.jsonl", [dict(prompt="How wide is the old well?")])
+    with pytest.raises(InputError, match="made with other settings .source_content."): stage(tmp_path / "r", PromptsConfig(source=path, **ONLY))
+
+
+@pytest.mark.parametrize("name, content, words", [
+    ("d.jsonl", b"", "holds no rows"), ("d.json", b"[]", "holds no rows"), ("d.csv", b"text\n", "holds no rows"), ("d.csv", b"", "holds no rows"), ("d.jsonl", b'{"prompt": 1}\n{"prompt":', "d.jsonl:2: not valid JSON"),
+    ("d.json", b'{"a": 1}', "expected a list of objects"), ("d.json", b"{", "cannot be read"), ("d.parquet", b"PAR1", "cannot be read"), ("d.csv", b"text\n\xff\xfe\n", "cannot be read"),
+    ("d.xlsx", b"x", "unknown kind of file"), (None, b"", "no such file")])
+def test_sources_that_cannot_be_read_are_one_line(tmp_path, name, content, words):
+    path = tmp_path / (name or "none.jsonl")
+    if name: path.write_bytes(content)
+    with pytest.raises(InputError, match=words) as e: stage(tmp_path / "r", PromptsConfig(source=str(path), **ONLY))
+    assert "\n" not in str(e.value)
+
+
+def test_a_source_whose_rows_all_fail_says_so(tmp_path):
+    with pytest.raises(InputError, match="no prompt was kept .0 kept; most were rejected for: no text"):
+        stage(tmp_path / "r", PromptsConfig(source=save(tmp_path / "d.csv", [dict(text=""), dict(text=" ")]), **ONLY))
+
+
+def test_odd_rows_are_survived(tmp_path):
+    (tmp_path / "d.csv").write_text('id,text\n1,"Why does\r\nrust spread so?"\n2\n3,What is lime made of?,extra\n', encoding="utf-8")
+    assert [i for _, i, _ in read_prompts(str(tmp_path / "d.csv"))] == ["Why does\nrust spread so?", "", "What is lime made of?"]
+    rows = [dict(id=1), dict(id=2, prompt="What is lime made of?"), dict(id=3, prompt=["x"]), dict(id=4, prompt={"role": "user", "content": "Who built it, and when?"}), dict(id=5, prompt=True)]
+    assert [i for _, i, _ in read_prompts(save(tmp_path / "d.jsonl", rows))] == ["", "What is lime made of?", "x", "Who built it, and when?", ""]
+    (tmp_path / "lines.json").write_text('{"prompt": "What is lime made of?"}\n{"prompt": "Who made the lime kiln?"}\n')
+    assert len(list(read_prompts(str(tmp_path / "lines.json")))) == 2
+
+
+def test_local_data_sets_are_read_by_datasets(tmp_path):
+    import datasets
+    datasets.Dataset.from_list([dict(question="What is lime made of?")]).save_to_disk(tmp_path / "saved")
+    assert [i for _, i, _ in read_prompts(str(tmp_path / "saved"))] == ["What is lime made of?"]
+    with pytest.raises(InputError, match="cannot be read"): list(read_source("selfalign/no-such-set"))
+    assert tp.hub_name("org/set:en@abc") == ("org/set", "en", "abc") and tp.hub_name("org/set") == ("org/set", None, None)
+
+
+# ---- 6: diversity
+
+def token(text, dep, pos, children=()): return Token(dep_=dep, pos_=pos, lemma_=text, children=children)
+
+
+def test_root_verb_and_direct_noun_come_from_the_parse():
+    class Parser:
+        def pipe(self, texts):
+            noun = token("poem", "dobj", "NOUN")
+            yield [token("please", "intj", "INTJ"), token("Write", "ROOT", "VERB", [token("it", "nsubj", "PRON"), noun]), noun]
+            yield [token("Sleep", "ROOT", "VERB")]
+            yield [token("be", "ROOT", "AUX")]
+            yield []
+    assert tp.root_verbs(["x"] * 4, Parser()) == [("write", "poem"), ("sleep", None)]
+
+
+def test_every_figure_is_drawn_from_a_run_and_from_nothing(tmp_path):
+    import matplotlib.pyplot as plt
+    stage(tmp_path / "r", PromptsConfig(self_instruct=20, self_instruct_calls=2, topics_per_type=2, topic_rounds=1))
+    rows, rejects = read_jsonl(tmp_path / "r" / "prompts.jsonl"), read_jsonl(tmp_path / "r" / "rejects.jsonl")
+    figs = tp.diversity_figures(rows, rejects)
+    assert list(figs) == ["prompts_verbs", "prompts_topics", "prompts_lengths", "prompts_novelty", "prompts_similarity"] and not plt.get_fignums()
+    assert len(figs["prompts_verbs"].axes) == len(figs["prompts_similarity"].axes) == 2  # both sources, side by side
+    figs["prompts_verbs"].savefig(tmp_path / "v.png")
+    assert set(tp.diversity_figures([])) == set(figs)
+
+
+def test_nouns_make_an_outer_ring():
+    fig, (ax,) = tp._figure()
+    tp.plot_verbs(ax, [("write", 6, [("poem", 3), ("letter", 1)]), ("sort", 4, [])])
+    assert len(ax.patches) == 2 + 2 + 2  # verbs; nouns; the rest of each verb
+    tp._finish(fig)
+
+
+def test_the_yield_falls_as_the_pool_fills(tmp_path):
+    tired = lambda p, i, s: writes(p, i, s if s % 3 else 7)
+    rec = stage(tmp_path / "r", PromptsConfig(self_instruct=60, self_instruct_calls=4, topics_per_type=0), ScriptedEngine(tired))
+    points = rec["novelty_yield"]["self_instruct"]
+    assert sum(n for _, n, _ in points) == rec["kept"] + rec["rejected"]["duplicate"] and min(p for *_, p in points) < 1 and points[0][0] < points[-1][0]
+
+
+# ---- 7: cost before a long run
+
+def test_a_pilot_is_scaled_source_by_source(tmp_path):
+    path = save(tmp_path / "d.jsonl", [dict(prompt=f"How far is it from {a} to {b}?") for a in WORDS[:12] for b in WORDS[12:24]] + [dict(prompt="")] * 16)
+    cfg = PromptsConfig(self_instruct=5000, topics_per_type=100, questions_per_topic=2, source=path, novelty=1.0)
+    small = tp.pilot_config(cfg)
+    assert (small.self_instruct, small.topics_per_type, small.source_limit, small.blocklist) == (40, 3, 40, cfg.blocklist)
+    rec = stage(tmp_path / "r", small)
+    want = tp.expected_prompts(cfg, rec, types=20)
+    cost = rec["cost"]
+    assert want["imported"] == (160, 0) and want["self_instruct"] == (5000, int(5000 * cost["self_instruct"]["tokens"] / cost["self_instruct"]["usable"]))
+    assert want["tgrt"][0] == int(4000 * cost["questions"]["usable"] / cost["questions"]["asked"]) and want["tgrt"][1] > 0
+    assert tp.expected_prompts(PromptsConfig(source=path, source_limit=99, **ONLY), rec, 20) == dict(imported=(99, 0))
+    with pytest.raises(InputError, match="give prompts.source_limit"): tp.expected_prompts(PromptsConfig(source="org/set", **ONLY), rec, 20)
+
+
+# ---- bad input
+
+@pytest.mark.parametrize("bad, words", [(dict(self_instruct=0, topics_per_type=0), "0 prompts requested.*prompts.source"), (dict(self_instruct=-1), "self_instruct is -1"), (dict(novelty=-0.1), "novelty is -0.1"),
+                                        (dict(novelty=float("nan")), "novelty is nan"), (dict(min_words=9, max_words=3), "max_words is 3"), (dict(tokenizer="bpe"), "tokenizer is 'bpe'"), (dict(top_p=2), "top_p is 2"),
+                                        (dict(source="x", source_limit=0), "source_limit is 0"), (dict(questions_per_topic=0), "questions_per_topic is 0")])
+def test_bad_settings_are_one_line(bad, words):
+    with pytest.raises(InputError, match=words): PromptsConfig(**bad)
+
+
+def test_sizes_from_nothing_to_a_million_are_accepted():
+    assert PromptsConfig(self_instruct=10**6, topics_per_type=0) and PromptsConfig(source="x", **ONLY) and PromptsConfig(self_instruct=0, topics_per_type=50_000)
+
+
+@pytest.mark.parametrize("line, words", [('{"type": "Art", "topic": "Murals"}', "seed_questions.jsonl:1: no question"), ('{"topic": "Murals", "question": "Who?"}', ":1: no type"), ("", "no seed question")])
+def test_a_type_without_a_seed_is_one_clear_line(tmp_path, line, words):
+    (tmp_path / "seed_questions.jsonl").write_text(line + "\n")
+    with pytest.raises(InputError, match=words): stage(tmp_path / "r", PromptsConfig(self_instruct=1), folder=tmp_path)
+
+
+@pytest.mark.parametrize("lines, words", [(['{"instruction": "Sort it."}'] * 2, "seed_tasks.jsonl:2: the same task as line 1"), (['{"instruction": " "}'], ":1: empty instruction")])
+def test_a_duplicate_or_empty_seed_task_is_one_clear_line(tmp_path, lines, words):
+    (tmp_path / "seed_tasks.jsonl").write_text("\n".join(lines))
+    with pytest.raises(InputError, match=words): stage(tmp_path / "r", PromptsConfig(self_instruct=1), folder=tmp_path)
+
+
+def test_garbage_in_both_halves_ends_with_what_there_is(tmp_path):
+    with pytest.raises(InputError, match=r"no new task in 2 rounds of 3 completions.*0 kept") as e:
+        stage(tmp_path / "r", PromptsConfig(self_instruct=5, self_instruct_calls=3, topics_per_type=2, fruitless=2), ScriptedEngine(lambda *a: "%%%% %% ###"))
+    with Run(tmp_path / "r") as run: assert not run.done("prompts") and (run / "rejects.jsonl").exists()
+    with pytest.raises(InputError, match="no prompt was kept"):  # topics alone
+        stage(tmp_path / "s", PromptsConfig(self_instruct=0, topics_per_type=2), ScriptedEngine(lambda *a: "\x00\x00"))
