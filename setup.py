@@ -9,7 +9,7 @@ cfg = ConfigParser(delimiters=["="])
 cfg.read("settings.ini", encoding="utf-8")
 c = cfg["DEFAULT"]
 version = re.search(r'__version__ = "([^"]+)"', Path("selfalign/__init__.py").read_text(encoding="utf-8"))[1]
-extras = {"dev": c["dev_requirements"].split(), "vllm": c["vllm_requirements"].split(), "ray": c["ray_requirements"].split()}
+extras = {"dev": c["dev_requirements"].split(), "vllm": c["vllm_requirements"].split(), "ray": c["ray_requirements"].split(), "diversity": c["diversity_requirements"].split()}
 
 setup(
     name=c["lib_name"],

@@ -8,7 +8,7 @@ __all__ = ['KINDS', 'STEPS', 'STAGES', 'COMMANDS', 'EvaluateConfig', 'RunConfig'
            'step_respond', 'step_engrave', 'step_verbose', 'step_clone', 'product_name', 'step_evaluate',
            'open_questions', 'closing_table', 'print_table', 'write_report', 'step_report', 'run_steps', 'check_inputs',
            'StepFailed', 'usage', 'parse_run', 'UsageError', 'run_command', 'ScoreArgs', 'score_command',
-           'compare_command', 'plan', 'plan_table', 'doctor', 'chat_command', 'main']
+           'compare_command', 'plan', 'question_types', 'plan_table', 'doctor', 'chat_command', 'main']
 
 # %% ../nbs/06_pipeline.ipynb #5f00849b
 import contextlib, dataclasses, json, os, shutil, signal, subprocess, sys, tempfile, textwrap, time, types, typing
@@ -25,7 +25,7 @@ from .novelty import Contamination
 from .principle_engraving import RespondConfig, load_principle_set, respond
 from .runs import InputError, Run, content_id, git_commit, read_jsonl, versions, write_json
 from .sft import EngraveConfig, TrainConfig, answer_plainly, engrave, engrave_control, plain_messages, system_variants
-from .topic_prompting import PromptsConfig, write_prompts
+from .topic_prompting import PromptsConfig, expected_prompts, pilot_config, write_prompts
 from .verbose_cloning import CloneConfig, clone, write_verbose
 
 # %% ../nbs/06_pipeline.ipynb #bb4c3361
@@ -477,27 +477,48 @@ def compare_command(argv, say=print):
 
 # %% ../nbs/06_pipeline.ipynb #d0cbd233
 def plan(cfg:RunConfig, say=print)->list: # (what, value)
-    "Run a small pilot with the real model and scale its yield, tokens and time to the size that `cfg` asks for."
-    p, pilot_prompts = cfg.prompts, replace(cfg.prompts, self_instruct=min(cfg.prompts.self_instruct, 8), self_instruct_calls=4, topics_per_type=min(cfg.prompts.topics_per_type, 1), topic_rounds=1)
+    "Run a small pilot with the real model and scale what it cost to the size that `cfg` asks for."
     with tempfile.TemporaryDirectory() as d, Run(Path(d)/"pilot", say=lambda *a: None) as run, open_engine(cfg) as e:
-        write_prompts(run, e, pilot_prompts, **_seeded(cfg)); respond(run, e, cfg.respond, **_seeded(cfg))
-        s = run.manifest["stages"]
-        return plan_table(cfg, s["prompts"], s["responses"])
+        e.count_tokens("ready") # loads the model now, so that loading does not count as generation
+        write_prompts(run, e, pilot_config(cfg.prompts), **_seeded(cfg))
+        respond(run, e, replace(cfg.respond, limit=min(cfg.respond.limit or 48, 48)), **_seeded(cfg))
+        s, used = run.manifest["stages"], sum(f.stat().st_size for f in Path(d).rglob("*.jsonl"))
+        return plan_table(cfg, s["prompts"], s["responses"], used, len(question_types(cfg)))
 
-def plan_table(cfg, prompts, responses)->list: # (what, value)
+def question_types(cfg): return list(dict.fromkeys(q.type for q in ann.load_seed_questions(folder=cfg.annotations)))
+
+_VERBOSE = 0.6 # share of clone.max_new_tokens that a verbose answer is taken to need
+
+def plan_table(cfg, prompts, responses, # records of the pilot's stages 1 and 2
+               used:int=0,              # bytes that the pilot's rows and journals took
+               types:int=20)->list:     # (what, value)
     "Scale a pilot's records; every assumption is a row."
-    g1, g2 = prompts["generation"], responses["generation"]
-    types = max(len(prompts.get("topics") or {}), 20)
-    wanted = cfg.prompts.self_instruct + types*cfg.prompts.topics_per_type*cfg.prompts.questions_per_topic
-    per_prompt, yield2 = g1["tokens"]/max(prompts["kept"], 1), responses["kept"]/max(responses["asked"], 1)
-    speed = (g1["tokens"]+g2["tokens"])/max(g1["seconds"]+g2["seconds"], 1e-9)
-    t1, t2, t4 = wanted*per_prompt, wanted*g2["tokens"]/max(responses["asked"], 1), wanted*0.6*cfg.clone.max_new_tokens
-    rows = [("prompts wanted", f"{wanted:,}"), ("pilot: kept prompts per 100 generated tokens", f"{100/per_prompt:.2f}"), ("pilot: share of answers kept", f"{yield2:.0%}"),
-            ("answers expected", f"{int(wanted*yield2):,}"), ("tokens to generate, stages 1, 2, 4", f"{t1:,.0f} + {t2:,.0f} + {t4:,.0f}"), ("pilot: tokens/s on this machine", f"{speed:.0f}")]
-    for n in (1, 8, 64): rows.append((f"hours of generation on {n} such machine{'s' if n > 1 else ''}", f"{(t1+t2+t4)/speed/3600/n:.1f}"))
-    rows += [("disk for rows and raw text", f"{(t1+t2+t4)*6/1e9:.2f} GB"), ("assumed: yield stays as in the pilot", "it falls as the pool grows"),
-             ("assumed: a verbose answer takes", f"{0.6*cfg.clone.max_new_tokens:.0f} tokens"), ("assumed: generation scales with machines", "yes; training is not counted")]
-    return rows
+    g1, g2 = prompts.get("generation") or dict(tokens=0, seconds=0), responses["generation"]
+    want = expected_prompts(cfg.prompts, prompts, types)
+    n, t1 = sum(k for k, _ in want.values()), sum(t for _, t in want.values())
+    asked, kept = min(n, cfg.respond.limit or n), responses["kept"]/max(responses["asked"], 1)
+    t2, t4 = asked*g2["tokens"]/max(responses["asked"], 1), n*_VERBOSE*cfg.clone.max_new_tokens
+    rate = lambda g: g["tokens"]/max(g["seconds"], 1e-9)
+    hours = (lambda f: (f*t1/max(rate(g1), 1e-9) + (t2+t4)/max(rate(g2), 1e-9))/3600)
+    rows = [("prompts expected", f"{n:,} ({', '.join(f'{s} {k:,}' for s, (k, _) in want.items())})"),
+            ("pilot: prompts kept per 100 generated tokens", f"{100*prompts['kept']/g1['tokens']:.2f} (at full size {100*n/t1:.2f})" if t1 and g1["tokens"] else "nothing generated"),
+            ("pilot: share of answers kept", f"{kept:.0%} of {responses['asked']}"), ("answers expected", f"{int(asked*kept):,}"),
+            ("tokens to generate, stages 1, 2, 4", f"{t1:,.0f} + {t2:,.0f} + {t4:,.0f}"), ("pilot: tokens/s, stages 1 and 2", f"{rate(g1):.0f} and {rate(g2):.0f}")]
+    rows += [(f"hours of generation on {k} such machine{'s' if k > 1 else ''}", f"{hours(1)/k:.1f}") for k in (1, 8, 64)]
+    rows.append(("the same on one, if only every second new prompt is kept", f"{hours(2):.1f}"))
+    total = (t1+t2+t4)*used/max(g1["tokens"]+g2["tokens"], 1)
+    return rows + [("disk for rows, rejects and raw text", f"{total/1e9:.2f} GB"), ("disk for models", _model_space(cfg)),
+                   ("assumed: every prompt costs what the pilot's did", "a larger pool rejects more as known: see the line above for twice the cost"),
+                   ("assumed: every type finds its topics", f"{cfg.prompts.topics_per_type:,} each; prompts.balance decides what a type without them costs the others"),
+                   ("assumed: a verbose answer takes", f"{_VERBOSE*cfg.clone.max_new_tokens:.0f} tokens, at stage 2's speed"),
+                   ("assumed: speed", f"that of {g2.get('rows', responses['asked'])} rows at once; more rows in a batch are faster, and machines share the work evenly"),
+                   ("not counted", "training, evaluation, loading of models")]
+
+def _model_space(cfg):
+    "Each fine-tune is stored merged, as large as the base model."
+    src, n = Path(resolve_model(base_model(cfg)).path), 2 + cfg.control
+    if not src.is_dir(): return f"{n} times the base model's size, which is not on this disk yet"
+    return f"{n*sum(f.stat().st_size for f in src.glob('*.safetensors'))/1e9:.1f} GB ({n} models of the base model's size)"
 
 # %% ../nbs/06_pipeline.ipynb #4037c235
 def doctor()->list: # (what, "ok" or a remedy, detail)

@@ -240,6 +240,7 @@ class Run:
                  count=None   # completion -> short text shown beside the bar
                 )->list: # completion rows in job order: id, text, n_tokens, n_prompt, finish_reason, stop, error
         "Ask the engine for every job that has no completion yet; each is stored as it ends."
+        failed = {} # errors are not journaled: the next call asks again
         with Journal(self/f"completions/{stage}.jsonl", say=self.say) as j:
             todo = [x for x in jobs if x["id"] not in j]
             seeds = [int(content_id(seed, x["id"])[:8], 16) for x in todo]
@@ -248,10 +249,12 @@ class Run:
             with bar:
                 for i, c in engine.generate_iter([x["prompt"] for x in todo], sampling, seeds=seeds) if todo else ():
                     tokens += c.n_tokens
-                    j.add(dict(id=todo[i]["id"], text=c.text, n_tokens=c.n_tokens, n_prompt=c.n_prompt, finish_reason=c.finish_reason, stop=c.stop, error=c.error))
+                    row = dict(id=todo[i]["id"], text=c.text, n_tokens=c.n_tokens, n_prompt=c.n_prompt, finish_reason=c.finish_reason, stop=c.stop, error=c.error)
+                    if c.error: failed[row["id"]] = row
+                    else: j.add(row)
                     bar.update(); bar.set_postfix_str(f"{tokens/max(time.monotonic()-start, 1e-3):.0f} tok/s")
             self._account(stage, engine, todo, tokens, time.monotonic()-start)
-            return [j[x["id"]] for x in jobs]
+            return [failed.get(x["id"]) or j[x["id"]] for x in jobs]
 
     def _account(self, stage, engine, todo, tokens, seconds):
         rec = self.manifest["stages"].setdefault(stage, dict(fingerprint="", settings={}, done=False, files=[], seconds=0.0))

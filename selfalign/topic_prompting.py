@@ -609,7 +609,7 @@ def plot_verbs(ax, rings, title=""):
 def figure_verbs(rows, nlp=None, sample=5000, seed=0):
     "Root verbs and nouns (or first words) of each source, side by side."
     by = _by_source(rows)
-    fig, axes = _figure(max(len(by), 1), 5*max(len(by), 1), 5)
+    fig, axes = _figure(max(len(by), 1), 4*max(len(by), 1), 4)
     for ax, (s, rs) in zip(axes, by.items()):
         rs = rs if len(rs) <= sample else random.Random(seed).sample(rs, sample)
         rings = verb_rings(root_verbs([r["instruction"] for r in rs], nlp))

@@ -376,7 +376,7 @@ def test_every_figure_is_drawn_from_a_run_and_from_nothing(tmp_path):
     assert list(figs) == ["prompts_verbs", "prompts_topics", "prompts_lengths", "prompts_novelty", "prompts_similarity"] and not plt.get_fignums()
     assert len(figs["prompts_verbs"].axes) == len(figs["prompts_similarity"].axes) == 2  # both sources, side by side
     figs["prompts_verbs"].savefig(tmp_path / "v.png")
-    assert set(tp.diversity_figures([])) == set(figs)
+    assert set(tp.diversity_figures([])) == set(tp.diversity_figures([dict(source="mine", instruction=x) for x in ("Почему море такое солёное?", "Где море?")])) == set(figs)
 
 
 def test_nouns_make_an_outer_ring():
