@@ -18,7 +18,7 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest -q
 
 test-exact: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -m exact
+	$(BIN)/python -m pytest -q -m "exact or slow"
 
 test-browser: $(VENV)/.dev docs
 	$(BIN)/python -m pytest -q -m browser

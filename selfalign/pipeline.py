@@ -148,10 +148,11 @@ def open_engine(cfg:RunConfig, model=None)->LazyEngine: # a context manager
     more = dict(torch=dict(dtype=cfg.dtype, batch_size=cfg.batch_size), openai=dict(allow_degraded=cfg.allow_degraded)).get(kind, {})
     return LazyEngine(spec, **{k: v for k, v in more.items() if v})
 
-def open_scorer(cfg:RunConfig, model=None)->LazyEngine: # a context manager
+def open_scorer(cfg:RunConfig, model=None): # an engine, loaded; a context manager
     "An engine for log-probabilities: in float32 on a CPU, where the sums of a lower precision depend on the batch."
     exact = not cfg.dtype and best_device() == "cpu" and engine_string(cfg, model).startswith("torch:")
-    return open_engine(replace(cfg, dtype="float32") if exact else cfg, model)
+    lazy = open_engine(replace(cfg, dtype="float32") if exact else cfg, model)
+    return load_engine(lazy.spec, **lazy.options)
 
 # %% ../nbs/06_pipeline.ipynb #20cf27fa
 def _seeded(cfg): return dict(seed=cfg.seed, folder=cfg.annotations)

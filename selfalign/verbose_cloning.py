@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FILTERS', 'verbose_messages', 'CloneConfig', 'another_turn', 'repetition_cut', 'long_list', 'system_leak',
-           'furniture', 'too_short', 'VerboseContext', 'judge_verbose', 'write_verbose', 'clone']
+           'furniture', 'too_short', 'no_end', 'VerboseContext', 'judge_verbose', 'write_verbose', 'clone']
 
 # %% ../nbs/04_verbose_cloning.ipynb #876ef69a
 import re
@@ -34,6 +34,7 @@ class CloneConfig:
     penalty_4: float = 2.0   # the same for 4-grams; both apply to tokens that start a word only
     min_chars: int = 128     # an answer shorter than this that did not end by itself is dropped
     max_items: int = 12      # a list is cut after so many items
+    unended: str = "keep"    # an answer that was cut: "keep" it, and teach no end of turn by it, or "reject" it
     min_new_tokens: int = 0  # the model may not end its turn before (paper: 0; a small model does not get longer by being asked alone)
     train: TrainConfig = field(default_factory=lambda: TrainConfig(max_length=768))
 
@@ -79,15 +80,20 @@ def too_short(r, row, ctx):
     "Short, and without an end of its own."
     if len(r.answer) < ctx.min_chars and not r.ended or len(r.answer) < 2: return "too short"
 
+def no_end(r, row, ctx):
+    "A cut answer, where the preset wants none."
+    if ctx.unended == "reject" and not r.ended: return "no end of its own"
+
 @dataclass(frozen=True)
 class VerboseContext:
     "What the filters of stage 4 look at."
     system: str
     min_chars: int = 128
     max_items: int = 12
-    on_limit: str = "keep"
+    unended: str = "keep"
+    on_limit: str = "keep" # for `token_limit`: the unfinished sentence goes
 
-FILTERS = (another_turn, repetition_cut, long_list, system_leak, furniture, token_limit, too_short)
+FILTERS = (another_turn, repetition_cut, long_list, system_leak, furniture, token_limit, too_short, no_end)
 
 def judge_verbose(row:dict, out:dict, ctx:VerboseContext)->tuple: # (row, None) or (reject, reason)
     "Filter one verbose answer; both outcomes keep the raw text."
@@ -111,7 +117,7 @@ def write_verbose(run,    # a Run whose stage "engraved" is finished
         rows = [r for r in read_jsonl(run/"prompts.jsonl") if r["id"] not in held]
         jobs = [dict(id=content_id("verbose", r["id"]), prompt=verbose_messages(r, system)) for r in rows]
         outs = run.complete("verbose", jobs, engine, cfg.sampling(), seed, desc="4 verbose answers")
-        ctx = VerboseContext(system, cfg.min_chars, cfg.max_items)
+        ctx = VerboseContext(system, cfg.min_chars, cfg.max_items, cfg.unended)
         results = [judge_verbose(r, o, ctx) for r, o in zip(rows, outs)]
         rec.update(asked=len(rows), kept=write_jsonl(run/"verbose.jsonl", (x for x, why in results if why is None)),
                    rejected=run.reject("verbose", [x for x, why in results if why]))
