@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 META := setup.py settings.ini pyproject.toml constraints.txt
 
-.PHONY: demo test test-exact test-browser docs docs-serve lab dev clean
+.PHONY: demo test test-exact test-vllm test-browser soak fuzz docs docs-serve lab dev clean
 
 demo: $(VENV)/.base
 	$(BIN)/selfalign demo
@@ -19,6 +19,17 @@ test: $(VENV)/.dev
 
 test-exact: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m "exact or slow"
+
+# vLLM pins a transformers of its own, so it lives in another environment: make test-vllm VLLM_PYTHON=path/to/its/python
+VLLM_PYTHON ?= $(BIN)/python
+test-vllm: $(VENV)/.dev
+	$(VLLM_PYTHON) -m pytest -q -rs -m vllm tests/test_generation_remote.py
+
+soak: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -m soak
+
+fuzz: $(VENV)/.dev
+	SELFALIGN_FUZZ=170000 $(BIN)/python -m pytest -q tests/test_fuzz.py
 
 test-browser: $(VENV)/.dev docs
 	$(BIN)/python -m pytest -q -m browser
