@@ -614,4 +614,4 @@ def _step(out, step, config):
     return 0
 
 # %% ../nbs/06_pipeline.ipynb #349633e8
-if __name__ == "__main__": sys.exit(main())
+if __name__ == "__main__" and "__file__" in globals(): sys.exit(main()) # run as a module, not in a notebook

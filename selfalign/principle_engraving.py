@@ -258,13 +258,13 @@ def foreign_name(r, row, ctx):
     if m and _NAMES.search(m[0]) and not _NAMES.search(query_text(row)): return "foreign name"
 
 _SCRIPTS = ("a-zA-ZÀ-ɏ", "Ѐ-ӿ", "一-鿿぀-ヿ", "؀-ۿ", "ऀ-ॿ", "가-힯", "Ͱ-Ͽ", "֐-׿")
-def _script(text):
+def _script(text, least=20): # letters that are enough to tell
     counts = [len(re.findall(f"[{s}]", text)) for s in _SCRIPTS]
-    return max(range(len(counts)), key=counts.__getitem__) if sum(counts) >= 20 else None
+    return max(range(len(counts)), key=counts.__getitem__) if sum(counts) >= least else None
 
 def other_script(r, row, ctx):
     "The answer is in another script than the query, and no language was asked for."
-    a, q = _script(r.answer), _script(query_text(row))
+    a, q = _script(r.answer), _script(query_text(row), 8)
     if a is not None and q is not None and a != q and not re.search(r"(?i)translat|language|\bin [A-Z][a-z]+(?:ese|ish|ian|ic|ean)\b", query_text(row)): return "other script"
 
 FILTERS = (missing_role, missing_answer, next_turn, thoughts_in_answer, repetition, exemplar_leakage, apology, cliche, foreign_name,

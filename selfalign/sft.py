@@ -150,15 +150,17 @@ def fit(rows,       # dicts with input_ids and labels, see `encode_rows`
         cfg:TrainConfig, seed=0)->tuple: # (trained model, list of {step, loss})
     "Train with TRL's `SFTTrainer`; goes on from the last checkpoint in `work` where there is one."
     import torch
-    from datasets import Dataset
+    from datasets import Dataset, disable_progress_bars
+    from transformers import PrinterCallback
     from transformers.trainer_utils import get_last_checkpoint
     from trl import SFTTrainer
     if not rows: raise InputError("no training row; see rejects.jsonl for what the filters turned down")
     cuda = best_device() == "cuda"
-    torch.manual_seed(seed)
+    disable_progress_bars(); torch.manual_seed(seed)
     model, _ = load_model(base, dtype=torch.bfloat16 if cuda else torch.float32, device="cuda" if cuda else "cpu", **_four_bit(cfg))
     trainer = SFTTrainer(model=model, args=_sft_config(cfg, work, seed, cuda), train_dataset=Dataset.from_list([dict(input_ids=r["input_ids"], labels=r["labels"]) for r in rows]),
                          processing_class=tok, peft_config=_lora(model, cfg) if cfg.lora_r else None, callbacks=[_NoGarbage()])
+    trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)) if Path(work).exists() else None)
     return trainer.model, [dict(step=h["step"], loss=h["loss"]) for h in trainer.state.log_history if "loss" in h]
 
