@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 # %% ../nbs/core/runs.ipynb #da8c813a
-class InputError(ValueError):
+class InputError(Exception):
     "A user's mistake in one line: the file, the line, the value, the remedy. The command line prints it and exits with 1."
 
 # %% ../nbs/core/runs.ipynb #dffe9086
