@@ -726,6 +726,7 @@ def _probe(self:TorchEngine, ids): # logits at 11 (row 0), at 14 (row 1, prefill
 
 @patch
 def _shared(self:TorchEngine, on):
+    AttentionInterface.register(ATTENTION, shared_attention) # again, should another copy of this module have put its own there
     self.model.set_attn_implementation(ATTENTION if on else self.plain_attention)
     self.cache = SharedCache(self.config.num_hidden_layers) if on else None
 
