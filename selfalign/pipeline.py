@@ -7,24 +7,26 @@ __all__ = ['KINDS', 'STEPS', 'STAGES', 'COMMANDS', 'EvaluateConfig', 'RunConfig'
            'engine_string', 'base_model', 'ServerNeeded', 'LazyEngine', 'open_engine', 'open_scorer', 'step_prompts',
            'step_respond', 'step_engrave', 'step_verbose', 'step_clone', 'product_name', 'step_evaluate',
            'open_questions', 'closing_table', 'print_table', 'write_report', 'step_report', 'run_steps', 'check_inputs',
-           'StepFailed', 'usage', 'parse_run', 'UsageError', 'run_command', 'ScoreArgs', 'score_command',
-           'compare_command', 'plan', 'question_types', 'plan_table', 'doctor', 'chat_command', 'main']
+           'StepFailed', 'usage', 'parse_run', 'UsageError', 'run_command', 'ScoreArgs', 'score_command', 'CompareArgs',
+           'compare_command', 'plan', 'question_types', 'plan_table', 'doctor', 'ChatArgs', 'chat_prompt',
+           'stream_reply', 'chat_command', 'main']
 
 # %% ../nbs/06_pipeline.ipynb #5f00849b
-import contextlib, dataclasses, json, os, shutil, signal, subprocess, sys, tempfile, textwrap, time, types, typing
-from collections import Counter
+import contextlib, dataclasses, json, os, shutil, signal, subprocess, sys, tempfile, textwrap, types, typing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
+import tyro
 from . import annotations as ann
 from .annotations import annotation_budget, budget_total, data_dir, load_preset, preset_names, query_text
-from .evaluation import Result, compare, eval_questions, evaluate_models, internalization, load_benchmark, load_results, table, text_stats
+from .evaluation import compare, eval_questions, evaluate_models, internalization, load_benchmark, table, text_stats
 from .generation import Prompts, Sampling, load_engine
-from .models import STAND_IN_NOTICE, best_device, load_tokenizer, release, resolve_model
+from .models import STAND_IN_NOTICE, best_device, load_model, load_tokenizer, release, resolve_model
 from .novelty import Contamination
 from .principle_engraving import RespondConfig, load_principle_set, respond
-from .runs import InputError, Run, content_id, git_commit, read_jsonl, versions, write_json
-from .sft import EngraveConfig, TrainConfig, answer_plainly, engrave, engrave_control, plain_messages, system_variants
+from .runs import InputError, Run, content_id, read_jsonl, versions, write_json
+from .sft import EngraveConfig, answer_plainly, engrave, engrave_control, plain_messages, system_variants
 from .topic_prompting import PromptsConfig, expected_prompts, pilot_config, write_prompts
 from .verbose_cloning import CloneConfig, clone, write_verbose
 
@@ -407,7 +409,6 @@ def _take(argv, flag, default=None):
 
 def parse_run(command, argv)->tuple: # (out, RunConfig, redo)
     "Options of the run commands."
-    import tyro
     argv = list(argv)
     help_ = any(a in ("-h", "--help") for a in argv)
     preset, redo = _take(argv, "--preset"), _take(argv, "--redo")
@@ -460,7 +461,6 @@ class ScoreArgs:
 
 def score_command(argv, say=print):
     "`selfalign evaluate MODEL…`: several models in one table."
-    import tyro
     models = []
     argv = list(argv)
     while argv and not argv[0].startswith("-"): models.append(argv.pop(0))
@@ -471,10 +471,19 @@ def score_command(argv, say=print):
     results = evaluate_models({m: opener(m) for m in models}, a.sets, a.out, n=a.n, seed=a.seed, say=say)
     say(repr(table(results))); say(f"\nresults: {a.out}")
 
+@dataclass(frozen=True)
+class CompareArgs:
+    "Options of `selfalign compare A B`."
+    a: Annotated[str, tyro.conf.arg(metavar="A")] # results file or folder of `selfalign evaluate`
+    b: Annotated[str, tyro.conf.arg(metavar="B")] # another, with the same sets
+
 def compare_command(argv, say=print):
     "`selfalign compare A B`: two results files or folders, paired by row."
-    if len(argv) != 2: raise UsageError("selfalign compare needs two results files or folders")
-    for c in compare(*argv): say(c.sentence)
+    x = _options(CompareArgs, argv, "compare", "Compare two evaluations row by row: each metric's difference with its interval.")
+    for c in compare(x.a, x.b): say(c.sentence)
+
+def _options(cls, argv, prog, about): # an instance of `cls`
+    return tyro.cli(cls, args=list(argv), prog=f"selfalign {prog}", description=about, config=(tyro.conf.PositionalRequiredArgs,))
 
 # %% ../nbs/06_pipeline.ipynb #d0cbd233
 def plan(cfg:RunConfig, say=print)->list: # (what, value)
@@ -547,24 +556,71 @@ def _hub():
     try: socket.create_connection(("huggingface.co", 443), timeout=3).close(); return "ok", "reachable"
     except OSError: return "not reachable: use --model embedded or a local folder", ""
 
-def chat_command(argv, say=print, ask=input):
-    "`selfalign chat RUN`: type a line, read both models' answers; an empty line or Ctrl-D ends."
-    if not argv: raise UsageError("selfalign chat needs a run folder")
-    run = Path(argv[0])
+# %% ../nbs/06_pipeline.ipynb #23b48906
+@dataclass(frozen=True)
+class ChatArgs:
+    "Options of `selfalign chat RUN`."
+    run: Annotated[str, tyro.conf.arg(metavar="RUN")] # folder of a finished run
+    temperature: float|None = None # 0 = always the most likely token; None = the run's evaluate.temperature
+    top_p: float = 0.9           # share of probability kept, in (0, 1]
+    max_new_tokens: int = 256    # most tokens per answer
+    seed: int = 0
+
+def chat_prompt(messages,  # system text, then user's and assistant's turns
+                template:bool, # does the model have a chat template?
+                name="Assistant"):   # messages, or a transcript that ends with the assistant's cue
+    "A conversation as a model is asked it."
+    if template: return messages
+    who = dict(user="User: ", assistant=f"{name}: ", system="")
+    return "\n\n".join([*(who[m["role"]] + m["content"] for m in messages), f"{name}:"])
+
+def stream_reply(model, tok,
+                 prompt,            # text or messages
+                 sampling:Sampling, # temperature, top_p, max_new_tokens and stop are used
+                 write              # called with each piece of text as it is written
+                )->str:             # the whole answer
+    "An answer of a transformers model, piece by piece."
+    import torch
+    from transformers import TextStreamer
+    said = []
+    class Pieces(TextStreamer):
+        def on_finalized_text(self, text, stream_end=False):
+            before = "".join(said)
+            text = _before_stop((before + text).lstrip(), sampling.stop)[len(before):]
+            if text: said.append(text); write(text)
+    ids = torch.tensor([Prompts(tok).encode(prompt)], device=model.device)
+    draw = dict(do_sample=True, temperature=sampling.temperature, top_p=sampling.top_p, top_k=0) if sampling.temperature else dict(do_sample=False)
+    stop = dict(stop_strings=list(sampling.stop), tokenizer=tok) if sampling.stop else {}
+    with torch.inference_mode():
+        model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=sampling.max_new_tokens, streamer=Pieces(tok, skip_prompt=True, skip_special_tokens=True),
+                       pad_token_id=tok.eos_token_id if tok.pad_token_id is None else tok.pad_token_id, **draw, **stop)
+    return "".join(said).strip()
+
+def _before_stop(text, stops): return text[:min([i for s in stops if (i := text.find(s)) >= 0], default=len(text))]
+
+def chat_command(argv, ask=input, write=lambda text: print(text, end="", flush=True)):
+    "`selfalign chat RUN`: type a line, read both models' answers; `/new` forgets the conversation, an empty line or Ctrl-D ends."
+    import torch
+    a = _options(ChatArgs, argv, "chat", "Talk to the base and the final model of a run: each line is answered by both, as they write. `/new` forgets the conversation; an empty line or Ctrl-D ends.")
+    run = Path(a.run)
     if not (run/"final"/"config.json").exists(): raise InputError(f"{run}: no final model here; finish the run first")
     cfg = config_from(json.loads((run/"manifest.json").read_text())["config"])
-    variants = system_variants(product_name(cfg), folder=cfg.annotations)
-    sampling = Sampling(max_new_tokens=256, temperature=cfg.evaluate.temperature, top_p=0.9, stop=("\nUser:",))
-    chats = bool(load_tokenizer(base_model(cfg)).chat_template)
-    with open_engine(cfg) as base, open_engine(cfg, str(run/"final")) as final:
-        while True:
-            try: q = ask("\nyou: ").strip()
-            except EOFError: return
-            if not q: return
-            row = dict(id=q, instruction=q, input="")
-            for name, e in (("base", base), ("final", final)):
-                prompt = plain_messages(row, variants) if name == "final" or chats else f"User: {q}\n\nAssistant:"
-                say(f"\n{name}: {e.generate([prompt], sampling)[0].text.strip()}")
+    sampling = Sampling(max_new_tokens=a.max_new_tokens, temperature=cfg.evaluate.temperature if a.temperature is None else a.temperature, top_p=a.top_p, seed=a.seed)
+    start = [dict(role="system", content=_system(cfg))]
+    models = {n: load_model(spec) for n, spec in (("base", base_model(cfg)), ("final", str(run/"final")))}
+    talks = {n: list(start) for n in models}
+    torch.manual_seed(a.seed)
+    while True:
+        try: q = ask("\nyou: ").strip()
+        except EOFError: return
+        if not q: return
+        if q == "/new": talks = {n: list(start) for n in models}; continue
+        for n, (model, tok) in models.items():
+            template, name = bool(tok.chat_template), product_name(cfg)
+            write(f"\n{n}: ")
+            talks[n].append(dict(role="user", content=q))
+            said = stream_reply(model, tok, chat_prompt(talks[n], template, name), replace(sampling, stop=() if template else ("\nUser:",)), write)
+            talks[n].append(dict(role="assistant", content=said)); write("\n")
 
 # %% ../nbs/06_pipeline.ipynb #e25aa050
 def main(argv=None)->int: # exit code
@@ -579,6 +635,7 @@ def main(argv=None)->int: # exit code
     except UsageError as e: print(f"usage: {e}", file=sys.stderr); return 2
     except StepFailed as e: return 1 if e.code not in (130,) else 130
     except KeyboardInterrupt: print("\ninterrupted; nothing that was finished is lost, the same command goes on from here", file=sys.stderr); return 130
+    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), 1); return 1 # the reader of our output has left, as `head` does
     except OSError as e:
         if e.errno in (28, 13, 30, 122): return _fail(f"{e.filename or 'disk'}: {e.strerror}; make room or choose another folder, then give the same command again", debug)
         raise

@@ -38,8 +38,6 @@ def free_port():
 
 @pytest.fixture(scope="module")
 def site():
-    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(SITE))
-    handler.log_message = lambda *a: None
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *a): pass
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(SITE)))
@@ -86,11 +84,12 @@ def test_page(browser, site, page, size):
     foreign = browser.js("return performance.getEntriesByType('resource').map(e => e.name).filter(n => !n.startsWith(location.origin) && !n.startsWith('data:'))")
     assert not foreign, foreign
 
-@pytest.mark.skipif(not AXE.exists(), reason=f"axe-core is not installed: npm install axe-core, or set SELFALIGN_AXE")
+@pytest.mark.skipif(not AXE.exists(), reason="axe-core is not installed: npm install axe-core, or set SELFALIGN_AXE")
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("page", PAGES)
-def test_axe(browser, site, page):
+def test_axe(browser, site, page, size):
     "Contrast, headings, alternative texts and link names pass axe-core."
-    browser.size(*SIZES["desktop"]); browser.open(f"{site}/{page}")
+    browser.size(*SIZES[size]); browser.open(f"{site}/{page}")
     browser.js(AXE.read_text(encoding="utf-8"))
     rules = ["color-contrast", "heading-order", "empty-heading", "page-has-heading-one", "image-alt", "link-name", "button-name", "html-has-lang", "document-title", "duplicate-id-aria"]
     found = browser.js_async("const done = arguments[1]; axe.run(document, {runOnly: arguments[0]}).then(r => done(r.violations.map(v => [v.id, v.nodes.length, v.nodes.slice(0, 3).map(n => n.html.slice(0, 160) + ' ' + (n.any[0] ? n.any[0].message : ''))])))", rules)

@@ -60,11 +60,37 @@ def test_wrong_usage_is_exit_code_2(capsys, argv):
     assert code == 2
 
 
-@pytest.mark.parametrize("command", ["run", "demo", "prompts", "evaluate"])
+@pytest.mark.parametrize("command", ["run", "demo", "prompts", "evaluate", "plan", "chat"])
 def test_help_states_options(capsys, command):
     with pytest.raises(SystemExit) as e: main([command, "--help"])
     text = capsys.readouterr().out
     assert e.value.code == 0 and "default" in text
+
+
+def test_compare_help_names_its_files(capsys):
+    with pytest.raises(SystemExit) as e: main(["compare", "--help"])
+    text = capsys.readouterr().out
+    assert e.value.code == 0 and "compare [-h] A B" in text and "results file or folder" in text
+
+
+def test_chat_streams_both_answers_base_first(tmp_path):
+    from dataclasses import asdict
+    from selfalign.models import embedded_model_path
+    from selfalign.pipeline import chat_command, load_config
+    (tmp_path / "manifest.json").write_text(json.dumps(dict(stages={}, config=json.loads(json.dumps(asdict(load_config("demo")))))))
+    (tmp_path / "final").symlink_to(embedded_model_path())
+    lines, pieces = iter(["Name a river.", "And another?", "/new", "Name a lake.", ""]), []
+    chat_command([str(tmp_path), "--max-new-tokens", "12", "--temperature", "0"], ask=lambda prompt: next(lines), write=pieces.append)
+    text = "".join(pieces)
+    assert [p.strip() for p in pieces if p.strip() in ("base:", "final:")] == ["base:", "final:"] * 3
+    assert len(pieces) > 30                                            # word by word, not answer by answer
+    answers = [a.partition(": ")[2].strip() for a in text.strip().split("\n\n")]
+    assert all(answers) and answers[0] == answers[1]                   # the same model on both sides here
+
+
+def test_the_reader_of_the_output_may_leave():
+    p = subprocess.run(f"{sys.executable} -m selfalign.pipeline run --help | head -1", shell=True, capture_output=True, text=True)
+    assert p.stdout.startswith("usage") and "Traceback" not in p.stderr
 
 
 def test_usage_lists_every_command(capsys):
@@ -91,7 +117,6 @@ def test_doctor_names_a_remedy_or_ok(capsys):
 
 
 def test_the_console_script_is_installed():
-    import shutil
     from pathlib import Path
     exe = Path(sys.executable).parent / "selfalign"
     assert subprocess.run([str(exe), "--version"], capture_output=True, text=True).stdout.strip()
