@@ -28,11 +28,11 @@ def split_directives(source:str # of a code cell
     return found, "\n".join(lines).strip("\n")
 
 # %% ../nbs/core/docs.ipynb #4ebc680e
-_NB_LINK = re.compile(r"(\]\()(?!\w+:|#|/)([\w./-]+\.(?:ipynb|md))")
+_NB_LINK = re.compile(r"(\]\()(?!\w+:|#|/)([\w./-]+\.(?:ipynb|md|svg|png))")
 
 def repo_links(md:str,   # Markdown of a notebook in `folder`
                folder="nbs")->str:
-    "Links between notebooks, written for a reader at the repository's root."
+    "Links to notebooks and pictures, written for a reader at the repository's root."
     return _NB_LINK.sub(lambda m: m[1] + os.path.normpath(f"{folder}/{m[2]}"), md)
 
 def output_markdown(out:dict # one stored output of a cell
@@ -224,7 +224,9 @@ def mend_cell(cell, # of a processed notebook; changed in place
     if pictures and "fig-alt" not in source: source = f"#| fig-alt: {json.dumps(about or 'figure')}\n{source}"
     cell["outputs"], cell["source"] = outs, source
 
-def mend_notebook(nb:dict)->dict:
+def mend_notebook(nb:dict,
+                  source=None # address of the notebook, for the link at the page's end
+                 )->dict:
     "A processed notebook for the site."
     about, cells, level = "", [], 1
     for cell in nb["cells"]:
@@ -235,6 +237,7 @@ def mend_notebook(nb:dict)->dict:
             if len(h) > 2 and level == 1: cells.append(dict(cell_type="markdown", metadata={}, source="## Definitions")) # no heading without the one above it
             level = len(h)
         cells.append(cell)
+    if source: cells.append(dict(cell_type="markdown", metadata={}, source=f"[Source of this page: {source.rpartition('/nbs/')[2]}]({source})"))
     return dict(nb, cells=cells)
 
 # %% ../nbs/core/docs.ipynb #fd6132a2
@@ -247,6 +250,7 @@ def site_config(root, out)->dict:
     cfg["project"]["output-dir"] = str(out)
     cfg["website"] = dict(title=s["title"], description=s["description"], **cfg["website"])
     cfg["website"].setdefault("site-url", s.get("doc_host", "") + s.get("doc_baseurl", ""))
+    cfg["website"].setdefault("repo-url", s["git_url"])
     return _renamed(cfg)
 
 def _renamed(x):
@@ -261,7 +265,8 @@ def mend_folder(proc, folder, cfg):
         if not p.is_file() or rel in ("_quarto.yml", "nbdev.yml", "sidebar.yml") or rel.startswith((".", "_docs/")): continue
         to = Path(folder)/page_name(rel)
         to.parent.mkdir(parents=True, exist_ok=True)
-        if p.suffix == ".ipynb": to.write_text(json.dumps(mend_notebook(json.loads(p.read_text(encoding="utf-8")))), encoding="utf-8")
+        source = f"{cfg['website']['repo-url']}/blob/main/nbs/{rel}"
+        if p.suffix == ".ipynb": to.write_text(json.dumps(mend_notebook(json.loads(p.read_text(encoding="utf-8")), source)), encoding="utf-8")
         elif p.suffix == ".md": to.write_text(mend_text(p.read_text(encoding="utf-8")), encoding="utf-8")
         else: shutil.copy2(p, to)
     (Path(folder)/"_quarto.yml").write_text(yaml.safe_dump(cfg, sort_keys=False), encoding="utf-8")
@@ -289,7 +294,7 @@ def build_site(root=".",   # the repository
                out=None,   # where the site goes; `_docs` in the repository if None
                quarto=None # render with Quarto? None = where it is on the PATH
               )->Path:
-    "Build the site; `InputError` for a dead link."
+    "Build the site; `InputError` for a dead link, an unknown setting, or where Quarto fails."
     root = Path(root).resolve()
     out, quarto = Path(out or root/"_docs").resolve(), shutil.which("quarto") is not None if quarto is None else quarto
     with tempfile.TemporaryDirectory() as d:
@@ -306,7 +311,8 @@ def _render_smalldocs(folder):
 
 def _render_quarto(folder, out):
     from nbdev.quarto_render import render_quarto
-    render_quarto(folder, out, n_workers=1)
+    try: render_quarto(folder, out, n_workers=1)
+    except RuntimeError as e: raise InputError(f"quarto: {' '.join(str(e).split())[-400:]}") from None
     return []
 
 # %% ../nbs/core/docs.ipynb #8330d43f

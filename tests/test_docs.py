@@ -1,12 +1,14 @@
 "The site builds without a fault, has the pages it should, loads nothing from elsewhere; README, workflows and metadata are as they say."
-import json, re, shutil, subprocess
+import json, os, re, shutil, subprocess, sys
 from pathlib import Path
 
 import pytest, yaml
 
 from selfalign.docs import build_site, demo_markdown, load_result, page_name, readme_text
+from selfalign.runs import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
+LAST = "core/docs.ipynb" # of the sidebar
 NOTEBOOKS = [p.relative_to(ROOT/"nbs").as_posix() for p in (ROOT/"nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts]
 
 @pytest.fixture(scope="module")
@@ -45,6 +47,62 @@ def test_search_knows_internalization(site):
     hits = [e for e in json.loads((site/"search.json").read_text()) if "internalization" in (e["title"] + e["section"] + e["text"]).lower()]
     assert {h["href"].partition("#")[0] for h in hits} >= {"guides/reading_the_evidence.html", "evaluation.html"}
 
+def test_every_notebook_links_to_its_source_and_neighbours(site):
+    for n in NOTEBOOKS:
+        text = (site/page_name(n).replace(".ipynb", ".html")).read_text()
+        assert f"https://github.com/selfalign/selfalign/blob/main/nbs/{n}" in text and (ROOT/"nbs"/n).exists(), n
+        nav = text[text.index('<nav class="page-navigation">'):]
+        assert ("pagination-link" in nav) and (n == "index.ipynb" or nav.count("pagination-link") == 2 or n in LAST), n
+
+def test_the_home_page_has_the_figure(site):
+    assert (site/"images"/"stages.svg").exists() and 'src="images/stages.svg"' in (site/"index.html").read_text()
+    assert "(nbs/images/stages.svg)" in (ROOT/"README.md").read_text()
+
+@pytest.mark.parametrize("n", [n for n in NOTEBOOKS if re.match(r"\d\d_", n)])
+def test_a_stage_has_a_configuration_cell_and_something_to_see(n):
+    cells = [c for c in json.loads((ROOT/"nbs"/n).read_text())["cells"] if c["cell_type"] == "code"]
+    assert any(re.match(r'preset = "demo" ', "".join(c["source"])) for c in cells)
+    shown = [d for c in cells for o in c["outputs"] for d in o.get("data", {})]
+    assert {"image/png", "text/html"} & set(shown)
+
+def fake_quarto(folder, code): # an executable that stands where quarto would and keeps what it was asked
+    exe = folder/"quarto"
+    exe.write_text(f"""#!{sys.executable}
+import json, os, pathlib, sys
+pathlib.Path({str(folder/'asked.json')!r}).write_text(json.dumps(dict(args=sys.argv[1:], files=sorted(str(p) for p in pathlib.Path('.').rglob('*') if p.is_file()), config=pathlib.Path('_quarto.yml').read_text())))
+{code}
+""")
+    exe.chmod(0o755)
+    return folder
+
+QUARTO_WRITES = "out = pathlib.Path(sys.argv[sys.argv.index('--output-dir') + 1]); out.mkdir(parents=True); (out/'index.html').write_text('<a href=\"%s\">x</a>')"
+
+@pytest.fixture
+def processed(monkeypatch, tmp_path):
+    "A folder as nbdev leaves it, in place of the slow first step."
+    proc = tmp_path/"_proc"; (proc/"guides").mkdir(parents=True)
+    nb = dict(cells=[dict(cell_type="markdown", metadata={}, source="# A")], metadata={}, nbformat=4, nbformat_minor=5)
+    for n in ("index.ipynb", "01_topic_prompting.ipynb"): (proc/n).write_text(json.dumps(nb))
+    monkeypatch.setattr("selfalign.docs.process_notebooks", lambda root: proc)
+    return tmp_path
+
+def test_quarto_renders_where_it_is_on_the_path(processed, monkeypatch):
+    monkeypatch.setenv("PATH", f"{fake_quarto(processed, QUARTO_WRITES % 'index.html')}:{os.environ['PATH']}")
+    build_site(ROOT, processed/"site")
+    asked = json.loads((processed/"asked.json").read_text())
+    assert asked["args"][0] == "render" and "--output-dir" in asked["args"] and (processed/"site"/"index.html").exists()
+    assert {"index.ipynb", "topic_prompting.ipynb", "_quarto.yml"} <= set(asked["files"])
+    cfg = yaml.safe_load(asked["config"])
+    assert cfg["project"]["type"] == "website" and cfg["website"]["title"] == "selfalign" and "metadata-files" not in cfg
+    listed = re.findall(r"[\w/]+\.ipynb", asked["config"])
+    assert "topic_prompting.ipynb" in listed and not [x for x in listed if re.search(r"(^|/)\d+_", x)]
+
+@pytest.mark.parametrize("code, words", [(QUARTO_WRITES % "gone.html", "dead link in index.html: gone.html"), ("sys.exit('YAML is not to my taste')", "quarto: YAML is not to my taste")])
+def test_what_quarto_gets_wrong_is_told(processed, monkeypatch, code, words):
+    monkeypatch.setenv("PATH", f"{fake_quarto(processed, code)}:{os.environ['PATH']}")
+    with pytest.raises(InputError, match=words): build_site(ROOT, processed/"site")
+    assert not (processed/"site").exists()
+
 def test_readme_is_current():
     nb = json.loads((ROOT/"nbs"/"index.ipynb").read_text())
     assert (ROOT/"README.md").read_text() == readme_text(nb), "run: python -m selfalign.docs readme"
@@ -59,14 +117,23 @@ def test_readme_says_what_was_run():
     assert text.index("make demo") < text.index("make test") < text.index("## How it works")
     assert "largest model run end to end" in text
 
+SCHEMAS = [*(("vendor.github-workflows", p) for p in sorted((ROOT/".github"/"workflows").glob("*.yml"))), ("vendor.citation-file-format", ROOT/"CITATION.cff")]
+
+@pytest.mark.parametrize("schema, path", SCHEMAS, ids=lambda x: getattr(x, "name", x))
+def test_file_keeps_its_schema(schema, path):
+    "By the published schemas that check-jsonschema carries."
+    r = subprocess.run([sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema, path], capture_output=True, text=True)
+    assert r.returncode == 0, r.stdout
+
 @pytest.mark.parametrize("path", sorted((ROOT/".github"/"workflows").glob("*.yml")), ids=lambda p: p.name)
-def test_workflow_is_sound(path):
-    "Parses; each job has a machine and steps; each step runs or uses something."
+def test_workflow_commands_are_sound(path):
+    "The shell can read them, the jobs that one needs and the workflows that one calls exist."
     flow = yaml.safe_load(path.read_text())
-    assert flow["name"] and flow.get("on", flow.get(True)) # YAML 1.1 reads the key on as true
     for job in flow["jobs"].values():
-        assert job["runs-on"] and all(("run" in s) != ("uses" in s) for s in job["steps"])
-        for s in job["steps"]:
+        needs = job.get("needs", [])
+        assert set([needs] if isinstance(needs, str) else needs) <= set(flow["jobs"])
+        if "uses" in job: assert (ROOT/job["uses"]).exists()
+        for s in job.get("steps", []):
             if "run" in s: assert subprocess.run(["bash", "-n", "-c", re.sub(r"\$\{\{[^}]*\}\}", "x", s["run"])]).returncode == 0, s["run"]
 
 def test_workflows_run_the_ci_and_quarto():
