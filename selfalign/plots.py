@@ -5,9 +5,6 @@
 # %% auto #0
 __all__ = ['plot_losses', 'plot_lengths', 'plot_funnel', 'plot_shares']
 
-# %% ../nbs/core/plots.ipynb #53f60de6
-from collections import Counter
-
 # %% ../nbs/core/plots.ipynb #a49bb02e
 def _axes(ax):
     import matplotlib.pyplot as plt
