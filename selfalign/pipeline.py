@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'STEPS', 'STAGES', 'COMMANDS', 'EvaluateConfig', 'RunConfig', 'config_from', 'load_config', 'is_full',
-           'engine_string', 'base_model', 'ServerNeeded', 'LazyEngine', 'open_engine', 'open_scorer', 'step_prompts',
-           'step_respond', 'step_engrave', 'step_verbose', 'step_clone', 'product_name', 'step_evaluate',
-           'open_questions', 'closing_table', 'print_table', 'write_report', 'step_report', 'run_steps', 'check_inputs',
-           'StepFailed', 'usage', 'parse_run', 'UsageError', 'run_command', 'ScoreArgs', 'score_command', 'CompareArgs',
-           'compare_command', 'plan', 'question_types', 'plan_table', 'doctor', 'ChatArgs', 'chat_prompt',
-           'stream_reply', 'chat_command', 'main']
+           'engine_string', 'base_model', 'ServerNeeded', 'LazyEngine', 'open_engine', 'open_scorer', 'exact',
+           'step_prompts', 'step_respond', 'step_engrave', 'step_verbose', 'step_clone', 'product_name',
+           'step_evaluate', 'open_questions', 'closing_table', 'print_table', 'write_report', 'step_report',
+           'run_steps', 'check_inputs', 'StepFailed', 'usage', 'parse_run', 'UsageError', 'run_command', 'ScoreArgs',
+           'score_command', 'CompareArgs', 'compare_command', 'plan', 'pilot', 'question_types', 'plan_numbers',
+           'plan_table', 'doctor', 'ChatArgs', 'chat_prompt', 'stream_reply', 'chat_command', 'main']
 
 # %% ../nbs/06_pipeline.ipynb #5f00849b
 import contextlib, dataclasses, json, os, shutil, signal, subprocess, sys, tempfile, textwrap, types, typing
@@ -151,10 +151,13 @@ def open_engine(cfg:RunConfig, model=None)->LazyEngine: # a context manager
     return LazyEngine(spec, **{k: v for k, v in more.items() if v})
 
 def open_scorer(cfg:RunConfig, model=None): # an engine, loaded; a context manager
-    "An engine for log-probabilities: in float32 on a CPU, where the sums of a lower precision depend on the batch."
-    exact = not cfg.dtype and best_device() == "cpu" and engine_string(cfg, model).startswith("torch:")
-    lazy = open_engine(replace(cfg, dtype="float32") if exact else cfg, model)
-    return load_engine(lazy.spec, **lazy.options)
+    "An engine for log-probabilities, exact on a CPU."
+    lazy = open_engine(cfg, model)
+    return load_engine(lazy.spec, **exact(lazy.spec, lazy.options))
+
+def exact(spec, options)->dict: # options
+    "float32 on a CPU where no dtype is asked for: the sums of a lower precision depend on the batch."
+    return dict(options, dtype="float32") if spec.startswith("torch:") and not options.get("dtype") and best_device() == "cpu" else options
 
 # %% ../nbs/06_pipeline.ipynb #20cf27fa
 def _seeded(cfg): return dict(seed=cfg.seed, folder=cfg.annotations)
@@ -306,6 +309,7 @@ def write_report(run_path # the run's folder
     import papermill
     from nbconvert import HTMLExporter
     run_path = Path(run_path)
+    if not (run_path/"manifest.json").exists(): raise InputError(f"{run_path}: nothing to report yet; run a stage first, such as selfalign prompts {run_path}")
     (run_path/"figures").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as d:
         out = Path(d)/"report.ipynb"
@@ -457,7 +461,7 @@ class ScoreArgs:
     n: int|None = None        # rows per set, drawn by seed; None = all
     seed: int = 0
     out: str = "evaluation"   # folder for the results
-    dtype: str|None = None    # of the torch engine
+    dtype: str|None = None    # of the torch engine; None = float32 on a CPU, else the fastest that is sound
 
 def score_command(argv, say=print):
     "`selfalign evaluate MODEL…`: several models in one table."
@@ -467,7 +471,7 @@ def score_command(argv, say=print):
     if not models and not any(a in ("-h", "--help") for a in argv): raise UsageError("selfalign evaluate needs a run folder or models: hub ids, folders, engine strings, or 'embedded'")
     a = tyro.cli(ScoreArgs, args=argv, prog="selfalign evaluate MODEL…", description="Score models on multiple-choice sets; several models in one table.")
     spec = lambda m: m if m.partition(":")[0] in (*KINDS, "ray") and ":" in m else f"torch:{m}"
-    opener = lambda m: (lambda: load_engine(spec(m), **({"dtype": a.dtype} if a.dtype else {})))
+    opener = lambda m: (lambda: load_engine(spec(m), **exact(spec(m), {"dtype": a.dtype} if a.dtype else {})))
     results = evaluate_models({m: opener(m) for m in models}, a.sets, a.out, n=a.n, seed=a.seed, say=say)
     say(repr(table(results))); say(f"\nresults: {a.out}")
 
@@ -486,33 +490,44 @@ def _options(cls, argv, prog, about): # an instance of `cls`
     return tyro.cli(cls, args=list(argv), prog=f"selfalign {prog}", description=about, config=(tyro.conf.PositionalRequiredArgs,))
 
 # %% ../nbs/06_pipeline.ipynb #d0cbd233
-def plan(cfg:RunConfig, say=print)->list: # (what, value)
+def plan(cfg:RunConfig)->list: # (what, value)
     "Run a small pilot with the real model and scale what it cost to the size that `cfg` asks for."
+    return plan_table(cfg, *pilot(cfg))
+
+def pilot(cfg:RunConfig)->tuple: # the rest of `plan_table`'s arguments
+    "Stages 1 and 2 on a few dozen prompts, in a folder that is thrown away."
     with tempfile.TemporaryDirectory() as d, Run(Path(d)/"pilot", say=lambda *a: None) as run, open_engine(cfg) as e:
         e.count_tokens("ready") # loads the model now, so that loading does not count as generation
         write_prompts(run, e, pilot_config(cfg.prompts), **_seeded(cfg))
         respond(run, e, replace(cfg.respond, limit=min(cfg.respond.limit or 48, 48)), **_seeded(cfg))
         s, used = run.manifest["stages"], sum(f.stat().st_size for f in Path(d).rglob("*.jsonl"))
-        return plan_table(cfg, s["prompts"], s["responses"], used, len(question_types(cfg)))
+        return s["prompts"], s["responses"], used, len(question_types(cfg))
 
 def question_types(cfg): return list(dict.fromkeys(q.type for q in ann.load_seed_questions(folder=cfg.annotations)))
 
 _VERBOSE = 0.6 # share of clone.max_new_tokens that a verbose answer is taken to need
+
+def plan_numbers(cfg, prompts, responses, # records of the pilot's stages 1 and 2
+                 types:int=20)->dict:     # prompts expected per source, answers expected, tokens of stages 1, 2 and 4
+    "What a run of this size would make and generate."
+    want = expected_prompts(cfg.prompts, prompts, types)
+    n, t1 = sum(k for k, _ in want.values()), sum(t for _, t in want.values())
+    asked, of = min(n, cfg.respond.limit or n), max(responses["asked"], 1)
+    return dict(prompts={s: k for s, (k, _) in want.items()}, answers=int(asked*responses["kept"]/of),
+                tokens=[int(t1), int(asked*responses["generation"]["tokens"]/of), int(n*_VERBOSE*cfg.clone.max_new_tokens)])
 
 def plan_table(cfg, prompts, responses, # records of the pilot's stages 1 and 2
                used:int=0,              # bytes that the pilot's rows and journals took
                types:int=20)->list:     # (what, value)
     "Scale a pilot's records; every assumption is a row."
     g1, g2 = prompts.get("generation") or dict(tokens=0, seconds=0), responses["generation"]
-    want = expected_prompts(cfg.prompts, prompts, types)
-    n, t1 = sum(k for k, _ in want.values()), sum(t for _, t in want.values())
-    asked, kept = min(n, cfg.respond.limit or n), responses["kept"]/max(responses["asked"], 1)
-    t2, t4 = asked*g2["tokens"]/max(responses["asked"], 1), n*_VERBOSE*cfg.clone.max_new_tokens
+    made = plan_numbers(cfg, prompts, responses, types)
+    n, (t1, t2, t4) = sum(made["prompts"].values()), made["tokens"]
     rate = lambda g: g["tokens"]/max(g["seconds"], 1e-9)
     hours = (lambda f: (f*t1/max(rate(g1), 1e-9) + (t2+t4)/max(rate(g2), 1e-9))/3600)
-    rows = [("prompts expected", f"{n:,} ({', '.join(f'{s} {k:,}' for s, (k, _) in want.items())})"),
+    rows = [("prompts expected", f"{n:,} ({', '.join(f'{s} {k:,}' for s, k in made['prompts'].items())})"),
             ("pilot: prompts kept per 100 generated tokens", f"{100*prompts['kept']/g1['tokens']:.2f} (at full size {100*n/t1:.2f})" if t1 and g1["tokens"] else "nothing generated"),
-            ("pilot: share of answers kept", f"{kept:.0%} of {responses['asked']}"), ("answers expected", f"{int(asked*kept):,}"),
+            ("pilot: share of answers kept", f"{responses['kept']/max(responses['asked'], 1):.0%} of {responses['asked']}"), ("answers expected", f"{made['answers']:,}"),
             ("tokens to generate, stages 1, 2, 4", f"{t1:,.0f} + {t2:,.0f} + {t4:,.0f}"), ("pilot: tokens/s, stages 1 and 2", f"{rate(g1):.0f} and {rate(g2):.0f}")]
     rows += [(f"hours of generation on {k} such machine{'s' if k > 1 else ''}", f"{hours(1)/k:.1f}") for k in (1, 8, 64)]
     rows.append(("the same on one, if only every second new prompt is kept", f"{hours(2):.1f}"))

@@ -27,6 +27,7 @@ def said(capsys, *argv):
     (("run", "{tmp}/r", "--preset", "{tmp}/odd.yaml"), "unknown setting 'self_instrct'"),
     (("run", "{tmp}/r", "--preset", "demo", "--prompts.novelty", "1.5"), "prompts.novelty is 1.5; give a value from 0 to 1"),
     (("respond", "{tmp}/empty", "--preset", "demo"), "stage 'prompts' is not finished"),
+    (("report", "{tmp}/empty", "--preset", "demo"), "nothing to report yet"),
     (("evaluate", "/no/such/model"), "no such model"),
     (("chat", "{tmp}/full"), "no final model"),
 ])
