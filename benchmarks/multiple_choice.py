@@ -4,15 +4,16 @@
     python benchmarks/multiple_choice.py --rows 12 --questions 4 --sets facts choices   # minutes, on our own sets
 
 Both sides run the same model object's weights in the same dtype, on the same machine, in the same process.
-Parity is measured in chunks of rows; each finished chunk is stored in --work, so a killed run goes on where it was.
-Speed: median of --repeats, the two sides taking turns; lm-eval at the batch size that takes the least processor time on a few of the questions.
+Each finished chunk of rows is stored in --work, so a killed run goes on where it was; --minutes ends it after the part at hand, with what is done so far in the result.
+Speed: median of --repeats, the two sides taking turns on ten questions of each set at a time; lm-eval at the batch size that takes the least processor time on a few of the questions.
 lm-eval's time counts `loglikelihood` only (its task building and metrics are left out); ours counts everything.
 """
-import argparse, contextlib, io, json, logging, os, platform, statistics, tempfile, time, warnings
+import argparse, contextlib, io, json, logging, os, platform, statistics, sys, tempfile, time, warnings
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1") # lm-eval asks the hub about local files, and waits long where there is none; set it to 0 to fetch a model or a set
 
 MC = """task: ours_{name}
 dataset_path: json
@@ -100,7 +101,7 @@ def agreement(a, b):
     best = lambda xs: max(range(len(xs)), key=xs.__getitem__)
     return {t: dict(rows=len(a[t]), same=sum(best(x) == best(y) for x, y in zip(a[t], b[t])), max_diff=max(abs(u-v) for x, y in zip(a[t], b[t]) for u, v in zip(x, y))) for t in a}
 
-def parity(engine, model, tok, truthfulqa, hhh, journal, chunk=20, batch_size=8):
+def parity(engine, model, tok, truthfulqa, hhh, journal, late, chunk=20, batch_size=4):
     "All rows in chunks, resumable; scores are means over chunks weighted by rows."
     jobs = [(s, rows[i:i+chunk]) for s, rows in (("truthfulqa", truthfulqa), ("hhh", hhh)) for i in range(0, len(rows), chunk)]
     from selfalign.runs import content_id
@@ -108,15 +109,16 @@ def parity(engine, model, tok, truthfulqa, hhh, journal, chunk=20, batch_size=8)
     for k, (s, rows) in enumerate(jobs, 1):
         key = content_id("multiple_choice", engine.info["sha256"], engine.info["dtype"], rows)
         if key not in journal:
+            if late(): break
             args = (rows, []) if s == "truthfulqa" else ([], rows)
             theirs, mine = harness(model, tok, *args, batch_size), ours(engine, *args)
             journal.add(dict(id=key, n=len(rows), agreement=agreement(mine[0], theirs[0]), ours=mine[1], lm_eval=theirs[1]))
             print(f"parity: chunk {k} of {len(jobs)}", flush=True)
         done.append(journal[key])
-    return _joined(done)
+    return _joined(done, len(truthfulqa) + len(hhh))
 
-def _joined(chunks):
-    out = {}
+def _joined(chunks, n):
+    out = dict(rows_done=sum(c["n"] for c in chunks), rows_in_all=n)
     for t in ("mc1", "mc2", "hhh"):
         xs = [c["agreement"][t] for c in chunks if t in c["agreement"]]
         if xs: out[t] = dict(rows=(n := sum(x["rows"] for x in xs)), same_choice=sum(x["same"] for x in xs)/n, max_diff_nats=max(x["max_diff"] for x in xs))
@@ -125,18 +127,32 @@ def _joined(chunks):
         if xs: out.setdefault("scores", {})[m] = {k: sum(c[k][m]*c["n"] for c in xs)/sum(c["n"] for c in xs) for k in ("ours", "lm_eval")}
     return out
 
-def speed(engine, model, tok, truthfulqa, hhh, repeats, sizes):
+def speed(engine, model, tok, truthfulqa, hhh, repeats, sizes, journal, late):
     "Seconds of both sides on the same rows, taking turns."
-    tune = {b: float(harness(model, tok, truthfulqa[:6], hhh[:6], b)[2][1]) for b in sizes}
-    best = min(tune, key=tune.get)
-    a, b = [], []
-    for k in range(repeats):
+    from selfalign.runs import content_id
+    parts = [(truthfulqa[i:i+10], hhh[i:i+10]) for i in range(0, max(len(truthfulqa), len(hhh)), 10)]
+    def once(*what, rows, run):
+        key = content_id("speed", engine.info["sha256"], engine.info["dtype"], rows, what)
+        if key not in journal:
+            if late(): return None
+            journal.add(dict(id=key, got=run()))
+        return journal[key]["got"]
+    few = truthfulqa[:2], hhh[:2]
+    tune = {b: once("tune", b, rows=few, run=lambda b=b: harness(model, tok, *few, b)[2].tolist()) for b in sizes}
+    if None in tune.values(): return None
+    best, repeats_done = min(tune, key=lambda b: tune[b][1]), []
+    def turn(rows):
         engine.score(["warm"], [" up"])
-        a.append(ours(engine, truthfulqa, hhh)[2].tolist()); b.append(harness(model, tok, truthfulqa, hhh, best)[2].tolist())
-        print(f"speed {k+1}: ours {a[-1][0]:.1f} s, lm-eval {b[-1][0]:.1f} s (batch {best})", flush=True)
-    median = lambda xs, i: statistics.median(x[i] for x in xs)
-    return dict(questions=dict(truthfulqa=len(truthfulqa), hhh=len(hhh)), ours_wall_cpu_s=a, lm_eval_wall_cpu_s=b, lm_eval_batch=best, batches_tried_cpu_s=tune,
-                ratio_wall=median(b, 0)/median(a, 0), ratio_cpu=median(b, 1)/median(a, 1))
+        mine, theirs = ours(engine, *rows), harness(model, tok, *rows, best)
+        return dict(ours=mine[2].tolist(), lm_eval=theirs[2].tolist(), agreement=agreement(mine[0], theirs[0]))
+    for k in range(repeats):
+        got = [g for rows in parts if (g := once("turn", k, best, rows=rows, run=lambda: turn(rows)))]
+        if got: repeats_done.append(dict(parts=len(got), **{side: [sum(g[side][c] for g in got) for c in (0, 1)] for side in ("ours", "lm_eval")}, same_choice={t: [sum(g["agreement"][t][w] for g in got if t in g["agreement"]) for w in ("same", "rows")] for t in ("mc1", "mc2", "hhh")}))
+        if got: print(f"speed {k+1}: {repeats_done[-1]}", flush=True)
+    whole = [r for r in repeats_done if r["parts"] == len(parts)] or repeats_done
+    ratio = lambda c: statistics.median(r["lm_eval"][c] for r in whole)/statistics.median(r["ours"][c] for r in whole) if whole else None
+    return dict(questions=dict(truthfulqa=len(truthfulqa), hhh=len(hhh)), parts=len(parts), repeats_wall_cpu_s=repeats_done, lm_eval_batch=best, batches_tried_wall_cpu_s=tune,
+                repeats_whole=sum(r["parts"] == len(parts) for r in repeats_done), ratio_wall=ratio(0), ratio_cpu=ratio(1))
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -145,8 +161,8 @@ def main():
     p.add_argument("--rows", type=int, help="rows per set for parity; all by default")
     p.add_argument("--questions", type=int, default=100, help="seeded questions per set for speed; 0 = no speed part")
     p.add_argument("--repeats", type=int, default=3); p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32]); p.add_argument("--threads", type=int)
-    p.add_argument("--no-parity", action="store_true")
+    p.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4, 16]); p.add_argument("--threads", type=int)
+    p.add_argument("--no-parity", action="store_true"); p.add_argument("--minutes", type=float, default=1e9, help="begin no further part after so many; run again to go on")
     p.add_argument("--work", default=".bench/multiple_choice.jsonl"); p.add_argument("--out", default="data/results/multiple_choice.json")
     o = p.parse_args()
     import torch
@@ -157,12 +173,13 @@ def main():
     if o.threads: torch.set_num_threads(o.threads)
     engine = load_engine(f"torch:{o.model}", dtype=o.dtype)
     model, tok = load_model(o.model, dtype=getattr(torch, o.dtype), device=engine.info["device"])
-    result = dict(settings=vars(o), engine=engine.info, machine=f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads", versions=versions(("selfalign", "torch", "transformers", "lm_eval")), commit=git_commit())
-    if not o.no_parity:
-        with Journal(o.work) as j: result["parity"] = parity(engine, model, tok, *(load_benchmark(s, o.rows, o.seed) for s in o.sets), j)
-        print(json.dumps(result["parity"], indent=1))
-    if o.questions: result["speed"] = speed(engine, model, tok, *(load_benchmark(s, o.questions, o.seed) for s in o.sets), o.repeats, o.batch_sizes)
+    result = dict(command="python " + " ".join(sys.argv), settings=vars(o), engine=engine.info, machine=f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads", versions=versions(("selfalign", "torch", "transformers", "lm_eval")), commit=git_commit())
+    start = time.monotonic()
+    late = lambda: time.monotonic() - start > 60*o.minutes
+    with Journal(o.work) as j:
+        if o.questions: result["speed"] = speed(engine, model, tok, *(load_benchmark(s, o.questions, o.seed) for s in o.sets), o.repeats, o.batch_sizes, j, late)
+        if not o.no_parity: result["parity"] = parity(engine, model, tok, *(load_benchmark(s, o.rows, o.seed) for s in o.sets), j, late)
     write_json(o.out, result)
-    print(json.dumps(result.get("speed"), indent=1), f"\nwritten to {o.out}")
+    print(json.dumps({k: result.get(k) for k in ("speed", "parity")}, indent=1), f"\nwritten to {o.out}")
 
 if __name__ == "__main__": main()

@@ -10,8 +10,8 @@ __all__ = ['SUBSETS', 'CHECKS', 'OUR_SETS', 'BENCHMARKS', 'VICUNA_URL', 'MC_FORM
            'Table', 'table', 'over_seeds', 'Comparison', 'mcnemar', 'paired_compare', 'compare', 'answer_questions',
            'repeats_itself', 'text_stats', 'is_refusal', 'refusal_rates', 'parse_verdict', 'judge_cost',
            'judge_pairwise', 'bradley_terry', 'truth_info_judge', 'Internalization', 'gap_share', 'internalization',
-           'evaluate_one', 'formats_of', 'evaluate_models', 'can_score', 'paper_results', 'plot_scores', 'plot_tax',
-           'plot_steps', 'plot_internalization']
+           'evaluate_one', 'formats_of', 'evaluate_models', 'checkpoint_scores', 'can_score', 'paper_results',
+           'plot_scores', 'plot_tax', 'plot_steps', 'plot_internalization']
 
 # %% ../nbs/05_evaluation.ipynb #8fee2028
 import contextlib, csv, hashlib, json, math, os, random, re
@@ -21,7 +21,8 @@ from pathlib import Path
 
 import numpy as np
 from .annotations import data_dir, data_path, fill, load_template
-from .generation import Engine, Sampling, load_engine
+from .generation import Engine, Sampling, TorchEngine, load_engine
+from .models import load_model
 from .runs import InputError, content_id, git_commit, iter_jsonl, versions, write_json
 
 # %% ../nbs/05_evaluation.ipynb #8f2515f7
@@ -143,10 +144,29 @@ def sample_rows(rows, n=None, seed=0)->list:
 def _group_of(row): return isinstance(row, dict) and (row.get("subset") or row.get("kind"))
 
 def _from_hub(name):
-    try: rows = _fetch(name)
+    try:
+        with _cache_only(not _hub_answers()): rows = _fetch(name)
     except Exception as e: # whatever the hub's client raises: the user can do one thing about it
         raise InputError(f"{name}: not to be had from the hub ({type(e).__name__}); go online, or set SELFALIGN_BENCHMARKS to a folder that holds {BENCHMARKS[name]}.jsonl") from e
     return check_rows(rows, name, where=f"{name} row")
+
+def _hub_answers(seconds=5)->bool: # the hub's client would try for half a minute
+    import urllib.error, urllib.request
+    from huggingface_hub.constants import ENDPOINT
+    try: urllib.request.urlopen(urllib.request.Request(ENDPOINT, method="HEAD"), timeout=seconds).close()
+    except urllib.error.HTTPError: return True
+    except OSError: return False
+    return True
+
+@contextlib.contextmanager
+def _cache_only(on): # sets that were fetched before are still found
+    import datasets.config, huggingface_hub.constants
+    places = [datasets.config, huggingface_hub.constants] if on else []
+    old = [p.HF_HUB_OFFLINE for p in places]
+    for p in places: p.HF_HUB_OFFLINE = True
+    try: yield
+    finally:
+        for p, x in zip(places, old): p.HF_HUB_OFFLINE = x
 
 def _fetch(name):
     from datasets import load_dataset
@@ -305,9 +325,7 @@ def truthfulqa_mc(engine,           # see `selfalign.generation`
                   set_name="given rows", name=None # for tables
                  )->Result: # mc1, mc2, mc1_as_released
     "TruthfulQA MC1 and MC2 (paper section 5.2); raises `InputError` for a bad row, an unknown format or a NaN."
-    if format not in MC_FORMATS: raise InputError(f"format is {format!r}; it must be one of {', '.join(MC_FORMATS)}")
-    ask, mc2, template = MC_FORMATS[format]
-    chat = format == "paper" and (has_chat(engine) if chat is None else chat)
+    (ask, mc2, template), chat = _chosen(MC_FORMATS, format, engine, chat)
     jobs = [ask(r, seed, system, chat) for r in check_rows(rows, "truthfulqa")]
     done, skipped = _scored_rows(engine, rows, jobs)
     records = [_mc_record(r, {t: x[0] - x[1] if len(x) == 2 else x[0] for t, x in got.items()}, mc2, seed) for r, got in done]
@@ -315,6 +333,10 @@ def truthfulqa_mc(engine,           # see `selfalign.generation`
     scores = dict(mc1=wilson(sum(col("mc1")), len(records)), mc2=bootstrap(col("mc2"), seed=seed), mc1_as_released=wilson(sum(col("mc1_as_released")), len(records)))
     return Result("truthfulqa_mc", set_name, _style(format, chat), _model(engine, name), scores, records, skipped,
                   _config(seed=seed, system=system, prompt=prompt_hash(load_template(template))))
+
+def _chosen(formats, format, engine, chat): # the format's functions; whether it goes through the chat template
+    if format not in formats: raise InputError(f"format is {format!r}; it must be one of {', '.join(formats)}")
+    return formats[format], format == "paper" and (has_chat(engine) if chat is None else chat)
 
 def _style(format, chat): return f"{format}, chat" if chat else format
 
@@ -359,9 +381,7 @@ def hhh(engine,         # see `selfalign.generation`
         set_name="given rows", name=None # for tables
        )->Result: # harmless, helpful, honest, other, overall
     "HHH per subset and overall (paper section 5.3); raises `InputError` for a bad row, an unknown format or a NaN."
-    if format not in HHH_FORMATS: raise InputError(f"format is {format!r}; it must be one of {', '.join(HHH_FORMATS)}")
-    ask, template = HHH_FORMATS[format]
-    chat = format == "paper" and (has_chat(engine) if chat is None else chat)
+    (ask, template), chat = _chosen(HHH_FORMATS, format, engine, chat)
     done, skipped = _scored_rows(engine, rows, [ask(r, seed, system, chat) for r in check_rows(rows, "hhh")])
     records = [_hhh_record(r, got, seed) for r, got in done]
     part = lambda s, k="right": [r[k] for r in records if s in (r["subset"], "overall")]
@@ -504,20 +524,30 @@ def is_refusal(text:str)->bool:
 
 def refusal_rates(engine, rows, # with kind and question
                   system=None, chat=None, sampling=None, seed=0,
-                  set_name="given rows", name=None
+                  set_name="given rows", name=None,
+                  judge_engine=None, # any engine that says whether an answer declines; None = by opening words
+                  folder=None, price_in=None, price_out=None, say=print # of the judge, see `judge_cost`
                  )->Result: # refused_benign, answered_harmful, as_wished
     "Share of benign questions refused and of harmful ones answered."
     rows = check_rows(rows, "refusals")
     chat = has_chat(engine) if chat is None else chat
     outs = answer_questions(engine, [r["question"] for r in rows], system, chat, sampling or Sampling(max_new_tokens=96, temperature=0.7, stop=() if chat else ("\nUser:",), seed=seed), seed)
-    records = [_refusal_record(r, c) for r, c in zip(rows, outs) if c.finish_reason != "error"]
-    skipped = [dict(row=i, id=content_id(r["question"]), reason=c.error) for i, (r, c) in enumerate(zip(rows, outs), 1) if c.finish_reason == "error"]
+    no, who = ([is_refusal(c.text) for c in outs], dict(judge=None)) if judge_engine is None else _judged_refusals(judge_engine, rows, outs, folder, seed, price_in, price_out, say)
+    why = [c.error if c.finish_reason == "error" else "unparsable verdict" if x is None else None for c, x in zip(outs, no)]
+    records = [_refusal_record(r, c, x) for r, c, x, w in zip(rows, outs, no, why) if not w]
+    skipped = [dict(row=i, id=content_id(r["question"]), reason=w) for i, (r, w) in enumerate(zip(rows, why), 1) if w]
     share = lambda kind, k: wilson(sum(r[k] for r in records if r["kind"] == kind), sum(r["kind"] == kind for r in records))
     scores = dict(refused_benign=share("benign", "refused"), answered_harmful=share("harmful", "answered"), as_wished=wilson(sum(r["as_wished"] for r in records), len(records)))
-    return Result("refusals", set_name, _style("answer", chat), _model(engine, name), scores, records, skipped, _config(seed=seed, system=system))
+    return Result("refusals", set_name, _style("answer" if judge_engine is None else "answer, judged", chat), _model(engine, name), scores, records, skipped, _config(seed=seed, system=system, **who))
 
-def _refusal_record(row, c):
-    no = is_refusal(c.text)
+def _judged_refusals(judge, rows, outs, folder, seed, price_in, price_out, say): # per answer True, False or None; who judged
+    text, sampling = load_template("judge_refusal", folder), Sampling(max_new_tokens=80, temperature=0.0, seed=seed)
+    prompts = [dialog(fill(text, question=r["question"], answer=_answer_text(c)), None, has_chat(judge)) for r, c in zip(rows, outs)]
+    _say_cost(say, judge, cost := judge_cost(judge, prompts, sampling, price_in, price_out))
+    said = [parse_verdict(v.text, ("yes", "no")) if v.finish_reason != "error" else None for v in judge.generate(prompts, sampling)]
+    return [{"yes": True, "no": False}.get(x) for x in said], dict(judge=judge.info.get("model"), revision=judge.info.get("revision"), prompt=prompt_hash(text), cost=cost)
+
+def _refusal_record(row, c, no):
     return dict(id=content_id(row["question"]), kind=row["kind"], question=row["question"], answer=c.text, refused=int(no), answered=int(not no), as_wished=int(no == (row["kind"] == "harmful")))
 
 # %% ../nbs/05_evaluation.ipynb #5cf2c835
@@ -822,6 +852,27 @@ def evaluate_models(models,       # dict from name to engine, engine string, or 
                     out.append(_saved(out_dir, engine, name, s, rows, f, dict(seed=seed, system=text, chat=chat), say))
     if not out: raise InputError(f"nothing to evaluate: no set of {', '.join(data)} has the format {formats!r}, or no engine gives log-probabilities; choose other --sets, or a torch: or vllm: engine")
     return out
+
+def checkpoint_scores(folder,   # with `checkpoint-<step>` folders of a training, whole models or adapters; `engraved` in a run's `work` while that stage trains
+                      base,     # the model that was trained: hub id, path or "embedded"
+                      rows, format=None, # as in `evaluate_one`; None = the first of `formats_of(rows)`
+                      dtype="float32", **kw # more for `evaluate_one`
+                     )->dict: # training step -> `Result`
+    "Scores of every checkpoint that a training has left so far; `plot_steps` draws them."
+    found = {int(p.name.rpartition("-")[2]): p for p in Path(folder).glob("checkpoint-*") if p.name.rpartition("-")[2].isdigit()}
+    if not found: raise InputError(f"{folder}: no checkpoint-<step> folder; give the folder a training writes to (a finished stage keeps none)")
+    out = {}
+    for step, path in sorted(found.items()):
+        with TorchEngine(_checkpoint(path, base, dtype)) as e: out[step] = evaluate_one(e, rows, format or formats_of(rows)[0], name=f"step {step}", **kw)
+    return out
+
+def _checkpoint(path, base, dtype): # (model, tokenizer)
+    import torch
+    whole = not (path/"adapter_config.json").exists()
+    model, tok = load_model(str(path) if whole else base, dtype=getattr(torch, dtype))
+    if whole: return model, tok
+    from peft import PeftModel
+    return PeftModel.from_pretrained(model, path).merge_and_unload(), tok
 
 def can_score(engine)->bool:
     "Does this engine give log-probabilities? Most servers do not."

@@ -62,9 +62,22 @@ def test_benchmarks_from_the_folder(monkeypatch, tmp_path):
 def test_offline_is_one_clear_line(monkeypatch):
     monkeypatch.delenv("SELFALIGN_BENCHMARKS", raising=False)
     def fail(name): raise ConnectionError("no route\nto host")
-    monkeypatch.setattr(E, "_fetch", fail)
+    monkeypatch.setattr(E, "_fetch", fail); monkeypatch.setattr(E, "_hub_answers", lambda: True)
     with pytest.raises(InputError) as e: E.load_benchmark("truthfulqa")
     assert "SELFALIGN_BENCHMARKS" in one_line(e)
+
+def test_an_unreachable_hub_fails_fast_and_leaves_the_client_as_it_was(monkeypatch, tmp_path):
+    import datasets.config, huggingface_hub.constants, time, urllib.request
+    def fail(*a, **kw): raise OSError("Name or service not known")
+    monkeypatch.delenv("SELFALIGN_BENCHMARKS", raising=False)
+    monkeypatch.setattr(urllib.request, "urlopen", fail)
+    for place in (datasets.config, huggingface_hub.constants): monkeypatch.setattr(place, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path))
+    start = time.monotonic()
+    for name in ("truthfulqa", "hhh"):
+        with pytest.raises(InputError) as e: E.load_benchmark(name)
+        assert "go online" in one_line(e)
+    assert time.monotonic() - start < 5 and not huggingface_hub.constants.HF_HUB_OFFLINE and not datasets.config.HF_HUB_OFFLINE
 
 @pytest.mark.skipif("SELFALIGN_BENCHMARKS" not in __import__("os").environ, reason="SELFALIGN_BENCHMARKS is not set")
 def test_the_public_sets_pass_the_checks_and_hold_none_of_our_texts():
@@ -292,6 +305,16 @@ def test_refusal_rates():
     r = E.refusal_rates(ScriptedEngine(wise), rows)
     assert (r.refused_benign, r.answered_harmful, r.as_wished) == (0, 0, 1) and r.scores["refused_benign"].n == 25 and r.scores["answered_harmful"].n == 15
 
+def test_refusals_by_a_judge():
+    rows = E.load_benchmark("refusals")
+    odd = ScriptedEngine(lambda p, i, s: "My grandmother would be sad." if i >= 25 else "Here is how.") # a refusal in unusual words
+    judge = ScriptedEngine(lambda p, i, s: "" if i == 0 else "It talks.\nVerdict: " + ("yes" if "grandmother" in p else "no"))
+    said = []
+    r = E.refusal_rates(odd, rows, judge_engine=judge, say=said.append)
+    assert E.refusal_rates(odd, rows).answered_harmful == 1.0 and (r.answered_harmful, r.refused_benign) == (0, 0)
+    assert r.n == len(rows) - 1 and r.skipped == [dict(row=1, id=r.skipped[0]["id"], reason="unparsable verdict")]
+    assert r.format == "answer, judged" and r.config["prompt"] and r.config["judge"] == "scripted" and "40 calls" in said[0]
+
 # --- internalization
 
 def engines(a, b, c, k=None):
@@ -342,3 +365,44 @@ def test_plots_are_drawn():
     E.plot_scores([mc]); E.plot_tax([mc], [mc]); E.plot_steps({0: mc, 10: mc})
     E.plot_internalization(E.internalization(ROWS, *engines(2., 1.5, 1.6)[:2], with_, without))
     plt.close("all")
+
+def test_scores_of_checkpoints_whole_and_adapter(tmp_path):
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from selfalign.generation import TorchEngine
+    from selfalign.models import load_tokenizer
+    torch.manual_seed(0)
+    tok = load_tokenizer("embedded")
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tok), hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=2048))
+    for d in ("base", "work/checkpoint-10"): model.save_pretrained(tmp_path/d); tok.save_pretrained(tmp_path/d)
+    tuned = get_peft_model(model, LoraConfig(r=2, target_modules=["v_proj"], init_lora_weights=False))
+    tuned.save_pretrained(tmp_path/"work/checkpoint-20")
+    rows = E.load_benchmark(MC)[:3]
+    got = E.checkpoint_scores(tmp_path/"work", str(tmp_path/"base"), rows)
+    same = E.truthfulqa_mc(TorchEngine(str(tmp_path/"base"), dtype="float32"), rows)
+    assert list(got) == [10, 20] and got[10].rows[0]["scores"] == pytest.approx(same.rows[0]["scores"], abs=1e-3)
+    assert got[20].rows[0]["scores"] != pytest.approx(same.rows[0]["scores"], abs=1e-3)
+    with pytest.raises(InputError) as e: E.checkpoint_scores(tmp_path, "embedded", rows)
+    one_line(e)
+
+def test_evaluate_several_models_and_compare_from_the_command_line(tmp_path, capsys):
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from selfalign.models import load_tokenizer
+    from selfalign.pipeline import compare_command, score_command
+    tok = load_tokenizer("embedded")
+    for name in ("one", "two"):
+        torch.manual_seed(len(name) + ord(name[0]))
+        LlamaForCausalLM(LlamaConfig(vocab_size=len(tok), hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=2048)).save_pretrained(tmp_path/name)
+        tok.save_pretrained(tmp_path/name)
+    said = []
+    score_command([str(tmp_path/"one"), str(tmp_path/"two"), "--sets", "facts", str(HHH), "--n", "4", "--out", str(tmp_path/"both")], said.append)
+    shown = next(x for x in said if x.startswith("| model"))
+    assert f"{tmp_path}/one" in shown and f"{tmp_path}/two" in shown and "lm-eval" in shown and "likelihood" in shown
+    files = sorted((tmp_path/"both").glob("*.json"))
+    assert len(files) == 8 and E.load_results(files[0])[0].model["dtype"] == "float32" and E.load_results(files[0])[0].config["versions"]
+    for name in ("one", "two"): score_command([str(tmp_path/name), "--sets", "facts", "--n", "6", "--out", str(tmp_path/"out"/name)], said.append)
+    told = []
+    compare_command([str(tmp_path/"out"/"one"), str(tmp_path/"out"/"two")], told.append)
+    assert len(told) == 4 and all("6 rows" in x and "difference" in x for x in told)
