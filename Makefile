@@ -26,10 +26,10 @@ test-vllm: $(VENV)/.dev
 	$(VLLM_PYTHON) -m pytest -q -rs -m vllm tests/test_generation_remote.py
 
 soak: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -m soak
+	$(BIN)/python benchmarks/reliability.py soak --kills 60
 
 fuzz: $(VENV)/.dev
-	SELFALIGN_FUZZ=170000 $(BIN)/python -m pytest -q tests/test_fuzz.py
+	$(BIN)/python benchmarks/reliability.py fuzz --inputs 1000000
 
 test-browser: $(VENV)/.dev docs
 	$(BIN)/python -m pytest -q -m browser

@@ -1292,7 +1292,7 @@ class OpenAIEngine(Engine):
         try: return self._read(call(prompt, seed, body), sampling)
         except lost as e: raise InputError(f"{_no_secrets(self.url)}: no answer after {self.patience:.0f} s of retries ({type(e).__name__}); start the server again and resume") from e
         except openai.AuthenticationError: raise InputError(f"{_no_secrets(self.url)}: the server rejects the key; set OPENAI_API_KEY") from None
-        except openai.APIStatusError as e: return _error(i, f"the server answers {e.status_code}: {str(e.message)[:200]}")
+        except openai.APIStatusError as e: return _error(i, f"the server answers {e.status_code}: {str(e.message).replace(self.client.api_key, '(key)')[:200]}")
 
     def _call(self, prompt, seed, body):
         args = dict(body, model=self.model or None, seed=seed % 2**31)

@@ -100,6 +100,8 @@ def engine_string(cfg:RunConfig,
                  )->str:
     "The engine string for the base model, or for one that the run has made."
     kind = cfg.engine.removeprefix("ray:").partition(":")[0]
+    if any("@" in (e or "").partition("://")[2].partition("/")[0] for e in (cfg.engine, cfg.engraved_engine)):
+        raise InputError("a server's address holds a user or password, which would be stored with the run; leave it out and set OPENAI_API_KEY")
     if kind not in KINDS: raise InputError(f"unknown engine {cfg.engine!r}; give torch, vllm, ray:torch, ray:vllm, or a full string such as openai:http://localhost:8000/v1#name")
     if model is not None and kind == "openai":
         if cfg.engraved_engine: return cfg.engraved_engine
@@ -652,11 +654,12 @@ def main(argv=None)->int: # exit code
     except KeyboardInterrupt: print("\ninterrupted; nothing that was finished is lost, the same command goes on from here", file=sys.stderr); return 130
     except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), 1); return 1 # the reader of our output has left, as `head` does
     except OSError as e:
-        if e.errno in (28, 13, 30, 122): return _fail(f"{e.filename or 'disk'}: {e.strerror}; make room or choose another folder, then give the same command again", debug)
+        if e.errno in (28, 13, 27, 30, 122): # full, forbidden, too large, read-only, quota
+            return _fail(f"{e.filename or 'disk'}: {e.strerror}; make room or choose another folder, then give the same command again", debug)
         raise
     except MemoryError: return _fail("out of memory; lower --batch-size or engrave.micro_batch, then give the same command again", debug)
     except RuntimeError as e:
-        if "out of memory" in str(e).lower(): return _fail("out of memory; lower --batch-size or the micro_batch of the training, then give the same command again", debug)
+        if any(x in str(e).lower() for x in ("out of memory", "allocate memory")): return _fail("out of memory; lower --batch-size or the micro_batch of the training, then give the same command again", debug)
         raise
 
 def _fail(e, debug):

@@ -54,18 +54,23 @@ def atomic_path(path # the file or folder to be made
                ): # gives a temporary path beside it; renamed over `path` when the block ends well
     "Write to a temporary name, then rename: a reader sees the old content or the new, never half."
     path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.parent/f".{path.name}.{os.getpid()}.tmp"
+    tmp, old = (path.parent/f".{path.name}.{os.getpid()}.{k}tmp" for k in ("", "old."))
     try:
         yield tmp
         if tmp.is_dir():
             for f in tmp.rglob("*"):
                 if f.is_file(): _fsync(f)
-            if path.exists(): shutil.rmtree(path)
+            if path.exists(): os.replace(path, old) # aside in one step: a folder half removed would look like a whole one
         else: _fsync(tmp)
         os.replace(tmp, path)
+        with contextlib.suppress(OSError): _fsync(path.parent) # the new name itself; not every system can sync a folder
     finally:
-        if tmp.is_dir(): shutil.rmtree(tmp, ignore_errors=True)
-        else: tmp.unlink(missing_ok=True)
+        _remove(tmp); _remove(old)
+
+def _remove(path):
+    "Remove a file or folder, if it is there."
+    if path.is_dir(): shutil.rmtree(path, ignore_errors=True)
+    else: path.unlink(missing_ok=True)
 
 def _fsync(path):
     fd = os.open(path, os.O_RDONLY)
@@ -87,6 +92,10 @@ def write_json(path, obj):
     with atomic_path(path) as tmp: tmp.write_text(json.dumps(obj, indent=1, ensure_ascii=True, default=str) + "\n", encoding="utf-8")
 
 # %% ../nbs/core/runs.ipynb #9f7656d6
+def _slim(row): # short strings and keys are the same in most rows: a million rows then fit into half the memory
+    short = lambda v: sys.intern(v) if type(v) is str and len(v) < 8 else v
+    return {sys.intern(k): short(v) for k, v in row.items()} if isinstance(row, dict) else row
+
 class Journal:
     "An append-only JSONL file of finished work, keyed by id."
     def __init__(self, path, # the file; made with its folders
@@ -103,7 +112,7 @@ class Journal:
             for n, line in enumerate(f, 1):
                 if not line.endswith(b"\n"): break
                 keep += len(line)
-                try: row = json.loads(line); self.rows[row["id"]] = row
+                try: row = _slim(json.loads(line)); self.rows[row["id"]] = row
                 except (ValueError, KeyError, TypeError): bad.append((n, line))
         if keep < self.path.stat().st_size: os.truncate(self.path, keep)
         if bad: self._quarantine(bad)
@@ -153,8 +162,7 @@ class Run:
                  say=print     # where one-line messages go
                 ):
         self.path, self.say = Path(path), say
-        self._lock()
-        try: self.manifest = self._open(config or {})
+        try: self._lock(); self.manifest = self._open(config or {})
         except BaseException: self.close(); raise
 
     def _lock(self):
@@ -178,6 +186,7 @@ class Run:
         elif [p for p in self.path.iterdir() if not p.name.startswith(".")]:
             raise InputError(f"{self.path}: not empty and not a run (no manifest.json); choose a new folder")
         else: man = dict(stages={})
+        for p in list(self.path.rglob(".*.tmp")): _remove(p) # left by a killed process; whoever holds the lock is alone here
         here = Path(__file__).parent if "__file__" in globals() else Path(".")
         self.news = dict(config=config or man.get("config", {}), versions=versions(), commit=git_commit(here)) # written when a stage accepts them
         return man

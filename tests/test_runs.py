@@ -33,7 +33,9 @@ def test_a_resumed_run_equals_an_undisturbed_one(tmp_path):
     lines = j.read_bytes().splitlines(keepends=True)
     j.write_bytes(b"".join(lines[:7]) + lines[7][:30])  # killed while the eighth line was written
     (tmp_path / "b" / "shouts.jsonl").unlink()
-    assert make(tmp_path / "b") == whole
+    said = []
+    assert make(tmp_path / "b", say=said.append) == whole
+    assert not said and not (j.parent / "quarantine.jsonl").exists()  # a torn line is no damage: it is cut and made again, silently
     assert len(read_jsonl(j)) == 20 and read_jsonl(tmp_path / "a" / "shouts.jsonl") == read_jsonl(tmp_path / "b" / "shouts.jsonl")
 
 
@@ -46,7 +48,9 @@ def test_a_damaged_middle_line_is_reported_and_made_again(tmp_path):
     said = []
     assert make(tmp_path / "a", say=said.append) == whole
     assert any("shout.jsonl:4" in s and "quarantine" in s for s in said)
-    assert len(read_jsonl(j.parent / "quarantine.jsonl")) == 1
+    (q,) = read_jsonl(j.parent / "quarantine.jsonl")
+    assert (q["file"], q["line"]) == ("shout.jsonl", 4) and q["raw"].startswith('{"id": "x", ')
+    assert sorted(r["id"] for r in read_jsonl(j)) == sorted(r["id"] for r in whole)  # its row was made again, none twice
 
 
 def test_changed_settings_refuse_and_overwrite_nothing(tmp_path):
