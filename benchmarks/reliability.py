@@ -96,7 +96,7 @@ def at_work(out, steps):
     except FileNotFoundError: done = set()
     return next((s for s in steps[:-1] if STAGES[s][0] not in done), steps[-1])
 
-def soak(kills, minutes, seed=0):
+def soak(kills, minutes, seed=0, keep=lambda got: None):
     import torch, transformers, trl, peft, datasets, accelerate # noqa: F401 loaded once, before the forks
     from selfalign import sft # noqa: F401
     from selfalign.pipeline import STEPS, config_from
@@ -131,8 +131,10 @@ def soak(kills, minutes, seed=0):
             for m in ("engraved", "final"): worst = max(worst, abs(losses(out, m)[-1] - losses(d/"whole", m)[-1]))
             differ["temporary files left"] += len(list(out.rglob(".*.tmp"))); differ["quarantined lines"] += sum(1 for q in out.rglob("quarantine.jsonl") for _ in open(q))
             runs += 1; print(f"run {runs}: {sum(per_stage.values())} kills so far, {again} in this one; differences {dict(differ)}; loss {worst:.1e}", flush=True)
-    return dict(kills=sum(per_stage.values()), kills_in_stage={s: per_stage[s] for s in steps}, runs_finished=runs, compared=dict(compared), differences=dict(differ),
+            got = dict(kills=sum(per_stage.values()), kills_in_stage={s: per_stage[s] for s in steps}, runs_finished=runs, compared=dict(compared), differences=dict(differ),
                 largest_difference_of_final_loss=worst, minutes=round((time.monotonic() - start)/60, 1))
+            keep(got) # a soak that is stopped keeps the runs that it has finished
+    return got
 
 
 # ---- fuzz
@@ -260,7 +262,7 @@ def main():
         whole = json.loads(a.out.read_text()) if a.out.exists() else {}
         write_json(a.out, whole | {a.part: dict(got, **made)})
     made = dict(command=shlex.join(["python", "benchmarks/reliability.py", *sys.argv[1:]]), commit=git_commit(ROOT), hardware=hardware(), versions=versions(("selfalign", "torch", "transformers", "trl", "peft")))
-    got = dict(soak=lambda: soak(a.kills, a.minutes, a.seed), fuzz=lambda: fuzz(a.inputs, a.seed, keep), load=lambda: load(a.rows))[a.part]()
+    got = dict(soak=lambda: soak(a.kills, a.minutes, a.seed, keep), fuzz=lambda: fuzz(a.inputs, a.seed, keep), load=lambda: load(a.rows))[a.part]()
     keep(got)
     print(json.dumps({k: v for k, v in got.items() if k != "readers"}, indent=1))
     bad = a.part == "soak" and (got["kills"] < a.kills or any(got["differences"].values()) or got["largest_difference_of_final_loss"] > 1e-3)
