@@ -9,7 +9,8 @@ __all__ = ['KINDS', 'STEPS', 'STAGES', 'COMMANDS', 'EvaluateConfig', 'RunConfig'
            'step_evaluate', 'open_questions', 'closing_table', 'print_table', 'write_report', 'step_report',
            'run_steps', 'check_inputs', 'StepFailed', 'usage', 'parse_run', 'UsageError', 'run_command', 'ScoreArgs',
            'score_command', 'CompareArgs', 'compare_command', 'plan', 'pilot', 'question_types', 'plan_numbers',
-           'plan_table', 'doctor', 'ChatArgs', 'chat_prompt', 'stream_reply', 'chat_command', 'main']
+           'plan_table', 'doctor', 'ChatArgs', 'chat_prompt', 'stream_reply', 'chat_command', 'main', 'PushArgs',
+           'push_command']
 
 # %% ../nbs/06_pipeline.ipynb #5f00849b
 import contextlib, dataclasses, json, os, shutil, signal, subprocess, sys, tempfile, textwrap, types, typing
@@ -396,7 +397,8 @@ class StepFailed(Exception):
 COMMANDS = dict(demo="the whole method on the embedded model, in runs/demo", run="all stages in one run folder", prompts="stage 1: write prompts", respond="stage 2: answer under the principles, filter",
                 engrave="stage 3: fine-tune without the principles", clone="stage 4: verbose answers, final model", evaluate="stage 5: the evidence of a run, or scores of any models",
                 report="report.html and figures of a run", plan="a pilot: what a run of this size would take here", chat="talk to base and final model side by side",
-                compare="compare two evaluations, paired", doctor="check this machine: versions, GPU, disk, models")
+                compare="compare two evaluations, paired", doctor="check this machine: versions, GPU, disk, models",
+                push="list what would go to the Hugging Face hub; --send sends it")
 _STEPS_OF = dict(demo=tuple(STEPS), run=tuple(STEPS), prompts=("prompts",), respond=("respond",), engrave=("engrave",), clone=("verbose", "clone"), evaluate=("evaluate",), report=("report",))
 
 def usage()->str:
@@ -667,6 +669,23 @@ def _fail(e, debug):
     print(f"error: {e}", file=sys.stderr)
     return 1
 
+@dataclass(frozen=True)
+class PushArgs:
+    "Options of `selfalign push RUN`."
+    repo: str            # hub name, owner/name; the data go to owner/name-data
+    send: bool = False   # send; without it, only list what would be sent
+    public: bool = False # make the repositories public
+
+def push_command(argv):
+    "List, or send, the last model of a run and its data."
+    from selfalign.sft import push
+    argv = list(argv)
+    out = argv.pop(0) if argv and not argv[0].startswith("-") else None
+    if out is None and not any(a in ("-h", "--help") for a in argv): raise UsageError("selfalign push needs a run folder, such as runs/mine")
+    a = tyro.cli(PushArgs, args=argv, prog="selfalign push RUN", description=COMMANDS["push"])
+    for repo, name, size in push(out, a.repo, dry_run=not a.send, private=not a.public): print(f"{size:>14,}  {repo}  {name}")
+    print("sent" if a.send else "nothing was sent; add --send to send these files")
+
 def _dispatch(argv):
     if not argv or argv[0] in ("-h", "--help", "help"): print(usage()); return 0 if argv else 2
     if argv[0] == "--version": print(versions().get("selfalign", "unknown")); return 0
@@ -676,6 +695,7 @@ def _dispatch(argv):
     if command == "evaluate" and not (rest and (Path(rest[0])/"manifest.json").exists()): score_command(rest)
     elif command == "compare": compare_command(rest)
     elif command == "chat": chat_command(rest)
+    elif command == "push": push_command(rest)
     elif command == "doctor":
         for what, state, detail in doctor(): print(f"{what:16}{state}{'  ' + detail if detail else ''}")
     elif command == "plan": print_table(plan(parse_run("plan", rest)[1]))

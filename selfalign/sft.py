@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['CHAT_TEMPLATE', 'with_chat_template', 'end_of_turn', 'system_variants', 'plain_messages', 'encode_row', 'encode_rows',
-           'split_held_out', 'TrainConfig', 'EngraveConfig', 'fit', 'save_model', 'model_card', 'train_model',
-           'engrave', 'answer_plainly', 'engrave_control']
+           'split_held_out', 'TrainConfig', 'EngraveConfig', 'fit', 'launch', 'save_model', 'model_card', 'data_card',
+           'push', 'train_model', 'engrave', 'card_facts', 'answer_plainly', 'engrave_control']
 
 # %% ../nbs/03_sft.ipynb #ec83c2ab
-import json, math, os, shutil
+import importlib.util, json, math, os, shutil, subprocess, sys
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -101,6 +101,7 @@ class TrainConfig:
     identity_share: float = 0.0035    # of the training rows: who-are-you pairs (paper: 910 of about 260,000)
     save_steps: int = 100             # optimizer steps between checkpoints
     report_to: tuple[str, ...] = ()   # such as "tensorboard", "trackio"
+    accelerate_config: str|None = None # train in several processes: "fsdp", "deepspeed", or an accelerate config file of yours
 
 @dataclass(frozen=True)
 class EngraveConfig(TrainConfig):
@@ -118,6 +119,11 @@ def _lora(model, cfg):
         raise InputError(f"LoRA targets {', '.join(missing)} do not exist in this model; it has {', '.join(sorted(names - {'lm_head', 'embed_out'}))}")
     return LoraConfig(r=cfg.lora_r, lora_alpha=cfg.lora_alpha, lora_dropout=cfg.lora_dropout, target_modules=list(cfg.lora_targets), task_type="CAUSAL_LM")
 
+def _reporters(names):
+    for n in names:
+        if not importlib.util.find_spec(n): raise InputError(f"report_to names {n}, which is not installed; pip install {n}, or leave it out")
+    return list(names) or "none"
+
 def _sft_config(cfg, work, seed, cuda):
     from trl import SFTConfig
     world = int(os.environ.get("WORLD_SIZE", 1))
@@ -127,20 +133,44 @@ def _sft_config(cfg, work, seed, cuda):
     return SFTConfig(output_dir=str(work), num_train_epochs=cfg.epochs, per_device_train_batch_size=micro,
         gradient_accumulation_steps=max(round(cfg.global_batch / (micro*world)), 1), learning_rate=cfg.learning_rate, lr_scheduler_type="linear",
         warmup_steps=cfg.warmup_steps, max_length=cfg.max_length, packing=packing, bf16=cuda, use_cpu=not cuda, seed=seed, data_seed=seed,
-        logging_steps=1, logging_first_step=True, save_steps=cfg.save_steps, save_total_limit=2, report_to=list(cfg.report_to) or "none",
+        logging_steps=1, logging_first_step=True, save_steps=cfg.save_steps, save_total_limit=2, report_to=_reporters(cfg.report_to), logging_nan_inf_filter=False,
+        use_liger_kernel=cuda and importlib.util.find_spec("liger_kernel") is not None,
         activation_checkpointing=ckpt, train_sampling_strategy="random" if packing else "group_by_length", dataloader_num_workers=0,
         disable_tqdm=bool(os.environ.get("SELFALIGN_NO_PROGRESS")), dataset_num_proc=None, use_cache=True)
 
-class _NoGarbage:
-    "Stops a training whose loss is no number."
-    def __new__(cls):
-        from transformers import TrainerCallback
-        class Stop(TrainerCallback):
-            def on_log(self, args, state, control, logs=None, **kw):
-                loss = (logs or {}).get("loss")
-                if loss is not None and not math.isfinite(loss):
-                    raise InputError(f"the loss is {loss} at step {state.global_step}; lower learning_rate (now {args.learning_rate}); the last good checkpoint is in {args.output_dir}")
-        return Stop()
+def _watch():
+    "Stops a training whose loss or gradient is no number, before its weights are saved."
+    from transformers import TrainerCallback
+    class Stop(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kw):
+            for what in ("loss", "grad_norm"):
+                x = (logs or {}).get(what)
+                if x is not None and not math.isfinite(float(x)):
+                    last = _last_checkpoint(args.output_dir)
+                    kept = f"the last good checkpoint is {last}" if last else "there is no checkpoint before it"
+                    raise InputError(f"the {what} is {x} at step {state.global_step}; lower learning_rate (peak now {args.learning_rate}); {kept}")
+    return Stop()
+
+def _quiet_bar(trainer):
+    "The loss stands behind the progress bar, not on a line of its own at each step."
+    from transformers.trainer_callback import ProgressCallback
+    class Bar(ProgressCallback):
+        def on_log(self, args, state, control, logs=None, **kw):
+            if self.training_bar is not None and "loss" in (logs or {}): self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
+    if trainer.pop_callback(ProgressCallback): trainer.add_callback(Bar())
+
+def _last_checkpoint(work):
+    "The newest whole checkpoint; one whose writing was cut short is passed over."
+    for f in sorted(Path(work).glob("checkpoint-*"), key=lambda f: -int(f.name.rpartition("-")[2])):
+        try: json.loads((f/"trainer_state.json").read_text()); return str(f)
+        except (OSError, ValueError): continue
+
+def _clear_other(work, rows, cfg, seed):
+    "Remove checkpoints of other rows or settings."
+    values = {k: v for k, v in asdict(cfg).items() if k not in ("micro_batch", "save_steps", "report_to", "accelerate_config")}
+    key, work = content_id(json.dumps([[(r["input_ids"], r["labels"]) for r in rows], values, seed])), Path(work)
+    if work.exists() and ((work/"key").read_text() if (work/"key").exists() else None) != key: shutil.rmtree(work)
+    work.mkdir(parents=True, exist_ok=True); (work/"key").write_text(key)
 
 # %% ../nbs/03_sft.ipynb #feb99bd6
 def fit(rows,       # dicts with input_ids and labels, see `encode_rows`
@@ -152,24 +182,48 @@ def fit(rows,       # dicts with input_ids and labels, see `encode_rows`
     import torch
     from datasets import Dataset, disable_progress_bars
     from transformers import PrinterCallback
-    from transformers.trainer_utils import get_last_checkpoint
     from trl import SFTTrainer
     if not rows: raise InputError("no training row; see rejects.jsonl for what the filters turned down")
-    cuda = best_device() == "cuda"
+    cuda, world, rank = best_device() == "cuda", int(os.environ.get("WORLD_SIZE", 1)), os.environ.get("LOCAL_RANK", "0")
+    if world == 1: _clear_other(work, rows, cfg, seed)
+    args = _sft_config(cfg, work, seed, cuda)
     disable_progress_bars(); torch.manual_seed(seed)
-    model, _ = load_model(base, dtype=torch.bfloat16 if cuda else torch.float32, device="cuda" if cuda else "cpu", **_four_bit(cfg))
-    trainer = SFTTrainer(model=model, args=_sft_config(cfg, work, seed, cuda), train_dataset=Dataset.from_list([dict(input_ids=r["input_ids"], labels=r["labels"]) for r in rows]),
-                         processing_class=tok, peft_config=_lora(model, cfg) if cfg.lora_r else None, callbacks=[_NoGarbage()])
-    trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)) if Path(work).exists() else None)
+    model, _ = load_model(base, dtype=torch.bfloat16 if cuda else torch.float32, device=f"cuda:{rank}" if cuda and world == 1 else "cpu", **_four_bit(cfg, rank))
+    trainer = SFTTrainer(model=model, args=args, train_dataset=Dataset.from_list([dict(input_ids=r["input_ids"], labels=r["labels"]) for r in rows]),
+                         processing_class=tok, peft_config=_lora(model, cfg) if cfg.lora_r else None, callbacks=[_watch()])
+    trainer.remove_callback(PrinterCallback); _quiet_bar(trainer)
+    trainer.train(resume_from_checkpoint=_last_checkpoint(work))
+    if world > 1: trainer.save_model(str(Path(work)/"trained")) # gathers what is sharded; the main process writes
     return trainer.model, [dict(step=h["step"], loss=h["loss"]) for h in trainer.state.log_history if "loss" in h]
 
-def _four_bit(cfg):
+def _four_bit(cfg, rank="0"):
     if not cfg.load_in_4bit: return {}
     import torch
     from transformers import BitsAndBytesConfig
     if best_device() != "cuda": raise InputError("load_in_4bit needs a GPU; set engrave.load_in_4bit to false")
-    return dict(quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16, bnb_4bit_use_double_quant=True))
+    return dict(device_map={"": int(rank)}, quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16, bnb_4bit_use_double_quant=True))
+
+# %% ../nbs/03_sft.ipynb #f00c4c60
+def launch(rows, base, work, cfg:TrainConfig, seed=0)->tuple: # (folder with the trained adapter or model, list of {step, loss})
+    "Train in the processes of an accelerate config file; goes on from the last checkpoint like `fit`."
+    if not rows: raise InputError("no training row; see rejects.jsonl for what the filters turned down")
+    file = Path(cfg.accelerate_config)
+    if not file.exists(): file = data_path(f"training/{cfg.accelerate_config}.yaml")
+    _clear_other(work, rows, cfg, seed); work = Path(work)
+    write_jsonl(work/"rows.jsonl", rows); write_json(work/"job.json", dict(base=str(base), cfg=asdict(cfg), seed=seed))
+    done = subprocess.run([sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file), "-m", "selfalign.sft"],
+                          env=dict(os.environ, SELFALIGN_JOB=str(work), SELFALIGN_NO_PROGRESS="1"), stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        said = [l for l in done.stderr.splitlines() if "Error: " in l]
+        raise InputError(f"training under {file} failed: {said[0] if said else done.stderr[-300:]}; its checkpoints are kept in {work}")
+    return work/"trained", json.loads((work/"losses.json").read_text())
+
+def _worker(work):
+    "One process of `launch`."
+    work = Path(work); job = json.loads((work/"job.json").read_text())
+    cfg = TrainConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in job["cfg"].items() if k in TrainConfig.__dataclass_fields__})
+    _, losses = fit(list(read_jsonl(work/"rows.jsonl")), job["base"], with_chat_template(load_tokenizer(job["base"])), work, cfg, job["seed"])
+    if os.environ.get("RANK", "0") == "0": write_json(work/"losses.json", losses)
 
 # %% ../nbs/03_sft.ipynb #3642bdee
 def save_model(model, tok, base, out, cfg, losses, info:dict):
@@ -180,9 +234,11 @@ def save_model(model, tok, base, out, cfg, losses, info:dict):
     with atomic_path(out) as tmp:
         merged = model
         if cfg.lora_r:
-            model.save_pretrained(tmp/"adapter")
-            model.to("cpu"); plain, _ = load_model(src, dtype="auto", device="cpu")
+            if isinstance(model, Path): shutil.copytree(model, tmp/"adapter", ignore=lambda d, names: [n for n in names if not n.startswith("adapter_")])
+            else: model.save_pretrained(tmp/"adapter"); model.to("cpu")
+            plain, _ = load_model(src, dtype="auto", device="cpu")
             merged = PeftModel.from_pretrained(plain, tmp/"adapter").merge_and_unload()
+        elif isinstance(model, Path): merged, _ = load_model(str(model), dtype="auto", device="cpu")
         merged.config.use_cache = True
         gen, eot = merged.generation_config, end_of_turn(tok)
         gen.eos_token_id = sorted({eot, tok.eos_token_id}); gen.pad_token_id = tok.pad_token_id
@@ -192,30 +248,70 @@ def save_model(model, tok, base, out, cfg, losses, info:dict):
         (tmp/"README.md").write_text(model_card(src, cfg, losses, info), encoding="utf-8")
 
 def model_card(src, cfg, losses, info)->str:
-    "A model card: what it is, from what, and how it was trained."
-    about = f"\n*{STAND_IN_NOTICE}.*\n" if src.stand_in else ""
-    repo = f"base_model: {src.name}\n" if "/" in src.name and not Path(src.name).exists() else ""
-    return (f"---\n{repo}tags: [self-align, selfalign]\n---\n# {info.get('title', 'Aligned model')}\n{about}\n"
-            f"Made with [selfalign](https://github.com/selfalign/selfalign) by the SELF-ALIGN method (Sun et al. 2023): the base model `{src.name}` "
-            f"was fine-tuned on its own filtered answers. The licence and the limits of the base model apply.\n\n"
-            f"| | |\n| --- | --- |\n| base model | `{src.name}`{f' at `{src.revision}`' if src.revision else ''} |\n| weights' SHA-256 | `{src.sha256}` |\n"
-            f"| rows | {info.get('rows')} |\n| answer tokens | {info.get('answer_tokens')} |\n| LoRA r / α / dropout | {cfg.lora_r} / {cfg.lora_alpha} / {cfg.lora_dropout} |\n"
-            f"| epochs, rows per step | {cfg.epochs}, {cfg.global_batch} |\n| peak learning rate | {cfg.learning_rate} |\n| loss, first and last step | {losses[0]['loss']:.3f}, {losses[-1]['loss']:.3f} |\n")
+    "A model card: what it is, from what, how it was trained, and what it is not good for."
+    from huggingface_hub import ModelCardData
+    meta = ModelCardData(base_model=src.name if "/" in src.name and not Path(src.name).exists() else None, tags=["self-align", "selfalign"], pipeline_tag="text-generation", library_name="transformers")
+    rows = {"base model": f"`{src.name}`" + (f" at `{src.revision}`" if src.revision else ""), "weights' SHA-256": f"`{src.sha256}`",
+            "lines written by people": info.get("human_lines"), "principles": info.get("principles"), "answers kept of those asked for": info.get("yield"), "rejected, by reason": info.get("rejected"),
+            "rows, lost, truncated": ", ".join(str(info.get(k)) for k in ("rows", "lost", "truncated")), "answer tokens": info.get("answer_tokens"),
+            "LoRA r / α / dropout": f"{cfg.lora_r} / {cfg.lora_alpha} / {cfg.lora_dropout}" if cfg.lora_r else "none: full fine-tuning",
+            "epochs, rows per step": f"{cfg.epochs}, {cfg.global_batch}", "peak learning rate": cfg.learning_rate,
+            "loss, first and last step": f"{losses[0]['loss']:.3f}, {losses[-1]['loss']:.3f}", "scores": info.get("scores", "see the run's report")}
+    table = "\n".join(f"| {k} | {v} |" for k, v in rows.items() if v is not None)
+    return (f"---\n{meta}\n---\n# {info.get('title', 'Aligned model')}\n" + (f"\n*{STAND_IN_NOTICE}.*\n" if src.stand_in else "") +
+            f"\nMade with [selfalign](https://github.com/selfalign/selfalign) by the SELF-ALIGN method (Sun et al. 2023): the base model `{src.name}` was fine-tuned on its own filtered answers.\n\n"
+            f"| | |\n| --- | --- |\n{table}\n\n## Limits and licence\n\nThe model knows what its base model knows and repeats its errors and biases; its answers were filtered by rules, not read by people. "
+            f"The licence of the base model holds for these weights too: read it before you pass them on.\n")
+
+def data_card(run)->str:
+    "A data card for the prompts and responses of a run."
+    from huggingface_hub import DatasetCardData
+    stages = json.loads((Path(run)/"manifest.json").read_text())["stages"]
+    files = [n for n in ("prompts", "responses", "verbose") if (Path(run)/f"{n}.jsonl").exists()]
+    meta = DatasetCardData(tags=["self-align", "selfalign", "synthetic"], configs=[dict(config_name=n, data_files=f"{n}.jsonl") for n in files])
+    table = "\n".join(f"| {n} | {stages.get(n, {}).get('asked', '')} | {stages.get(n, {}).get('kept', '')} | {_reasons(stages.get(n, {}))} |" for n in files)
+    return (f"---\n{meta}\n---\n# Prompts and responses of a SELF-ALIGN run\n\nWritten by a language model under principles and filtered by rules, with [selfalign](https://github.com/selfalign/selfalign); "
+            f"no person read them all. The terms of the model that wrote them apply.\n\n| file | asked | kept | rejected, by reason |\n| --- | --- | --- | --- |\n{table}\n")
+
+def _reasons(stage): return ", ".join(f"{k} {v}" for k, v in (stage.get("rejected") or {}).items()) or "none"
 
 # %% ../nbs/03_sft.ipynb #0dbca920
+def push(run,          # a run folder
+         repo:str,     # hub name, such as "me/aligned"; the data go to `repo`-data
+         dry_run=True, # only list what would be sent
+         private=True  # as the hub's
+        )->list: # (repository, file, bytes) of all that is, or would be, sent
+    "Send the last model of a run, and its prompts and responses, to the Hugging Face hub."
+    run = Path(run); model = next((run/d for d in ("final", "engraved") if (run/d/"config.json").exists()), None)
+    if model is None: raise InputError(f"{run}: no final/ or engraved/ model to push; run `selfalign engrave {run}` first")
+    if repo.count("/") != 1 or not all(repo.split("/")): raise InputError(f"--repo {repo}: give owner/name, such as me/aligned")
+    data = [run/f"{n}.jsonl" for n in ("prompts", "responses", "verbose") if (run/f"{n}.jsonl").exists()]
+    card = data_card(run).encode()
+    sent = [(repo, str(f.relative_to(model)), f.stat().st_size) for f in sorted(model.rglob("*")) if f.is_file()]
+    sent += [(f"{repo}-data", f.name, f.stat().st_size) for f in data] + [(f"{repo}-data", "README.md", len(card))]
+    if dry_run: return sent
+    from huggingface_hub import HfApi
+    api = HfApi()
+    api.create_repo(repo, private=private, exist_ok=True); api.upload_folder(repo_id=repo, folder_path=str(model))
+    api.create_repo(f"{repo}-data", repo_type="dataset", private=private, exist_ok=True)
+    for name, what in [(f.name, str(f)) for f in data] + [("README.md", card)]: api.upload_file(repo_id=f"{repo}-data", repo_type="dataset", path_or_fileobj=what, path_in_repo=name)
+    return sent
+
+# %% ../nbs/03_sft.ipynb #f79db755
 def train_model(rows,  # dicts with id, instruction, input, answer, ended
                 base, out, work, cfg:TrainConfig, seed=0, name="Aster", folder=None, title="Aligned model",
-                identity=True # mix in who-are-you pairs
+                identity=True, # mix in who-are-you pairs
+                about=None # more lines for the model card: human_lines, principles, yield, rejected
                )->dict: # rows, lost, truncated, tokens, first and last loss, steps
     "Encode, train, merge, save."
     tok = with_chat_template(load_tokenizer(base))
     pairs = load_identity(name, folder=folder) if identity else []
     pairs = pairs[:round(cfg.identity_share * len(rows))] if len(pairs) >= cfg.identity_share * len(rows) else pairs * max(1, round(cfg.identity_share * len(rows) / len(pairs)))
     encoded, counts = encode_rows([*rows, *pairs], tok, cfg, name, folder)
-    model, losses = fit(encoded, base, tok, work, cfg, seed)
+    model, losses = launch(encoded, base, work, cfg, seed) if cfg.accelerate_config else fit(encoded, base, tok, work, cfg, seed)
     release()
     info = dict(counts, identity=len(pairs), steps=losses[-1]["step"], first_loss=_mean(losses[:3]), last_loss=_mean(losses[-3:]), title=title)
-    save_model(model, tok, base, out, cfg, losses, info)
+    save_model(model, tok, base, out, cfg, losses, dict(info, **(about or {})))
     del model; release()
     shutil.rmtree(work, ignore_errors=True)
     return info
@@ -228,13 +324,21 @@ def engrave(run,        # a Run whose stage "responses" is finished
             cfg:EngraveConfig=EngraveConfig(), seed=0, name="Aster", folder=None)->dict: # the stage's record
     "Stage 3: fine-tune the base model on the kept answers under the plain prompt; makes `engraved/` and `held_out.jsonl`."
     settings = dict(asdict(cfg), seed=seed, base=_weights_of(base), name=name, system=content_id(load_template("plain_system", folder)), after=run.fingerprint("responses"))
-    settings.pop("micro_batch")
+    for k in ("micro_batch", "accelerate_config"): settings.pop(k)
     with run.stage("engraved", settings, files=["held_out.jsonl", "engraved"]) as rec:
         if rec is None: return run.manifest["stages"]["engraved"]
         rows, held = split_held_out(read_jsonl(run/"responses.jsonl"), cfg.held_out)
         write_jsonl(run/"held_out.jsonl", held)
-        rec.update(train_model(rows, base, run/"engraved", run/"work"/"engraved", cfg, seed, name, folder, "Engraved model"), held_out=len(held))
+        rec.update(train_model(rows, base, run/"engraved", run/"work"/"engraved", cfg, seed, name, folder, "Engraved model", about=card_facts(run)), held_out=len(held))
     return run.manifest["stages"]["engraved"]
+
+def card_facts(run)->dict: # human_lines, principles, yield, rejected: where the run's manifest has them
+    "What a model card says about the data."
+    m = run.manifest; r = m["stages"].get("responses", {}); conf = (m.get("config") or {}).get("respond") or {}
+    out = {"yield": f"{r.get('kept')} of {r.get('asked')}", "rejected": _reasons(r)}
+    if conf.get("principles"): out["principles"] = ", ".join(conf["principles"])
+    if m.get("human_lines") is not None: out["human_lines"] = m["human_lines"]
+    return out
 
 def _weights_of(base): return model_identity(asdict(resolve_model(base)))
 
@@ -255,7 +359,7 @@ def answer_plainly(run, engine, cfg:EngraveConfig=EngraveConfig(), seed=0, name=
 def engrave_control(run, base, cfg:EngraveConfig=EngraveConfig(), seed=0, name="Aster", folder=None)->dict: # the stage's record
     "The control arm: the same training on answers given without principles, with as many answer tokens; makes `control/`."
     settings = dict(asdict(cfg), seed=seed, after=[run.fingerprint("control answers"), run.fingerprint("engraved")])
-    settings.pop("micro_batch")
+    for k in ("micro_batch", "accelerate_config"): settings.pop(k)
     with run.stage("control", settings, files=["control"]) as rec:
         if rec is None: return run.manifest["stages"]["control"]
         rows = _same_tokens(read_jsonl(run/"control_answers.jsonl"), run.manifest["stages"]["engraved"]["answer_tokens"], load_tokenizer(base))
@@ -271,3 +375,6 @@ def _same_tokens(rows, budget, tok):
         lo, hi = (mid, hi) if sum(min(s, mid) for s in sizes) <= budget else (lo, mid-1)
     cut = lambda r, s: r if s <= lo else dict(r, answer=tok.decode(tok(r["answer"])["input_ids"][:lo]), ended=False)
     return [cut(r, s) for r, s in zip(rows, sizes)]
+
+# %% ../nbs/03_sft.ipynb #bc6e98c4
+if __name__ == "__main__" and "SELFALIGN_JOB" in os.environ: _worker(os.environ["SELFALIGN_JOB"]) # a process of `launch`

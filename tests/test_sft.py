@@ -1,0 +1,117 @@
+"""Training: going on after a kill, several processes, cards, and what is said when something is wrong."""
+import errno, json, os, signal, subprocess, sys, time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from selfalign import sft
+from selfalign.annotations import data_path, example_rows
+from selfalign.models import load_tokenizer
+from selfalign.runs import InputError, write_json, write_jsonl
+from selfalign.sft import TrainConfig, encode_rows, fit, launch, push, save_model, train_model, with_chat_template
+
+CFG = TrainConfig(epochs=2, global_batch=4, micro_batch=4, learning_rate=1e-3, warmup_steps=1, max_length=96, identity_share=0, save_steps=2)
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch): monkeypatch.setenv("SELFALIGN_NO_PROGRESS", "1")
+
+@pytest.fixture(scope="module")
+def rows(): return encode_rows(example_rows("responses")[:8], with_chat_template(load_tokenizer("embedded")), CFG)[0]
+
+def _fit(rows, work, cfg=CFG): return fit(rows, "embedded", with_chat_template(load_tokenizer("embedded")), work, cfg)
+
+def test_goes_on_after_sigkill_with_the_same_loss(rows, tmp_path):
+    _, whole = _fit(rows, tmp_path/"whole")
+    job, work = tmp_path/"job.json", tmp_path/"killed"
+    write_json(job, dict(rows=rows, cfg=asdict(CFG)))
+    code = ("import json,os,signal,sys\nfrom transformers import TrainerCallback\nfrom selfalign import sft\nfrom selfalign.models import load_tokenizer\n"
+            "class Kill(TrainerCallback):\n def on_step_end(self, a, s, c, **k):\n  if s.global_step == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
+            "sft._watch = Kill\nj = json.load(open(sys.argv[1]))\n"
+            "cfg = sft.TrainConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in j['cfg'].items()})\n"
+            "sft.fit(j['rows'], 'embedded', sft.with_chat_template(load_tokenizer('embedded')), sys.argv[2], cfg)\n")
+    assert subprocess.run([sys.executable, "-c", code, str(job), str(work)], capture_output=True).returncode == -signal.SIGKILL
+    assert sft._last_checkpoint(work).endswith("checkpoint-2")
+    (work/"checkpoint-9").mkdir() # one that was cut short is passed over
+    _, resumed = _fit(rows, work)
+    assert [l["step"] for l in resumed] == [l["step"] for l in whole] == [1, 2, 3, 4]
+    assert resumed[-1]["loss"] == pytest.approx(whole[-1]["loss"], abs=1e-3)
+
+def test_two_processes_give_the_loss_of_one_with_the_doubled_batch(rows, tmp_path, monkeypatch):
+    cfg = replace(CFG, lora_dropout=0.0, epochs=1.0)
+    _, one = _fit(rows, tmp_path/"one", cfg)
+    file = tmp_path/"cpu.yaml"
+    # accelerate starts several CPU processes only through its GPU launcher, told to stay off the GPU
+    file.write_text("compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_GPU\nnum_machines: 1\nnum_processes: 2\nmachine_rank: 0\nmixed_precision: 'no'\n")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    trained, two = launch(rows, "embedded", tmp_path/"two", replace(cfg, accelerate_config=str(file)))
+    assert (trained/"adapter_config.json").exists()
+    assert [l["loss"] for l in two] == pytest.approx([l["loss"] for l in one], abs=1e-3)
+
+@pytest.mark.parametrize("name, kind", [("fsdp", "FSDP"), ("deepspeed", "DEEPSPEED")])
+def test_shipped_accelerate_configs_are_valid(name, kind):
+    from accelerate.commands.config.config_args import load_config_from_file
+    c = load_config_from_file(str(data_path(f"training/{name}.yaml")))
+    assert str(c.distributed_type).endswith(kind) and c.num_processes == 8 and c.mixed_precision == "bf16"
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    args = launch_command_parser().parse_args(["--config_file", str(data_path(f"training/{name}.yaml")), "-m", "selfalign.sft"])
+    if name == "fsdp": assert _validate_launch_command(args)[0].use_fsdp
+
+def test_unknown_accelerate_config(rows, tmp_path):
+    with pytest.raises(InputError, match="nowhere"): launch(rows, "embedded", tmp_path, replace(CFG, accelerate_config="nowhere"))
+
+def test_a_loss_that_is_no_number_stops_and_names_the_step(rows, tmp_path, monkeypatch):
+    from trl import SFTTrainer
+    real, calls = SFTTrainer.compute_loss, []
+    def broken(self, *a, **k):
+        out = real(self, *a, **k); calls.append(1)
+        if len(calls) < 4: return out
+        return (out[0]*float("nan"), *out[1:]) if isinstance(out, tuple) else out*float("nan")
+    monkeypatch.setattr(SFTTrainer, "compute_loss", broken)
+    with pytest.raises(InputError, match=r"(loss|grad_norm) is nan at step 4.*checkpoint-2"): _fit(rows, tmp_path/"w", replace(CFG, save_steps=2))
+    assert sft._last_checkpoint(tmp_path/"w").endswith("checkpoint-2")
+
+def test_full_disk_leaves_no_half_model(tmp_path, monkeypatch):
+    tok = with_chat_template(load_tokenizer("embedded"))
+    def full(*a, **k): raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(type(tok), "save_pretrained", full)
+    from selfalign.models import load_model
+    model, _ = load_model("embedded")
+    with pytest.raises(OSError): save_model(model, tok, "embedded", tmp_path/"engraved", replace(CFG, lora_r=0), [dict(step=1, loss=1.0)], {})
+    assert list(tmp_path.iterdir()) == []
+
+def test_lora_targets_that_do_not_exist_are_answered_with_those_that_do(rows, tmp_path):
+    with pytest.raises(InputError, match="query_key_value do not exist.*q_proj"): _fit(rows, tmp_path/"w", replace(CFG, lora_targets=("query_key_value",)))
+
+def test_logging_names_the_package_that_is_missing(rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(sft.importlib.util, "find_spec", lambda n: None)
+    with pytest.raises(InputError, match="pip install tensorboard"): _fit(rows, tmp_path/"w", replace(CFG, report_to=("tensorboard",)))
+
+def test_four_bit_needs_a_gpu():
+    import torch
+    if torch.cuda.is_available(): pytest.skip("there is a GPU")
+    with pytest.raises(InputError, match="needs a GPU"): sft._four_bit(replace(CFG, load_in_4bit=True))
+
+def test_truncation_is_counted(tmp_path):
+    tok = with_chat_template(load_tokenizer("embedded")); data = example_rows("responses")[:8]
+    kept, counts = encode_rows(data, tok, replace(CFG, max_length=60))
+    assert counts["rows"] + counts["lost"] == 8 and counts["truncated"] + counts["lost"] > 0 and counts["rows"] == len(kept)
+
+def test_other_rows_do_not_go_on_from_a_checkpoint(rows, tmp_path):
+    sft._clear_other(tmp_path/"w", rows, CFG, 0); (tmp_path/"w"/"checkpoint-1").mkdir()
+    sft._clear_other(tmp_path/"w", rows, replace(CFG, micro_batch=1), 0); assert (tmp_path/"w"/"checkpoint-1").exists()
+    sft._clear_other(tmp_path/"w", rows[1:], CFG, 0); assert not (tmp_path/"w"/"checkpoint-1").exists()
+
+def test_push_sends_nothing_unless_asked(tmp_path, monkeypatch):
+    import huggingface_hub
+    sent = []
+    class Api:
+        def __getattr__(self, name): return lambda *a, **k: sent.append((name, k.get("repo_id"), a))
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    (tmp_path/"final").mkdir(); (tmp_path/"final"/"config.json").write_text("{}")
+    write_jsonl(tmp_path/"responses.jsonl", [dict(id="1")]); write_json(tmp_path/"manifest.json", dict(stages=dict(responses=dict(asked=2, kept=1, rejected=dict(apology=1)))))
+    plan = push(tmp_path, "me/aligned")
+    assert ("me/aligned", "config.json", 2) in plan and {"responses.jsonl", "README.md"} <= {f for r, f, _ in plan if r == "me/aligned-data"} and not sent
+    push(tmp_path, "me/aligned", dry_run=False)
+    assert [n for n, *_ in sent].count("create_repo") == 2 and "upload_folder" in [n for n, *_ in sent]
+    with pytest.raises(InputError, match="no final/"): push(tmp_path/"nothing", "me/x")
