@@ -21,6 +21,7 @@ def rows(): return encode_rows(example_rows("responses")[:8], with_chat_template
 
 def _fit(rows, work, cfg=CFG): return fit(rows, "embedded", with_chat_template(load_tokenizer("embedded")), work, cfg)
 
+@pytest.mark.slow # a minute: three trainings
 def test_goes_on_after_sigkill_with_the_same_loss(rows, tmp_path):
     _, whole = _fit(rows, tmp_path/"whole")
     job, work = tmp_path/"job.json", tmp_path/"killed"
