@@ -12,7 +12,7 @@ Reference, in the authors' way: the pool is tokenised once and kept; each new te
 `rouge_score.rouge_scorer` against the whole pool, in one process. (Plain `RougeScorer.score` would tokenise the pool
 again for each text and be slower.)
 """
-import argparse, json, math, multiprocessing, os, random, resource, shlex, statistics, sys, time
+import argparse, math, multiprocessing, os, random, resource, shlex, statistics, sys, time
 from collections import Counter
 from itertools import accumulate, islice
 from pathlib import Path

@@ -109,9 +109,9 @@ def soak(kills, minutes, seed=0, keep=lambda got: None):
         os.waitpid(pid, 0)
         cfg = config_from(settings(d/"model"))
         t = time.monotonic(); attempt(d/"whole", cfg, steps); whole = time.monotonic() - t
-        took, loss = {s: r["seconds"] for s, r in json.loads((d/"whole"/"manifest.json").read_text())["stages"].items()}, 0.0
+        took = {s: r["seconds"] for s, r in json.loads((d/"whole"/"manifest.json").read_text())["stages"].items()}
         print(f"undisturbed run: {whole:.0f} s", took, flush=True)
-        lost, losses, worst = 0, lambda r, m: [l["loss"] for l in json.loads((r/m/"training.json").read_text())["losses"]], 0.0
+        losses, worst = lambda r, m: [l["loss"] for l in json.loads((r/m/"training.json").read_text())["losses"]], 0.0
         while sum(per_stage.values()) < kills and time.monotonic() - start < 60*minutes:
             out, again = d/f"run{runs}", 0
             while True:

@@ -27,7 +27,7 @@ from .models import STAND_IN_NOTICE, best_device, load_model, load_tokenizer, re
 from .novelty import Contamination
 from .principle_engraving import RespondConfig, load_principle_set, respond
 from .runs import InputError, Run, content_id, read_jsonl, versions, write_json
-from .sft import EngraveConfig, answer_plainly, engrave, engrave_control, plain_messages, system_variants
+from .sft import EngraveConfig, answer_plainly, engrave, engrave_control, plain_messages, system_variants, _counts
 from .topic_prompting import PromptsConfig, expected_prompts, pilot_config, write_prompts
 from .verbose_cloning import CloneConfig, clone, write_verbose
 
@@ -248,7 +248,6 @@ def open_questions(cfg)->list:
     return [r["turns"][0] for r in load_benchmark(name, cfg.evaluate.n_questions, cfg.seed)]
 
 # %% ../nbs/06_pipeline.ipynb #cc4253f9
-def _reasons(d): return ", ".join(f"{k} {v}" for k, v in (d or {}).items()) or "none"
 def _share(x): return "undefined" if x is None else f"{x:.0%}"
 
 def closing_table(run, # a `Run`
@@ -258,12 +257,12 @@ def closing_table(run, # a `Run`
     get = lambda stage, key, default=None: (s.get(stage) or {}).get(key, default)
     rows = [("human lines", m.get("human_lines"))]
     if get("prompts", "kept") is not None:
-        rows += [("prompts: items read, kept", f"{get('prompts', 'asked')}, {get('prompts', 'kept')} ({_reasons(get('prompts', 'sources'))})"), ("prompts rejected", _reasons(get("prompts", "rejected")))]
+        rows += [("prompts: items read, kept", f"{get('prompts', 'asked')}, {get('prompts', 'kept')} ({_counts(get('prompts', 'sources'))})"), ("prompts rejected", _counts(get("prompts", "rejected")))]
     if get("responses", "kept") is not None:
         held = f" ({get('engraved', 'held_out')} held out)" if get("engraved", "held_out") is not None else ""
-        rows += [("answers: asked, kept", f"{get('responses', 'asked')}, {get('responses', 'kept')}{held}"), ("answers rejected", _reasons(get("responses", "rejected")))]
+        rows += [("answers: asked, kept", f"{get('responses', 'asked')}, {get('responses', 'kept')}{held}"), ("answers rejected", _counts(get("responses", "rejected")))]
     if get("verbose", "kept") is not None:
-        rows += [("verbose answers: asked, kept", f"{get('verbose', 'asked')}, {get('verbose', 'kept')}"), ("verbose answers rejected", _reasons(get("verbose", "rejected")))]
+        rows += [("verbose answers: asked, kept", f"{get('verbose', 'asked')}, {get('verbose', 'kept')}"), ("verbose answers rejected", _counts(get("verbose", "rejected")))]
     gen = [g for r in s.values() if (g := r.get("generation")) and g["tokens"]]
     tokens, seconds = sum(g["tokens"] for g in gen), sum(g["seconds"] for g in gen)
     rows.append(("tokens generated", f"{tokens:,} at {tokens/max(seconds, 1e-9):.0f} tokens/s"))

@@ -165,9 +165,12 @@ def _last_checkpoint(work):
         try: json.loads((f/"trainer_state.json").read_text()); return str(f)
         except (OSError, ValueError): continue
 
+def _recipe(cfg): # what makes the result: not how many rows fit into memory, nor in how many processes
+    return {k: v for k, v in asdict(cfg).items() if k not in ("micro_batch", "accelerate_config")}
+
 def _clear_other(work, rows, cfg, seed):
     "Remove checkpoints of other rows or settings."
-    values = {k: v for k, v in asdict(cfg).items() if k not in ("micro_batch", "save_steps", "report_to", "accelerate_config")}
+    values = {k: v for k, v in _recipe(cfg).items() if k not in ("save_steps", "report_to")}
     key, work = content_id(json.dumps([[(r["input_ids"], r["labels"]) for r in rows], values, seed])), Path(work)
     if work.exists() and ((work/"key").read_text() if (work/"key").exists() else None) != key: shutil.rmtree(work)
     work.mkdir(parents=True, exist_ok=True); (work/"key").write_text(key)
@@ -228,7 +231,6 @@ def _worker(work):
 # %% ../nbs/03_sft.ipynb #3642bdee
 def save_model(model, tok, base, out, cfg, losses, info:dict):
     "Adapter, merged model, chat template, generation config and card, in one atomic step."
-    import torch
     from peft import PeftModel
     src = resolve_model(base)
     with atomic_path(out) as tmp:
@@ -269,11 +271,11 @@ def data_card(run)->str:
     stages = json.loads((Path(run)/"manifest.json").read_text())["stages"]
     files = [n for n in ("prompts", "responses", "verbose") if (Path(run)/f"{n}.jsonl").exists()]
     meta = DatasetCardData(tags=["self-align", "selfalign", "synthetic"], configs=[dict(config_name=n, data_files=f"{n}.jsonl") for n in files])
-    table = "\n".join(f"| {n} | {stages.get(n, {}).get('asked', '')} | {stages.get(n, {}).get('kept', '')} | {_reasons(stages.get(n, {}))} |" for n in files)
+    table = "\n".join(f"| {n} | {stages.get(n, {}).get('asked', '')} | {stages.get(n, {}).get('kept', '')} | {_counts(stages.get(n, {}).get('rejected'))} |" for n in files)
     return (f"---\n{meta}\n---\n# Prompts and responses of a SELF-ALIGN run\n\nWritten by a language model under principles and filtered by rules, with [selfalign](https://github.com/selfalign/selfalign); "
             f"no person read them all. The terms of the model that wrote them apply.\n\n| file | asked | kept | rejected, by reason |\n| --- | --- | --- | --- |\n{table}\n")
 
-def _reasons(stage): return ", ".join(f"{k} {v}" for k, v in (stage.get("rejected") or {}).items()) or "none"
+def _counts(d): return ", ".join(f"{k} {v}" for k, v in (d or {}).items()) or "none"
 
 # %% ../nbs/03_sft.ipynb #0dbca920
 def push(run,          # a run folder
@@ -323,8 +325,7 @@ def engrave(run,        # a Run whose stage "responses" is finished
             base,       # the base model, "embedded", hub id or folder
             cfg:EngraveConfig=EngraveConfig(), seed=0, name="Aster", folder=None)->dict: # the stage's record
     "Stage 3: fine-tune the base model on the kept answers under the plain prompt; makes `engraved/` and `held_out.jsonl`."
-    settings = dict(asdict(cfg), seed=seed, base=_weights_of(base), name=name, system=content_id(load_template("plain_system", folder)), after=run.fingerprint("responses"))
-    for k in ("micro_batch", "accelerate_config"): settings.pop(k)
+    settings = dict(_recipe(cfg), seed=seed, base=_weights_of(base), name=name, system=content_id(load_template("plain_system", folder)), after=run.fingerprint("responses"))
     with run.stage("engraved", settings, files=["held_out.jsonl", "engraved"]) as rec:
         if rec is None: return run.manifest["stages"]["engraved"]
         rows, held = split_held_out(read_jsonl(run/"responses.jsonl"), cfg.held_out)
@@ -335,7 +336,7 @@ def engrave(run,        # a Run whose stage "responses" is finished
 def card_facts(run)->dict: # human_lines, principles, yield, rejected: where the run's manifest has them
     "What a model card says about the data."
     m = run.manifest; r = m["stages"].get("responses", {}); conf = (m.get("config") or {}).get("respond") or {}
-    out = {"yield": f"{r.get('kept')} of {r.get('asked')}", "rejected": _reasons(r)}
+    out = {"yield": f"{r.get('kept')} of {r.get('asked')}", "rejected": _counts(r.get("rejected"))}
     if conf.get("principles"): out["principles"] = ", ".join(conf["principles"])
     if m.get("human_lines") is not None: out["human_lines"] = m["human_lines"]
     return out
@@ -358,8 +359,7 @@ def answer_plainly(run, engine, cfg:EngraveConfig=EngraveConfig(), seed=0, name=
 
 def engrave_control(run, base, cfg:EngraveConfig=EngraveConfig(), seed=0, name="Aster", folder=None)->dict: # the stage's record
     "The control arm: the same training on answers given without principles, with as many answer tokens; makes `control/`."
-    settings = dict(asdict(cfg), seed=seed, after=[run.fingerprint("control answers"), run.fingerprint("engraved")])
-    for k in ("micro_batch", "accelerate_config"): settings.pop(k)
+    settings = dict(_recipe(cfg), seed=seed, after=[run.fingerprint("control answers"), run.fingerprint("engraved")])
     with run.stage("control", settings, files=["control"]) as rec:
         if rec is None: return run.manifest["stages"]["control"]
         rows = _same_tokens(read_jsonl(run/"control_answers.jsonl"), run.manifest["stages"]["engraved"]["answer_tokens"], load_tokenizer(base))

@@ -15,7 +15,7 @@ from .annotations import example_rows, fill, load_template, query_text
 from .generation import Sampling
 from .principle_engraving import Context, Response, loop_start, token_limit
 from .runs import InputError, content_id, read_jsonl, write_jsonl
-from .sft import TrainConfig, split_held_out, system_variants, train_model, plain_messages, card_facts, _weights_of
+from .sft import TrainConfig, split_held_out, system_variants, train_model, plain_messages, card_facts, _recipe, _weights_of
 
 # %% ../nbs/04_verbose_cloning.ipynb #4d6432a0
 def verbose_messages(row,         # has instruction, input
@@ -126,8 +126,7 @@ def write_verbose(run,    # a Run whose stage "engraved" is finished
 
 def clone(run, base, cfg:CloneConfig=CloneConfig(), seed=0, name="Aster", folder=None)->dict: # the stage's record
     "Stage 4, second half: the base model learns the verbose answers under the plain prompt; makes `final/`."
-    settings = dict(asdict(cfg.train), seed=seed, base=_weights_of(base), name=name, system=content_id(load_template("plain_system", folder)), after=run.fingerprint("verbose"))
-    for k in ("micro_batch", "accelerate_config"): settings.pop(k)
+    settings = dict(_recipe(cfg.train), seed=seed, base=_weights_of(base), name=name, system=content_id(load_template("plain_system", folder)), after=run.fingerprint("verbose"))
     with run.stage("final", settings, files=["final"]) as rec:
         if rec is None: return run.manifest["stages"]["final"]
         rec.update(train_model(read_jsonl(run/"verbose.jsonl"), base, run/"final", run/"work"/"final", cfg.train, seed, name, folder, "Final model", about=card_facts(run)))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from selfalign import evaluation as E
-from selfalign.generation import Completion, Sampling, ScriptedEngine
+from selfalign.generation import Completion, ScriptedEngine
 from selfalign.runs import InputError
 
 DATA = Path(__file__).parent/"data"

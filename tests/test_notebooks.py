@@ -1,5 +1,4 @@
 """Every notebook runs from top to bottom, in a kernel of its own, without the ones before it."""
-import os
 import shutil
 from pathlib import Path
 

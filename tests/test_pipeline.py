@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from selfalign.pipeline import closing_table, config_from, run_steps
-from selfalign.runs import InputError, Run, read_jsonl
+from selfalign.pipeline import config_from, run_steps
+from selfalign.runs import InputError, read_jsonl
 
 ROOT = Path(__file__).parent.parent
 

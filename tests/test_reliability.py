@@ -16,7 +16,7 @@ import pytest
 
 from selfalign import pipeline
 from selfalign.generation import OpenAIEngine, Sampling, ScriptedEngine
-from selfalign.runs import InputError, Journal, Run, atomic_path, content_id, read_jsonl, write_jsonl
+from selfalign.runs import InputError, Run, atomic_path, content_id, read_jsonl, write_jsonl
 
 ROOT = Path(__file__).parent.parent
 CANARY = "sk-canary-7f3a9c1e5b"

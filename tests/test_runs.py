@@ -1,16 +1,13 @@
 """Runs that survive: torn lines, damaged lines, two owners, changed settings."""
-import json
-import os
 import signal
 import subprocess
 import sys
 import textwrap
-import time
 
 import pytest
 
 from selfalign.generation import Sampling, ScriptedEngine
-from selfalign.runs import InputError, Journal, Run, content_id, iter_jsonl, read_jsonl, write_jsonl
+from selfalign.runs import InputError, Journal, Run, content_id, read_jsonl, write_jsonl
 
 
 def answers(prompt, index, seed): return f"answer to {prompt} with {seed % 1000}"

@@ -1,7 +1,6 @@
 """Training: going on after a kill, several processes, cards, and what is said when something is wrong."""
-import errno, json, os, signal, subprocess, sys, time
+import errno, signal, subprocess, sys
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import pytest
 
@@ -9,7 +8,7 @@ from selfalign import sft
 from selfalign.annotations import data_path, example_rows
 from selfalign.models import load_tokenizer
 from selfalign.runs import InputError, write_json, write_jsonl
-from selfalign.sft import TrainConfig, encode_rows, fit, launch, push, save_model, train_model, with_chat_template
+from selfalign.sft import TrainConfig, encode_rows, fit, launch, push, save_model, with_chat_template
 
 CFG = TrainConfig(epochs=2, global_batch=4, micro_batch=4, learning_rate=1e-3, warmup_steps=1, max_length=96, identity_share=0, save_steps=2)
 

@@ -4,7 +4,6 @@ import random
 import pytest
 
 from selfalign import principle_engraving as pe, topic_prompting as tp, verbose_cloning as vc
-from selfalign.annotations import load_seed_questions, load_seed_tasks
 from selfalign.generation import ScriptedEngine
 from selfalign.principle_engraving import Context, PrincipleSet, RespondConfig, common_words, judge, loop_start
 from selfalign.runs import InputError, Run, read_jsonl, write_jsonl

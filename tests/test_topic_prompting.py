@@ -15,7 +15,7 @@ from selfalign import topic_prompting as tp
 from selfalign.annotations import SeedQuestion, load_seed_questions, load_seed_tasks
 from selfalign.generation import Completion, ScriptedEngine
 from selfalign.runs import InputError, Run, read_jsonl, write_jsonl
-from selfalign.topic_prompting import (PromptPool, PromptsConfig, balance_topics, import_prompts, instruction_fault, novelty_yield, parse_questions, parse_tasks, parse_topics,
+from selfalign.topic_prompting import (PromptsConfig, balance_topics, instruction_fault, parse_questions, parse_tasks, parse_topics,
                                        prompt_columns, question_jobs, read_prompts, read_source, topic_calls, topic_key, write_prompts)
 
 WORDS = [f"{a}{b}" for a in "bal cor dim fen gul hap jov kel lum mor nel pov".split() for b in "ander ible oster ury ette ingo ward ame".split()]
