@@ -36,11 +36,13 @@ def store(run_path):
     cfg = json.loads((run_path/"final"/"adapter"/"adapter_config.json").read_text())
     cfg["base_model_name_or_path"] = "embedded"
     write_json(adapter/"adapter_config.json", cfg)
-    replies = [r for r in json.loads((run_path/"eval"/"replies.json").read_text()) if r["kind"] == "question"]
+    replies = json.loads((run_path/"eval"/"replies.json").read_text())
+    lengths = {m: [len(r["answers"][m].split()) for r in replies] for m in replies[0]["answers"]}
+    replies = [r for r in replies if r["kind"] == "question"]
     stages = {k: {a: v.get(a) for a in ("seconds", "asked", "kept", "rejected", "steps", "first_loss", "last_loss") if v.get(a) is not None} for k, v in man["stages"].items()}
     write_json(ROOT/"data"/"results"/"demo.json", dict(command="make demo", commit=man["commit"], hardware=hardware(), versions=man["versions"], config=man["config"], table=table,
         stages=stages, evaluation={k: man["stages"]["evaluation"][k] for k in ("internalization", "replies", "scores", "done")},
-        answers=[dict(question=r["instruction"], base=r["answers"]["base"], final=r["answers"]["final"]) for r in replies]))
+        answers=[dict(question=r["instruction"], base=r["answers"]["base"], final=r["answers"]["final"]) for r in replies], replies=replies, lengths=lengths))
     print(f"stored: {ROOT/'data'/'results'/'demo.json'}, {samples}")
 
 

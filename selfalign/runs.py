@@ -247,7 +247,7 @@ class Run:
                  seed=0,      # each row's own seed is made from this and its id
                  desc=None,   # of the progress bar
                  count=None   # completion -> short text shown beside the bar
-                )->list: # completion rows in job order: id, text, n_tokens, n_prompt, finish_reason, stop, error
+                )->list: # completion rows in job order: id, text, n_tokens, n_prompt, finish_reason, stop, error, seconds since the call
         "Ask the engine for every job that has no completion yet; each is stored as it ends."
         failed = {} # errors are not journaled: the next call asks again
         with Journal(self/f"completions/{stage}.jsonl", say=self.say) as j:
@@ -258,7 +258,7 @@ class Run:
             with bar:
                 for i, c in engine.generate_iter([x["prompt"] for x in todo], sampling, seeds=seeds) if todo else ():
                     tokens += c.n_tokens
-                    row = dict(id=todo[i]["id"], text=c.text, n_tokens=c.n_tokens, n_prompt=c.n_prompt, finish_reason=c.finish_reason, stop=c.stop, error=c.error)
+                    row = dict(id=todo[i]["id"], text=c.text, n_tokens=c.n_tokens, n_prompt=c.n_prompt, finish_reason=c.finish_reason, stop=c.stop, error=c.error, seconds=round(time.monotonic()-start, 2))
                     if c.error: failed[row["id"]] = row
                     else: j.add(row)
                     bar.update(); bar.set_postfix_str(f"{tokens/max(time.monotonic()-start, 1e-3):.0f} tok/s")

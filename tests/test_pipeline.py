@@ -40,7 +40,7 @@ def small():
 def test_every_stage_leaves_its_files(done):
     out, table = done
     for f in ("manifest.json", "prompts.jsonl", "responses.jsonl", "rejects.jsonl", "held_out.jsonl", "engraved/config.json", "engraved/adapter/adapter_model.safetensors",
-              "control/config.json", "verbose.jsonl", "final/model.safetensors", "eval/replies.json", "eval/internalization.json", "report.html", "figures/loss.png"):
+              "control/config.json", "verbose.jsonl", "final/model.safetensors", "eval/replies.json", "eval/internalization.json", "report.html", "answers.html", "figures/loss.png"):
         assert (out / f).exists(), f
     assert not list(out.rglob("*.tmp")) and not list(out.rglob("*.bin")) and not list(out.rglob("*.pt"))
     man = json.loads((out / "manifest.json").read_text())
@@ -111,14 +111,29 @@ def test_the_report_is_one_file_that_loads_nothing(done):
 
 def test_model_text_cannot_be_markup_in_the_report(done, tmp_path):
     import shutil
-    from selfalign.pipeline import write_report
+    from selfalign.pipeline import write_page, write_report
     out = tmp_path / "run"
     shutil.copytree(done[0], out, ignore=shutil.ignore_patterns("*.safetensors"))
     replies = json.loads((out / "eval" / "replies.json").read_text())
-    for r in replies: r["answers"]["final"] = "<script>alert(1)</script><img src=x onerror=alert(2)>"
+    for r in replies: r["answers"]["final"] = r["thoughts"] = r["instruction"] = "<script>alert(1)</script><img src=x onerror=alert(2)>"
     (out / "eval" / "replies.json").write_text(json.dumps(replies))
-    html = write_report(out).read_text(encoding="utf-8")
-    assert "<script>alert(1)" not in html and "&lt;script&gt;alert(1)" in html and "<img src=x" not in html
+    for page in (write_report(out), write_page(out)):
+        html = page.read_text(encoding="utf-8")
+        assert "<script>alert(1)" not in html and html.count("&lt;script&gt;alert(1)") >= 4 and "<img src=x" not in html
+
+
+def test_four_answers_with_what_each_cost(done):
+    replies = json.loads((done[0] / "eval" / "replies.json").read_text())
+    arms = ["base", "principled", "engraved", "final"]
+    assert all(list(r["answers"]) == list(r["cost"]) == arms for r in replies)
+    for r in replies:
+        cost = r["cost"]
+        assert cost["principled"]["prompt"] > 800 > 10 * cost["engraved"]["prompt"] and all(c["answer"] > 0 and c["seconds"] > 0 for c in cost.values())
+        assert "(internal thoughts)" not in r["answers"]["principled"]
+    html = (done[0] / "answers.html").read_text(encoding="utf-8")
+    asked = [r for r in replies if r["kind"] == "question"]
+    assert len(asked) == 2 == html.count("<h3>") and html.count('class="a ') == 8 and f"{asked[0]['cost']['principled']['prompt']:,} + " in html
+    assert not re.search(r"(?:src|href)=", html)
 
 
 def test_killed_and_resumed_it_is_the_same_run(done, small, tmp_path):
