@@ -9,11 +9,13 @@ __all__ = ['KINDS', 'ARMS', 'STEPS', 'STAGES', 'COMMANDS', 'EvaluateConfig', 'Ru
            'step_evaluate', 'open_questions', 'closing_table', 'print_table', 'write_report', 'step_report',
            'four_answers', 'write_page', 'run_steps', 'check_inputs', 'StepFailed', 'usage', 'parse_run', 'UsageError',
            'run_command', 'ScoreArgs', 'score_command', 'CompareArgs', 'compare_command', 'plan', 'pilot',
-           'question_types', 'plan_numbers', 'plan_table', 'doctor', 'ChatArgs', 'chat_prompt', 'stream_reply',
-           'chat_command', 'main', 'PushArgs', 'push_command']
+           'question_types', 'plan_numbers', 'plan_table', 'doctor', 'Remembering', 'ablation_variants', 'ablate',
+           'judge_ablation', 'ablation_table', 'AblateArgs', 'ablate_command', 'ChatArgs', 'chat_prompt',
+           'stream_reply', 'chat_command', 'main', 'PushArgs', 'push_command']
 
 # %% ../nbs/06_pipeline.ipynb #5f00849b
 import contextlib, dataclasses, json, os, shutil, signal, subprocess, sys, tempfile, textwrap, types, typing
+from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
@@ -21,11 +23,12 @@ from typing import Annotated
 import tyro
 from . import annotations as ann
 from .annotations import annotation_budget, budget_total, data_dir, load_preset, preset_names, query_text
-from .evaluation import compare, eval_questions, evaluate_models, internalization, load_benchmark, table, text_stats
-from .generation import Prompts, Sampling, load_engine
-from .models import STAND_IN_NOTICE, best_device, load_model, load_tokenizer, release, resolve_model
+from .evaluation import (Estimate, Table, _judged_refusals, bootstrap, compare, eval_questions, evaluate_models, internalization, is_refusal, judge_pairwise, load_benchmark,
+                                  sample_rows, table, text_stats, wilson)
+from .generation import Completion, Prompts, Sampling, load_engine
+from .models import STAND_IN_NOTICE, best_device, load_model, load_tokenizer, model_identity, release, resolve_model
 from .novelty import Contamination
-from .principle_engraving import RespondConfig, load_principle_set, parse_response, respond
+from .principle_engraving import Context, RespondConfig, check_context, common_words, judge, load_principle_set, parse_response, respond
 from .runs import InputError, Run, content_id, read_jsonl, versions, write_json
 from .sft import EngraveConfig, answer_plainly, engrave, engrave_control, plain_messages, system_variants, _counts
 from .topic_prompting import PromptsConfig, expected_prompts, pilot_config, write_prompts
@@ -438,8 +441,8 @@ class StepFailed(Exception):
 # %% ../nbs/06_pipeline.ipynb #8598af9f
 COMMANDS = dict(demo="the whole method on the embedded model, in runs/demo", run="all stages in one run folder", prompts="stage 1: write prompts", respond="stage 2: answer under the principles, filter",
                 engrave="stage 3: fine-tune without the principles", clone="stage 4: verbose answers, final model", evaluate="stage 5: the evidence of a run, or scores of any models",
-                report="report.html and figures of a run", plan="a pilot: what a run of this size would take here", chat="talk to base and final model side by side",
-                compare="compare two evaluations, paired", doctor="check this machine: versions, GPU, disk, models",
+                report="report.html, answers.html and figures of a run", plan="a pilot: what a run of this size would take here", chat="talk to base and final model side by side",
+                compare="compare two evaluations, paired", ablate="answer a run's prompts with principles or exemplars left out, and show what changes", doctor="check this machine: versions, GPU, disk, models",
                 push="list what would go to the Hugging Face hub; --send sends it")
 _STEPS_OF = dict(demo=tuple(STEPS), run=tuple(STEPS), prompts=("prompts",), respond=("respond",), engrave=("engrave",), clone=("verbose", "clone"), evaluate=("evaluate",), report=("report",))
 
@@ -617,6 +620,124 @@ def _hub():
     try: socket.create_connection(("huggingface.co", 443), timeout=3).close(); return "ok", "reachable"
     except OSError: return "not reachable: use --model embedded or a local folder", ""
 
+# %% ../nbs/06_pipeline.ipynb #f6d03cf1
+class Remembering:
+    "An engine whose completions a run journals: what was asked before, of the same model with the same sampling, is not asked again."
+    def __init__(self, run, stage, engine, seed=0): self.run, self.stage, self.engine, self.seed = run, stage, engine, seed
+    def __getattr__(self, name): return getattr(self.engine, name)
+
+    def generate(self, prompts, sampling, seeds=None):
+        model, made = model_identity(self.engine.info), json.loads(json.dumps(asdict(sampling)))
+        jobs = [dict(id=content_id(self.stage, model, p, made, self.seed, s), prompt=p) for p, s in zip(prompts, seeds or [0]*len(prompts))]
+        return [Completion(**{k: r[k] for k in ("text", "n_tokens", "finish_reason", "n_prompt", "stop", "error")}) for r in self.run.complete(self.stage, jobs, self.engine, sampling, self.seed)]
+
+def ablation_variants(pset,
+                      drop=() # rules to leave out, by number or name; "4+7" leaves two out together
+                     )->dict: # name → (PrincipleSet, arguments of its `render`)
+    "The prompts that an ablation compares; `InputError` for a rule that does not exist."
+    number = {p.name: p.number for p in pset.principles} | {str(p.number): p.number for p in pset.principles}
+    out = {"full": (pset, {}), "no exemplars": (pset, dict(exemplars=False)), "no principles": (pset, dict(rules=False)), "neither": (pset, dict(thoughts=False, rules=False, exemplars=False))}
+    for d in drop:
+        names = [x.strip().lower() for x in str(d).split("+")]
+        if wrong := [x for x in names if x not in number]: raise InputError(f"--drop {d}: no rule {wrong[0]!r}; the rules are {', '.join(f'{p.number} ({p.name})' for p in pset.principles)}")
+        numbers = [number[x] for x in names]
+        out[f"without {'+'.join(map(str, numbers))}"] = (pset.without(numbers), {})
+    return out
+
+def ablate(run,    # a Run whose stage "prompts" is finished
+           engine, # the base model
+           cfg:RunConfig,
+           drop=(), # see `ablation_variants`
+           n=64,    # prompts, drawn by seed; None = all
+          )->dict:  # what eval/ablation.json holds
+    "Answer the same prompts under the whole principled prompt and with parts of it left out; all variants pass the filters of stage 2."
+    run.fingerprint("prompts")
+    pset, r = load_principle_set(cfg.respond, cfg.annotations), cfg.respond
+    variants, rows = ablation_variants(pset, drop), sample_rows(read_jsonl(run/"prompts.jsonl"), n, cfg.seed)
+    if not rows: raise InputError(f"{run.path}: prompts.jsonl holds no prompt, or --n is 0; nothing to ablate on")
+    check_context(pset, engine, r.max_new_tokens)
+    ask, ctx = Remembering(run, "ablation", engine, cfg.seed), Context(pset, r.min_chars, r.on_limit, common_words(ann.load_seed_tasks(folder=cfg.annotations)))
+    got = {v: [_ablated(row, c, ctx, parts.get("thoughts", True)) for row, c in zip(rows, ask.generate([p.render(query_text(row), **parts) for row in rows], r.sampling(pset)))] for v, (p, parts) in variants.items()}
+    out = dict(format="selfalign ablation 1", model=model_identity(engine.info), principles=content_id(pset.render("")), seed=cfg.seed, prompts=len(rows), judge=None,
+               rules={str(p.number): p.name for p in pset.principles}, rows=[dict(id=row["id"], instruction=row["instruction"], input=row.get("input", ""), variants={v: got[v][i] for v in got}) for i, row in enumerate(rows)])
+    return _ablation_stats(out)
+
+def _ablated(row, c, ctx, thoughts): # without thoughts the completion is the answer
+    text = c.text if thoughts else f" {ctx.pset.role_words}\n\n{ctx.pset.answer_cue} {c.text.strip()}"
+    _, reason = judge(row, dict(asdict(c), text=text), ctx)
+    p = parse_response(text, ctx.pset)
+    return dict(answer=p.answer, reason=reason, cited=p.cited, n_tokens=c.n_tokens, n_prompt=c.n_prompt, refused=None if p.answer is None else is_refusal(p.answer))
+
+def judge_ablation(run, got:dict, # what `ablate` gave
+                   judge_engine, folder=None, seed=0, say=print)->dict: # the same, judged
+    "Let a judge say which answers decline, and which of two is better: the whole prompt's or a variant's, in both orders."
+    got = json.loads(json.dumps(got))
+    asked, names = Remembering(run, "ablation judge", judge_engine, seed), list(got["rows"][0]["variants"])
+    for v in names:
+        cells = [(r, r["variants"][v]) for r in got["rows"] if r["variants"][v]["answer"] is not None]
+        said, _ = _judged_refusals(asked, [dict(question=query_text(r)) for r, _ in cells], [c["answer"] for _, c in cells], folder, seed, None, None, say) if cells else ([], None)
+        for (_, c), x in zip(cells, said): c["refused"] = x
+    pairs = {v: judge_pairwise(asked, [query_text(r) for r in got["rows"]], [r["variants"][v]["answer"] or "" for r in got["rows"]], [r["variants"]["full"]["answer"] or "" for r in got["rows"]],
+                               seed=seed, names=(v, "full"), folder=folder, say=say) for v in names if v != "full"}
+    got = _ablation_stats(dict(got, judge=judge_engine.info.get("model")))
+    for s in got["variants"]:
+        if s["variant"] in pairs: s["against_full"] = {k: _triple(pairs[s["variant"]].scores[k]) for k in ("win", "tie", "loss", "net", "order_agreement", "unparsable")}
+    return got
+
+def _triple(e:Estimate): return [e.value, e.low, e.high]
+
+def _ablation_stats(got):
+    "Each variant in figures, and its paired difference to the whole prompt."
+    cells, every = (lambda v: [r["variants"][v] for r in got["rows"]]), list(got["rows"][0]["variants"])
+    what = dict(kept=lambda c: float(c["reason"] is None), refused=lambda c: None if c["refused"] is None else float(c["refused"]), words=lambda c: None if c["answer"] is None else len(c["answer"].split()))
+    return dict(got, variants=[_variant_stats(v, cells(v), cells("full"), what) for v in every])
+
+def _variant_stats(name, cells, full, what):
+    known, answered = (lambda f: [x for c in cells if (x := f(c)) is not None]), [c for c in cells if c["answer"] is not None]
+    out = dict(variant=name, prompt_tokens=_mean([c["n_prompt"] for c in cells]), tokens=_mean([c["n_tokens"] for c in cells]), answered=_triple(wilson(len(answered), len(cells))))
+    out |= {k: _triple((bootstrap(known(f)) if k == "words" else wilson(sum(known(f)), len(known(f))))) for k, f in what.items()}
+    out |= dict(rejected=dict(Counter(c["reason"] for c in cells if c["reason"]).most_common()), cited_per_answer=_mean([len(set(c["cited"])) for c in cells]),
+                cited={str(n): k for n, k in sorted(Counter(n for c in cells for n in set(c["cited"])).items())})
+    both = lambda f: [x - y for c, d in zip(cells, full) if (x := f(c)) is not None and (y := f(d)) is not None]
+    return out | ({} if name == "full" else {"minus_full": {k: _triple(bootstrap(both(f))) for k, f in what.items()}})
+
+def ablation_table(got:dict # what eval/ablation.json holds
+                  )->Table:
+    "One line a variant; an asterisk marks a difference to the whole prompt whose 95 % interval leaves out zero."
+    sure = lambda s, k: "*" if (d := s.get("minus_full", {}).get(k)) and d[1] is not None and (d[1] > 0 or d[2] < 0) else ""
+    pct = lambda s, k: "–" if s[k][0] is None else f"{s[k][0]:.0%}{sure(s, k)}"
+    versus = lambda s: {} if not got["judge"] else {"judge: better, tie, worse than full": "–" if "against_full" not in s else ", ".join("–" if s["against_full"][k][0] is None else f"{s['against_full'][k][0]:.0%}" for k in ("win", "tie", "loss"))}
+    out = Table({"prompt": s["variant"], "prompt tokens": f"{s['prompt_tokens']:,.0f}", "answered": pct(s, "answered"), "kept": pct(s, "kept"), "refused": pct(s, "refused"),
+                 "words": "–" if s["words"][0] is None else f"{s['words'][0]:.0f}{sure(s, 'words')}", "tokens": f"{s['tokens']:.0f}", "rules cited": f"{s['cited_per_answer']:.1f}",
+                 "rejected": _counts(dict(list(s["rejected"].items())[:4])), **versus(s)} for s in got["variants"])
+    out.note = f"{got['prompts']} prompts; * the paired difference to the whole prompt has a 95 % interval without zero"
+    return out
+
+@dataclass(frozen=True)
+class AblateArgs:
+    "Options of `selfalign ablate RUN`."
+    run: Annotated[str, tyro.conf.arg(metavar="RUN")] # folder of a run with prompts; its settings are used
+    drop: str = ""            # rules to leave out one by one, by number or name: 4,7 or ethical; 4+7 leaves both out together
+    n: int = 64               # prompts, drawn by the run's seed
+    judge: str|None = None    # engine string of a judge: which answers decline, and which of two is better, in both orders
+
+def ablate_command(argv, say=print):
+    "`selfalign ablate RUN`: the table, and eval/ablation.json."
+    a = _options(AblateArgs, argv, "ablate", "Answer the same prompts under the whole principled prompt, without exemplars, without principles, without both, and without single rules; show refusals, length, survival through the filters, cited rules and, with --judge, which answers are better.")
+    path = Path(a.run)
+    if not (path/"manifest.json").exists(): raise InputError(f"{path}: no run here; write prompts first, such as selfalign prompts {path} --preset demo")
+    if a.n < 1: raise InputError(f"--n is {a.n}; give 1 or more prompts")
+    if a.judge and (a.judge.removeprefix("ray:").partition(":")[0] not in KINDS or not is_full(a.judge)): raise InputError(f"--judge {a.judge}: give a full engine string, such as torch:embedded or openai:http://localhost:8000/v1#name")
+    with Run(path, say=say) as run:
+        cfg = config_from(run.manifest.get("config") or {}, where=str(path/"manifest.json"))
+        with open_engine(cfg) as e: got = ablate(run, e, cfg, [d for d in a.drop.split(",") if d.strip()], a.n)
+        if a.judge:
+            with load_engine(a.judge) as j: got = judge_ablation(run, got, j, cfg.annotations, cfg.seed, say)
+        write_json(run/"eval"/"ablation.json", got)
+    say(repr(ablation_table(got)))
+    if _stand_in(path): say(f"\nmodel: {STAND_IN_NOTICE}")
+    say(f"\nanswers, reasons and cited rules of every prompt: {path/'eval'/'ablation.json'}")
+
 # %% ../nbs/06_pipeline.ipynb #23b48906
 @dataclass(frozen=True)
 class ChatArgs:
@@ -736,6 +857,7 @@ def _dispatch(argv):
     if command not in COMMANDS: raise UsageError(f"unknown command {command!r}; the commands are {', '.join(COMMANDS)}")
     if command == "evaluate" and not (rest and (Path(rest[0])/"manifest.json").exists()): score_command(rest)
     elif command == "compare": compare_command(rest)
+    elif command == "ablate": ablate_command(rest)
     elif command == "chat": chat_command(rest)
     elif command == "push": push_command(rest)
     elif command == "doctor":

@@ -30,11 +30,20 @@ def said(capsys, *argv):
     (("report", "{tmp}/empty", "--preset", "demo"), "nothing to report yet"),
     (("evaluate", "/no/such/model"), "no such model"),
     (("chat", "{tmp}/full"), "no final model"),
+    (("ablate", "{tmp}/none"), "no run here; write prompts first"),
+    (("ablate", "{tmp}/run"), "stage 'prompts' is not finished"),
+    (("ablate", "{tmp}/asked", "--drop", "4,99"), "--drop 99: no rule '99'; the rules are 1 (ethical)"),
+    (("ablate", "{tmp}/asked", "--n", "0"), "--n is 0; give 1 or more"),
+    (("ablate", "{tmp}/asked", "--judge", "warp:9"), "--judge warp:9: give a full engine string"),
 ])
 def test_a_mistake_is_one_line_and_exit_code_1(tmp_path, capsys, argv, words):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     (tmp_path / "bad.yaml").write_text("model: embedded\nprompts: {a: 1]\n")
+    for name, stages in (("run", {}), ("asked", dict(prompts=dict(done=True, fingerprint="x", settings={}, files=[])))):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text(json.dumps(dict(stages=stages, config=dict(model="embedded"))))
+        (tmp_path / name / "prompts.jsonl").write_text('{"id": "1", "instruction": "Name a river.", "input": ""}\n')
     (tmp_path / "odd.yaml").write_text("prompts: {self_instrct: 3}\n")
     code, _, err = said(capsys, *(a.replace("{tmp}", str(tmp_path)) for a in argv))
     assert code == 1 and words in err and err.startswith("error: ") and len(err.strip().splitlines()) == 1 and "Traceback" not in err
@@ -61,7 +70,7 @@ def test_wrong_usage_is_exit_code_2(capsys, argv):
     assert code == 2
 
 
-@pytest.mark.parametrize("command", ["run", "demo", "prompts", "evaluate", "plan", "chat"])
+@pytest.mark.parametrize("command", ["run", "demo", "prompts", "evaluate", "plan", "chat", "ablate"])
 def test_help_states_options(capsys, command):
     with pytest.raises(SystemExit) as e: main([command, "--help"])
     text = capsys.readouterr().out

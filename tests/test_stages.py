@@ -198,3 +198,40 @@ def test_going_in_circles_has_its_own_reason_and_human_text_does_not():
     human = [(t.output, f"{t.instruction} {t.input}") for t in load_seed_tasks()] + [(t.answer, t.user) for e in load_exemplars() for t in e.turns]
     assert not [a for a, q in human if vc.said_again(a, q) is not None or vc.repeated_share(a) > 0.15]
     assert vc.said_again("", "") is None and vc.repeated_share("two words") == 0
+
+
+def test_an_ablation_goes_on_where_it_was_and_asks_again_only_what_changed(tmp_path):
+    from selfalign.pipeline import RunConfig, ablate, judge_ablation
+    prompts_run(tmp_path / "r")
+    cfg, e = RunConfig(model="embedded", respond=RespondConfig(min_chars=40)), ScriptedEngine(scripted)
+    asked = lambda: sum(len(p) for p, _ in e.calls)
+    class Dies(ScriptedEngine):
+        left = 13
+        def generate_iter(self, *a, **kw):
+            for x in super().generate_iter(*a, **kw):
+                Dies.left -= 1
+                if Dies.left == 0: raise KeyboardInterrupt
+                yield x
+    with Run(tmp_path / "r", say=lambda s: None) as run:
+        with pytest.raises(KeyboardInterrupt): ablate(run, Dies(scripted), cfg, ["4"], n=5)
+        got = ablate(run, e, cfg, ["4"], n=5)
+        assert asked() == 5 * 5 - 12  # five variants of five prompts, twelve were answered before the kill
+        assert ablate(run, e, cfg, ["4"], n=5) == got and asked() == 13
+        assert "\n4 (" not in e.calls[-1][0][0].split("## Examples")[0] and len({s["prompt_tokens"] for s in got["variants"]}) == 5
+        ablate(run, e, cfg, ["ethical"], n=5)
+        assert asked() == 13 + 5
+        judge = ScriptedEngine(lambda p, i, s: "Verdict: yes" if "refuses" in p else "Verdict: B")
+        judged = judge_ablation(run, got, judge, say=None)
+        n = sum(len(p) for p, _ in judge.calls)
+        assert judge_ablation(run, got, judge, say=None) == judged and sum(len(p) for p, _ in judge.calls) == n
+    full, without = got["variants"][0], got["variants"][-1]
+    assert without["variant"] == "without 4" and full["kept"][0] == 1 and set(full["cited"]) == {"2"} and "minus_full" not in full
+    assert [s["refused"][0] for s in judged["variants"]] == [1.0] * 5 and got["variants"][0]["refused"][0] == 0.0
+
+
+def test_an_ablation_without_prompts_is_one_line(tmp_path):
+    from selfalign.pipeline import RunConfig, ablate
+    with Run(tmp_path / "r", say=lambda s: None) as run:
+        with pytest.raises(InputError, match="stage 'prompts' is not finished"): ablate(run, ScriptedEngine(scripted), RunConfig(model="embedded"))
+        with run.stage("prompts", {}): write_jsonl(run / "prompts.jsonl", [])
+        with pytest.raises(InputError, match="holds no prompt"): ablate(run, ScriptedEngine(scripted), RunConfig(model="embedded"))
