@@ -9,14 +9,14 @@ for real; its tokens choose words that are set into the form which each stage as
 and yet every row depends on the tokens drawn. Each attempt is a process of its own, forked from one that has the
 libraries loaded, and is ended by SIGKILL.
 """
-import argparse, itertools, json, os, platform, random, resource, shlex, signal, sys, tempfile, time
+import argparse, gc, itertools, json, os, platform, random, resource, shlex, signal, sys, tempfile, time
 from collections import Counter
 from pathlib import Path
 
 os.environ.setdefault("SELFALIGN_NO_PROGRESS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1") # the soak forks: no thread pool may be running
-from selfalign.runs import InputError, Journal, Run, content_id, git_commit, iter_jsonl, read_jsonl, versions, write_json, write_jsonl
+from selfalign.runs import InputError, Journal, Run, content_id, git_commit, iter_jsonl, read_jsonl, versions, write_json, write_jsonl # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT/"data"/"results"/"reliability.json"
@@ -26,12 +26,12 @@ WORDS = [f"{a}{b}" for a in "bal cor dim fen gul hap jov kel lum mor nel pov".sp
 
 # ---- soak
 
-TRAIN = dict(epochs=1, global_batch=4, micro_batch=2, learning_rate=1e-3, warmup_steps=1, max_length=96, identity_share=0.1, save_steps=1, lora_dropout=0.0)
+TRAIN = dict(epochs=1, global_batch=8, micro_batch=4, learning_rate=1e-3, warmup_steps=1, max_length=96, identity_share=0.1, save_steps=1, lora_dropout=0.0)
 
 def settings(model): return dict(model=str(model), dtype="float32", batch_size=8,
-    prompts=dict(self_instruct=24, self_instruct_calls=2, topics_per_type=1, topic_rounds=1, topics_per_call=3, balance="median"),
-    respond=dict(max_new_tokens=64, min_chars=20), engrave=dict(TRAIN, held_out=0.2), clone=dict(max_new_tokens=48, min_chars=10, train=TRAIN),
-    evaluate=dict(sets=[], n_questions=4, max_new_tokens=32))
+    prompts=dict(self_instruct=6, self_instruct_calls=2, topics_per_type=1, topic_rounds=1, topics_per_call=3, balance="median"),
+    respond=dict(max_new_tokens=64, min_chars=20, limit=16), engrave=dict(TRAIN, held_out=0.2), clone=dict(max_new_tokens=48, min_chars=10, train=TRAIN),
+    evaluate=dict(sets=[], n_questions=2, max_new_tokens=32))
 
 def small_llama(out):
     "A Llama of two layers with random weights, saved with the embedded model's tokenizer."
@@ -40,7 +40,7 @@ def small_llama(out):
     from selfalign.models import load_tokenizer
     torch.manual_seed(0)
     tok = load_tokenizer("embedded")
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(tok), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=8192,
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tok), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=8192,
                                  bos_token_id=tok.bos_token_id, eos_token_id=tok.eos_token_id, tie_word_embeddings=True)).save_pretrained(out)
     tok.save_pretrained(out)
 
@@ -67,8 +67,8 @@ def use_forms():
             for i, c in self.engine.generate_iter(prompts, short, seeds): yield i, replace(c, text=in_form(prompts[i], c.text), finish_reason="stop", stop="<eos>")
     pipeline.open_engine = lambda cfg, model=None: Formed(pipeline.engine_string(cfg, model), dtype=cfg.dtype, batch_size=cfg.batch_size)
 
-def attempt(out, cfg, steps, seconds=None):
-    "One process that works on the run; killed after `seconds`. True where it ended by itself."
+def attempt(out, cfg, steps, seconds=None, within=None):
+    "One process that works on the run; killed after `seconds`, counted from the beginning of a stage where one is given. True where it ended by itself."
     pid = os.fork()
     if not pid:
         code = 1
@@ -79,12 +79,13 @@ def attempt(out, cfg, steps, seconds=None):
         except BaseException:
             import traceback; traceback.print_exc()
         finally: os._exit(code)
-    end = time.monotonic() + (seconds or 1e9)
-    while time.monotonic() < end:
+    end, reached = None, lambda: within is None or steps.index(at_work(out, steps)) >= steps.index(within)
+    while end is None or time.monotonic() < end:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
             if status: raise SystemExit(f"the run failed by itself (status {status}), see above")
             return True
+        if end is None and seconds is not None and reached(): end = time.monotonic() + seconds
         time.sleep(0.005)
     os.kill(pid, signal.SIGKILL); os.waitpid(pid, 0)
     return False
@@ -99,8 +100,8 @@ def at_work(out, steps):
 def soak(kills, minutes, seed=0, keep=lambda got: None):
     import torch, transformers, trl, peft, datasets, accelerate # noqa: F401 loaded once, before the forks
     from selfalign import sft # noqa: F401
-    from selfalign.pipeline import STEPS, config_from
-    torch.set_num_threads(1); use_forms()
+    from selfalign.pipeline import STAGES, STEPS, config_from
+    torch.set_num_threads(1); use_forms(); gc.freeze() # a collection in a child then leaves the libraries' objects alone
     steps, rng, per_stage, compared, differ, runs, start = [s for s in STEPS if s != "report"], random.Random(seed), Counter(), Counter(), Counter(), 0, time.monotonic()
     with tempfile.TemporaryDirectory() as d:
         d = Path(d)
@@ -112,12 +113,14 @@ def soak(kills, minutes, seed=0, keep=lambda got: None):
         took = {s: r["seconds"] for s, r in json.loads((d/"whole"/"manifest.json").read_text())["stages"].items()}
         print(f"undisturbed run: {whole:.0f} s", took, flush=True)
         losses, worst = lambda r, m: [l["loss"] for l in json.loads((r/m/"training.json").read_text())["losses"]], 0.0
+        planned = [(0.7*rng.random()*took[STAGES[s][0]], s) for s in steps][:kills] # first one in each stage, then anywhere
         while sum(per_stage.values()) < kills and time.monotonic() - start < 60*minutes:
             out, again = d/f"run{runs}", 0
             while True:
-                left = sum(per_stage.values()) < kills
                 # some kills come soon, most late enough for the run to get on; a stage that cannot finish gets longer
-                if attempt(out, cfg, steps, rng.uniform(0.1, whole/5*(1 + again/10)) if left else None): break
+                left = sum(per_stage.values()) < kills
+                when = planned.pop(0) if left and planned else (rng.uniform(0.1, whole/5*(1 + again/10)) if left else None, None)
+                if attempt(out, cfg, steps, *when): break
                 per_stage[at_work(out, steps)] += 1; again += 1
             for f in ("prompts.jsonl", "responses.jsonl", "held_out.jsonl", "verbose.jsonl", "rejects.jsonl"):
                 a, b = read_jsonl(out/f), read_jsonl(d/"whole"/f)

@@ -253,8 +253,9 @@ def test_short_fuzz_and_load(tmp_path):
     assert got["load"]["read ids"]["rows_per_second"] > 20_000
 
 
-@pytest.mark.soak
 def test_a_short_soak(tmp_path):
-    subprocess.run([sys.executable, ROOT / "benchmarks" / "reliability.py", "soak", "--kills", "4", "--out", tmp_path / "r.json"], check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
+    "`make soak`, small: one kill in each stage; the run that goes on is the undisturbed one."
+    subprocess.run([sys.executable, ROOT / "benchmarks" / "reliability.py", "soak", "--kills", "6", "--out", tmp_path / "r.json"], check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
     got = json.loads((tmp_path / "r.json").read_text())["soak"]
-    assert got["kills"] >= 4 and got["compared"]["rows"] > 50 and not any(got["differences"].values())
+    assert got["kills"] >= 6 and sum(k > 0 for k in got["kills_in_stage"].values()) >= 4  # on a busy machine a kill may come a stage late
+    assert got["compared"]["rows"] > 50 and not any(got["differences"].values()) and got["largest_difference_of_final_loss"] <= 1e-3
