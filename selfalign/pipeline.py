@@ -30,7 +30,7 @@ from .models import STAND_IN_NOTICE, best_device, load_model, load_tokenizer, mo
 from .novelty import Contamination
 from .principle_engraving import Context, RespondConfig, check_context, common_words, judge, load_principle_set, parse_response, respond
 from .runs import InputError, Run, content_id, read_jsonl, versions, write_json
-from .sft import EngraveConfig, answer_plainly, engrave, engrave_control, plain_messages, system_variants, _counts
+from .sft import EngraveConfig, answer_plainly, engrave, engrave_control, plain_messages, refresh_cards, system_variants, _counts
 from .topic_prompting import PromptsConfig, expected_prompts, pilot_config, write_prompts
 from .verbose_cloning import CloneConfig, clone, write_verbose
 
@@ -209,6 +209,7 @@ def step_evaluate(run, cfg):
             scorers = {"base": lambda: open_scorer(cfg), "engraved": lambda: open_scorer(cfg, str(run/"engraved")), "final": lambda: open_scorer(cfg, str(run/"final"))}
             results = evaluate_models(scorers, cfg.evaluate.sets, run/"eval"/"sets", n=cfg.evaluate.max_rows, seed=cfg.seed, system=_system(cfg), say=run.say)
             rec["scores"] = [dict(model=r.model["name"], set=r.set, format=r.format, **{k: [v.value, v.low, v.high] for k, v in r.scores.items()}) for r in results]
+    refresh_cards(run.path)
 
 def _system(cfg): return system_variants(product_name(cfg), folder=cfg.annotations)[0]
 

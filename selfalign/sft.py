@@ -4,18 +4,18 @@
 
 # %% auto #0
 __all__ = ['CHAT_TEMPLATE', 'with_chat_template', 'end_of_turn', 'system_variants', 'plain_messages', 'encode_row', 'encode_rows',
-           'split_held_out', 'TrainConfig', 'EngraveConfig', 'fit', 'launch', 'save_model', 'model_card', 'data_card',
-           'push', 'train_model', 'engrave', 'card_facts', 'answer_plainly', 'engrave_control']
+           'split_held_out', 'TrainConfig', 'EngraveConfig', 'fit', 'launch', 'save_model', 'model_card',
+           'base_licence', 'refresh_cards', 'score_section', 'data_card', 'push', 'train_model', 'engrave',
+           'card_facts', 'answer_plainly', 'engrave_control']
 
 # %% ../nbs/03_sft.ipynb #ec83c2ab
 import importlib.util, json, math, os, shutil, subprocess, sys
-from collections import Counter
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from .annotations import data_path, example_rows, fill, load_identity, load_template, query_text
+from .annotations import data_path, fill, load_identity, load_template, query_text
 from .generation import Prompts, Sampling
-from .models import ModelSource, STAND_IN_NOTICE, best_device, load_model, load_tokenizer, model_identity, release, resolve_model
+from .models import EMBEDDED_HUB_ID, STAND_IN_NOTICE, best_device, load_model, load_tokenizer, model_identity, release, resolve_model
 from .runs import InputError, atomic_path, content_id, read_jsonl, write_json, write_jsonl
 
 # %% ../nbs/03_sft.ipynb #7a29e555
@@ -252,18 +252,56 @@ def save_model(model, tok, base, out, cfg, losses, info:dict):
 def model_card(src, cfg, losses, info)->str:
     "A model card: what it is, from what, how it was trained, and what it is not good for."
     from huggingface_hub import ModelCardData
-    meta = ModelCardData(base_model=src.name if "/" in src.name and not Path(src.name).exists() else None, tags=["self-align", "selfalign"], pipeline_tag="text-generation", library_name="transformers")
+    licence, hub = base_licence(src), EMBEDDED_HUB_ID if src.name == "embedded" else src.name if "/" in src.name and not Path(src.name).exists() else None
+    meta = ModelCardData(base_model=hub, license=licence, tags=["self-align", "selfalign"], pipeline_tag="text-generation", library_name="transformers")
     rows = {"base model": f"`{src.name}`" + (f" at `{src.revision}`" if src.revision else ""), "weights' SHA-256": f"`{src.sha256}`",
             "lines written by people": info.get("human_lines"), "principles": info.get("principles"), "answers kept of those asked for": info.get("yield"), "rejected, by reason": info.get("rejected"),
+            "verbose answers kept of those asked for": info.get("verbose_yield"), "verbose answers rejected, by reason": info.get("verbose_rejected"),
             "rows, lost, truncated": ", ".join(str(info.get(k)) for k in ("rows", "lost", "truncated")), "answer tokens": info.get("answer_tokens"),
             "LoRA r / α / dropout": f"{cfg.lora_r} / {cfg.lora_alpha} / {cfg.lora_dropout}" if cfg.lora_r else "none: full fine-tuning",
             "epochs, rows per step": f"{cfg.epochs}, {cfg.global_batch}", "peak learning rate": cfg.learning_rate,
-            "loss, first and last step": f"{losses[0]['loss']:.3f}, {losses[-1]['loss']:.3f}", "scores": info.get("scores", "see the run's report")}
+            "loss, first and last step": f"{losses[0]['loss']:.3f}, {losses[-1]['loss']:.3f}"}
     table = "\n".join(f"| {k} | {v} |" for k, v in rows.items() if v is not None)
     return (f"---\n{meta}\n---\n# {info.get('title', 'Aligned model')}\n" + (f"\n*{STAND_IN_NOTICE}.*\n" if src.stand_in else "") +
             f"\nMade with [selfalign](https://github.com/selfalign/selfalign) by the SELF-ALIGN method (Sun et al. 2023): the base model `{src.name}` was fine-tuned on its own filtered answers.\n\n"
-            f"| | |\n| --- | --- |\n{table}\n\n## Limits and licence\n\nThe model knows what its base model knows and repeats its errors and biases; its answers were filtered by rules, not read by people. "
-            f"The licence of the base model holds for these weights too: read it before you pass them on.\n")
+            f"| | |\n| --- | --- |\n{table}\n\n{_SCORES}not measured yet; `selfalign evaluate` on the run fills this in.\n\n## Limits and licence\n\n"
+            "The model knows what its base model knows, invents what it does not know, and repeats its errors and biases. Its answers were filtered by rules, not read by people. "
+            "It was taught to decline what its principles forbid by examples of its own making, which is no test of safety: test it before others use it. It speaks the languages of its training prompts.\n\n"
+            + (f"The base model's licence is `{licence}`; it" if licence else "The base model does not say its licence here: look it up. It") + " holds for these weights too: read it before you pass them on.\n")
+
+def base_licence(src)->str|None: # such as "apache-2.0"
+    "The licence that a base model states: in its own card, in its folder or on the hub."
+    if src.name == "embedded": return "apache-2.0"
+    from huggingface_hub import ModelCard, model_info
+    card = Path(src.path)/"README.md"
+    try: return ModelCard.load(str(card)).data.license if card.exists() else None if Path(src.path).exists() else model_info(src.name, timeout=10).card_data.license
+    except Exception: return None # a card that cannot be read, or a hub that cannot be reached, says nothing
+
+_SCORES = "## Scores\n\n"
+
+def refresh_cards(run):
+    "Write what the run's evaluation found into the cards of its models."
+    found = json.loads((Path(run)/"manifest.json").read_text())["stages"].get("evaluation", {})
+    for name in ("engraved", "final") if found.get("done") else ():
+        card = Path(run)/name/"README.md"
+        if card.exists() and _SCORES in (text := card.read_text(encoding="utf-8")):
+            head, rest = text.split(_SCORES, 1)
+            with atomic_path(card) as tmp: tmp.write_text(head + _SCORES + score_section(found, name) + rest[rest.index("\n## "):], encoding="utf-8")
+
+def score_section(found:dict, # the manifest's record of the evaluation
+                  name        # of the model: engraved or final
+                 )->str:
+    "What was measured of a model, beside its base model."
+    told = lambda x: "–" if x is None or x[0] is None else f"{x[0]:.3f}" if x[1] is None else f"{x[0]:.3f} ({x[1]:.3f} to {x[2]:.3f})"
+    at, rows = {(x["set"], x["format"], x["model"]): x for x in found.get("scores") or []}, []
+    for (set_, fmt, model), x in at.items():
+        if model == name: rows += [(f"{set_}, {fmt}: {k}", told(at.get((set_, fmt, "base"), {}).get(k)), told(v)) for k, v in x.items() if isinstance(v, list)]
+    base, mine = ((found.get("replies") or {}).get(m, {}) for m in ("base", name))
+    for k, what in (("words", "mean words of an answer"), ("stop_rate", "answers that end by themselves"), ("repetition_rate", "answers that repeat eight words")):
+        if mine.get(k) is not None: rows.append((what, *(f"{r[k]:.0f}" if k == "words" else f"{r[k]:.0%}" for r in (base, mine))))
+    lines = "\n".join(f"| {a} | {b} | {c} |" for a, b, c in rows)
+    closed = (found.get("internalization") or {}).get("sentence") if name == "engraved" else None
+    return f"| | base model | this model |\n| --- | --- | --- |\n{lines}\n\nIn brackets: 95 % intervals. The sets, prompts and rows are in the run's `eval` folder.\n" + (f"\n{closed}\n" if closed else "")
 
 def data_card(run)->str:
     "A data card for the prompts and responses of a run."
@@ -287,6 +325,7 @@ def push(run,          # a run folder
     run = Path(run); model = next((run/d for d in ("final", "engraved") if (run/d/"config.json").exists()), None)
     if model is None: raise InputError(f"{run}: no final/ or engraved/ model to push; run `selfalign engrave {run}` first")
     if repo.count("/") != 1 or not all(repo.split("/")): raise InputError(f"--repo {repo}: give owner/name, such as me/aligned")
+    refresh_cards(run)
     data = [run/f"{n}.jsonl" for n in ("prompts", "responses", "verbose") if (run/f"{n}.jsonl").exists()]
     card = data_card(run).encode()
     sent = [(repo, str(f.relative_to(model)), f.stat().st_size) for f in sorted(model.rglob("*")) if f.is_file()]
@@ -339,6 +378,7 @@ def card_facts(run)->dict: # human_lines, principles, yield, rejected: where the
     out = {"yield": f"{r.get('kept')} of {r.get('asked')}", "rejected": _counts(r.get("rejected"))}
     if conf.get("principles"): out["principles"] = ", ".join(conf["principles"])
     if m.get("human_lines") is not None: out["human_lines"] = m["human_lines"]
+    if (v := m["stages"].get("verbose", {})).get("kept") is not None: out |= dict(verbose_yield=f"{v['kept']} of {v['asked']}", verbose_rejected=_counts(v.get("rejected")))
     return out
 
 def _weights_of(base): return model_identity(asdict(resolve_model(base)))

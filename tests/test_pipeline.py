@@ -122,6 +122,14 @@ def test_model_text_cannot_be_markup_in_the_report(done, tmp_path):
         assert "<script>alert(1)" not in html and html.count("&lt;script&gt;alert(1)") >= 4 and "<img src=x" not in html
 
 
+def test_the_cards_say_what_the_evaluation_found(done):
+    final, engraved = ((done[0] / m / "README.md").read_text(encoding="utf-8") for m in ("final", "engraved"))
+    for card in (final, engraved):
+        assert "not measured yet" not in card and "| facts, lm-eval: mc1 | " in card and "| answers that end by themselves | " in card
+        assert "license: apache-2.0" in card and "base_model: HuggingFaceTB/" in card and "## Limits and licence" in card
+    assert "verbose answers kept" in final and "verbose answers kept" not in engraved
+
+
 def test_four_answers_with_what_each_cost(done):
     replies = json.loads((done[0] / "eval" / "replies.json").read_text())
     arms = ["base", "principled", "engraved", "final"]

@@ -115,3 +115,13 @@ def test_push_sends_nothing_unless_asked(tmp_path, monkeypatch):
     push(tmp_path, "me/aligned", dry_run=False)
     assert [n for n, *_ in sent].count("create_repo") == 2 and "upload_folder" in [n for n, *_ in sent]
     with pytest.raises(InputError, match="no final/"): push(tmp_path/"nothing", "me/x")
+
+def test_a_card_names_the_base_models_licence_where_it_states_one(tmp_path, monkeypatch):
+    from selfalign.models import ModelSource
+    src = ModelSource(str(tmp_path), str(tmp_path), None, None)
+    assert sft.base_licence(src) is None and "look it up" in sft.model_card(src, CFG, [dict(step=1, loss=1.0)], {})
+    (tmp_path/"README.md").write_text("---\nlicense: mit\n---\n# A model\n")
+    assert sft.base_licence(src) == "mit" and "license: mit" in sft.model_card(src, CFG, [dict(step=1, loss=1.0)], {})
+    (tmp_path/"README.md").write_text("---\nlicense: [broken\n---\n")
+    assert sft.base_licence(src) is None
+    assert sft.base_licence(ModelSource("no/where", "no/where", None, None)) is None # offline
