@@ -148,11 +148,13 @@ PIECES = ["###", "\n", "1. Instruction:", "2. Input:", "<noinput>", "Output:", "
 def some_text(rng):
     return "".join(rng.choice(PIECES) if rng.random() < 0.7 else "".join(chr(rng.choice((rng.randrange(32, 127), rng.randrange(0x2FFF), rng.randrange(0x10FFFF)))) for _ in range(rng.randrange(8))) for _ in range(rng.randrange(22)))
 
+READERS = ("journal", "stored row", "JSONL file", "YAML file", "principles file", "exemplars file", "task list", "topic list", "hint lines", "thoughts and answer", "verbose answer", "cited rules", "judge's verdict", "query in the prompt")
+
 def readers(folder):
     "name → (share of the inputs, function of (text, rng) that gives True where the input is kept, False where it is rejected)."
-    from selfalign.annotations import load_principles, read_yaml
+    from selfalign.annotations import load_exemplars, load_principles, read_yaml
     from selfalign.evaluation import parse_verdict
-    from selfalign.principle_engraving import Context, PrincipleSet, cited_rules, common_words, judge
+    from selfalign.principle_engraving import Context, PrincipleSet, cited_rules, common_words, judge, loop_start
     from selfalign.topic_prompting import PromptPool, PromptsConfig, parse_questions, parse_tasks, parse_topics
     from selfalign.verbose_cloning import VerboseContext, judge_verbose
     pset, row, p = PrincipleSet.load(), dict(id="1", instruction="Tell me about rivers.", input=""), folder/"file"
@@ -171,6 +173,7 @@ def readers(folder):
         got = parse_questions(t, [("Art", "Murals"), ("Art history", "Murals")], cut=rng.random() < .5)
         assert all(why or q for *_, q, raw, why in got); return any(not why for *_, why in got)
     def thoughts(t, rng):
+        at = loop_start(t); assert at is None or 0 <= at <= len(t)
         got, why = judge(row, out(t if rng.random() < .5 else f" Role: Aster. Rules: 2 (informative).\n\nAster: {LONG} {t}", rng), ctx)
         if why is None: assert got["answer"].strip() and "\nUser:" not in got["answer"] and all(1 <= k <= rules for k in got["cited"])
         return why is None
@@ -186,15 +189,19 @@ def readers(folder):
             try: read(p); return True
             except InputError as e: assert "\n" not in str(e).strip(); return False
         return f
+    def stored(t, rng):
+        p.unlink(missing_ok=True)
+        with Journal(p) as j: j.add(dict(id="1", text=t))
+        assert p.read_bytes().count(b"\n") == 1 == len(p.read_text().splitlines()) and units(read_jsonl(p)[0]["text"]) == units(t); return True
     def journal(t, rng):
         p.write_bytes(rng.randbytes(rng.randrange(80)) if rng.random() < .2 else f'{{"id": "a"}}\n{t}'.encode("utf-8", "replace"))
         with Journal(p, say=lambda s: None) as j: k = len(j); j.add(dict(id="new", text=t))
         with Journal(p, say=lambda s: None) as j: assert len(j) in (k, k+1) and units(j["new"]["text"]) == units(t)
         return k > 0
-    return {"journal": (.05, journal),
-            "JSONL file": (.05, file(lambda p: list(iter_jsonl(p)))), "YAML file": (.02, file(read_yaml)), "principles file": (.01, file(load_principles)),
-            "task list": (.16, tasks), "topic list": (.1, topics), "hint lines": (.1, hints), "thoughts and answer": (.14, thoughts), "verbose answer": (.14, verbose), "cited rules": (.05, lambda t, r: bool(cited_rules(t))),
-            "judge's verdict": (.1, lambda t, r: {"A": True, "B": True, "tie": True, None: False}[parse_verdict(t)]), "query in the prompt": (.08, query)}
+    return {"journal": (.05, journal), "stored row": (.03, stored),
+            "JSONL file": (.05, file(lambda p: list(iter_jsonl(p)))), "YAML file": (.02, file(read_yaml)), "principles file": (.01, file(load_principles)), "exemplars file": (.01, file(load_exemplars)),
+            "task list": (.14, tasks), "topic list": (.1, topics), "hint lines": (.1, hints), "thoughts and answer": (.14, thoughts), "verbose answer": (.14, verbose), "cited rules": (.05, lambda t, r: bool(cited_rules(t))),
+            "judge's verdict": (.1, lambda t, r: {"A": True, "B": True, "tie": True, None: False}[parse_verdict(t)]), "query in the prompt": (.06, query)}
 
 def fuzz(inputs, seed=0, keep=lambda got: None):
     def hang(*a): raise SystemExit("an input took more than 10 s")
