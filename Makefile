@@ -86,3 +86,4 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/generation.py --llamacpp $(PEERS)/llamacpp/bin/python --vllm $(PEERS)/vllm/bin/python
 	$(BIN)/python benchmarks/novelty.py
 	$(BIN)/python benchmarks/multiple_choice.py
+	$(BIN)/python benchmarks/sft.py

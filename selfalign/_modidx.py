@@ -906,6 +906,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'selfalign.sft.split_held_out': ('sft.html#split_held_out', 'selfalign/sft.py'),
                                'selfalign.sft.system_variants': ('sft.html#system_variants', 'selfalign/sft.py'),
                                'selfalign.sft.train_model': ('sft.html#train_model', 'selfalign/sft.py'),
+                               'selfalign.sft.trainer_for': ('sft.html#trainer_for', 'selfalign/sft.py'),
                                'selfalign.sft.with_chat_template': ('sft.html#with_chat_template', 'selfalign/sft.py')},
             'selfalign.topic_prompting': { 'selfalign.topic_prompting.PromptPool': ( 'topic_prompting.html#promptpool',
                                                                                      'selfalign/topic_prompting.py'),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHAT_TEMPLATE', 'with_chat_template', 'end_of_turn', 'system_variants', 'plain_messages', 'encode_row', 'encode_rows',
-           'split_held_out', 'TrainConfig', 'EngraveConfig', 'fit', 'launch', 'save_model', 'model_card',
+           'split_held_out', 'TrainConfig', 'EngraveConfig', 'fit', 'trainer_for', 'launch', 'save_model', 'model_card',
            'base_licence', 'refresh_cards', 'score_section', 'data_card', 'push', 'train_model', 'engrave',
            'card_facts', 'answer_plainly', 'engrave_control']
 
@@ -182,22 +182,28 @@ def fit(rows,       # dicts with input_ids and labels, see `encode_rows`
         work,       # folder for checkpoints
         cfg:TrainConfig, seed=0)->tuple: # (trained model, list of {step, loss})
     "Train with TRL's `SFTTrainer`; goes on from the last checkpoint in `work` where there is one."
+    if not rows: raise InputError("no training row; see rejects.jsonl for what the filters turned down")
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if world == 1: _clear_other(work, rows, cfg, seed)
+    trainer = trainer_for(rows, base, tok, work, cfg, seed)
+    trainer.train(resume_from_checkpoint=_last_checkpoint(work))
+    if world > 1: trainer.save_model(str(Path(work)/"trained")) # gathers what is sharded; the main process writes
+    return trainer.model, [dict(step=h["step"], loss=h["loss"]) for h in trainer.state.log_history if "loss" in h]
+
+def trainer_for(rows, base, tok, work, cfg:TrainConfig, seed=0): # see `fit`
+    "TRL's `SFTTrainer` with our settings, ready to train."
     import torch
     from datasets import Dataset, disable_progress_bars
     from transformers import PrinterCallback
     from trl import SFTTrainer
-    if not rows: raise InputError("no training row; see rejects.jsonl for what the filters turned down")
     cuda, world, rank = best_device() == "cuda", int(os.environ.get("WORLD_SIZE", 1)), os.environ.get("LOCAL_RANK", "0")
-    if world == 1: _clear_other(work, rows, cfg, seed)
     args = _sft_config(cfg, work, seed, cuda)
     disable_progress_bars(); torch.manual_seed(seed)
     model, _ = load_model(base, dtype=torch.bfloat16 if cuda else torch.float32, device=f"cuda:{rank}" if cuda and world == 1 else "cpu", **_four_bit(cfg, rank))
     trainer = SFTTrainer(model=model, args=args, train_dataset=Dataset.from_list([dict(input_ids=r["input_ids"], labels=r["labels"]) for r in rows]),
                          processing_class=tok, peft_config=_lora(model, cfg) if cfg.lora_r else None, callbacks=[_watch()])
     trainer.remove_callback(PrinterCallback); _quiet_bar(trainer)
-    trainer.train(resume_from_checkpoint=_last_checkpoint(work))
-    if world > 1: trainer.save_model(str(Path(work)/"trained")) # gathers what is sharded; the main process writes
-    return trainer.model, [dict(step=h["step"], loss=h["loss"]) for h in trainer.state.log_history if "loss" in h]
+    return trainer
 
 def _four_bit(cfg, rank="0"):
     if not cfg.load_in_4bit: return {}
