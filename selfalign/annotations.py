@@ -11,7 +11,7 @@ __all__ = ['data_dir', 'data_path', 'read_yaml', 'load_template', 'fill', 'Princ
 # %% ../nbs/core/annotations.ipynb #61099ee8
 import math, re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml

@@ -7,7 +7,7 @@ __all__ = ['InputError', 'content_id', 'iter_jsonl', 'read_jsonl', 'atomic_path'
            'versions', 'git_commit', 'Run']
 
 # %% ../nbs/core/runs.ipynb #da9ecf8f
-import contextlib, dataclasses, errno, hashlib, json, os, platform, shutil, subprocess, sys, tempfile, time
+import contextlib, hashlib, json, os, platform, shutil, subprocess, sys, time
 from collections import Counter
 from importlib import metadata
 from pathlib import Path
