@@ -64,7 +64,7 @@ def trl_trainer(job, rows, base, tok, cfg, work): # with TRL's defaults and the 
     args = SFTConfig(output_dir=str(work), max_length=job["length"], num_train_epochs=1, per_device_train_batch_size=cfg.micro_batch, learning_rate=cfg.learning_rate, use_cpu=not cuda, seed=0, data_seed=0, save_strategy="no",
                      report_to="none", disable_tqdm=True, **change)
     torch.manual_seed(0)
-    trainer = SFTTrainer(model=model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tok, peft_config=_lora(model, cfg))
+    trainer = SFTTrainer(model=model, args=args, train_dataset=Dataset.from_list([dict(input_ids=r["input_ids"], labels=r["labels"]) for r in rows]), processing_class=tok, peft_config=_lora(model, cfg))
     trainer.remove_callback(PrinterCallback)
     return trainer
 
