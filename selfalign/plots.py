@@ -18,11 +18,11 @@ def plot_losses(runs:dict, # name → list of {step, loss}
     ax.set_xlabel("optimizer step"); ax.set_ylabel("loss (nats per answer token)"); ax.legend()
     return ax
 
-def plot_lengths(answers:dict, # name → list of texts
+def plot_lengths(answers:dict, # name → list of texts, or of their lengths in words
                  ax=None):
     "How long answers are, in words."
     ax = _axes(ax)
-    sizes = {k: [len(t.split()) for t in v] for k, v in answers.items()}
+    sizes = {k: [t if isinstance(t, int) else len(t.split()) for t in v] for k, v in answers.items()}
     top = max((max(v, default=0) for v in sizes.values()), default=0)
     ax.hist(list(sizes.values()), bins=[i*max(top, 20)/20 for i in range(21)], label=[f"{k} ({len(v)})" for k, v in sizes.items()])
     ax.set_xlabel("words in the answer"); ax.set_ylabel("answers"); ax.legend()

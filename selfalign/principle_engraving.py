@@ -17,7 +17,7 @@ from .annotations import (Exemplar, Principle, SeedTask, Turn, data_path, exampl
                                    load_seed_tasks, load_template, query_text, read_yaml)
 from .generation import Sampling
 from .models import model_identity
-from .runs import InputError, content_id, read_jsonl, write_jsonl
+from .runs import InputError, content_id, read_jsonl
 
 # %% ../nbs/02_principle_engraving.ipynb #c5274065
 _CITED = re.compile(r"\b(?:rules?|principles?):?\s+((?:\d+\s*(?:\([^)\n]{0,40}\))?(?:\s*(?:,|and|&|or)\s*)*)+)", re.I)
@@ -38,6 +38,8 @@ def uncite(thoughts:str, gone)->str:
     return re.sub(r"(?<=[.!?])\s*\.|(?<= ) +", "", _CITED.sub(left, thoughts)).strip()
 
 # %% ../nbs/02_principle_engraving.ipynb #228dca49
+_BREAK = "[\n\r\x0b\x0c\x85\u2028\u2029]" # all that some reader takes for the end of a line
+
 @dataclass(frozen=True)
 class PrincipleSet:
     "Principles and exemplars, checked, and the prompt they make."
@@ -109,7 +111,8 @@ class PrincipleSet:
 
     def quote(self, text:str)->str:
         "A user's text with every line that looks like a turn marked as quoted, so that it cannot open a turn."
-        return re.sub(rf"(?im)^(?=\s*(?:{re.escape(self.user)}|{re.escape(self.name)})\s*(?:\(internal thoughts\)\s*)?:|\s*###)", "> ", text)
+        who = rf"(?:{re.escape(self.user)}|{re.escape(self.name)})\s*(?:\(internal thoughts\)\s*)?:"
+        return re.sub(rf"(?i)(?:\A|(?<={_BREAK}))(?=(?:(?!{_BREAK})\s)*(?:{who}|###))", "> ", text)
 
     def render(self, query:str, thoughts=True, **parts)->str:
         "The whole prompt for one query, up to the cue for thoughts (or for the answer); see `prefix` for the parts."
@@ -357,12 +360,11 @@ def respond(run,            # a `selfalign.runs.Run` whose stage "prompts" is fi
         if rec is None: return run.manifest["stages"]["responses"]
         check_context(pset, engine, cfg.max_new_tokens)
         rows = read_jsonl(run/"prompts.jsonl")[:cfg.limit]
-        jobs = [dict(id=content_id("respond", r["id"]), prompt=pset.render(query_text(r))) for r in rows]
+        jobs = [dict(id=content_id("respond", r["id"]), prompt=lambda r=r: pset.render(query_text(r))) for r in rows]
         outs = run.complete("responses", jobs, engine, cfg.sampling(pset), seed, desc="2 answers")
         ctx = Context(pset, cfg.min_chars, cfg.on_limit, common_words(load_seed_tasks(folder=folder)))
-        results = [judge(r, o, ctx, cfg.product_name) for r, o in zip(rows, outs)]
-        rec.update(asked=len(rows), kept=write_jsonl(run/"responses.jsonl", (x for x, reason in results if reason is None)),
-                   rejected=run.reject("responses", [x for x, reason in results if reason]), prompt_tokens=engine.count_tokens(pset.render("")))
+        results = (judge(r, o, ctx, cfg.product_name) for r, o in zip(rows, outs))
+        rec.update(run.decide("responses", "responses.jsonl", results, len(rows)), asked=len(rows), prompt_tokens=engine.count_tokens(pset.render("")))
         if not rec["kept"]:
             raise InputError(f"{run.path}: no answer of {len(rows)} survived ({', '.join(f'{k}: {v}' for k, v in rec['rejected'].items())}); see rejects.jsonl")
     return run.manifest["stages"]["responses"]

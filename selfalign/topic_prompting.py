@@ -646,15 +646,15 @@ def figure_novelty(rows, rejects):
     if rows: ax.legend()
     return _finish(fig)
 
-def figure_similarity(rows, sample=2000, seed=0):
-    "Similarity of each prompt to its nearest neighbour of the same source."
+def figure_similarity(rows, sample=2000, seed=0, most=50_000):
+    "Similarity of prompts to their nearest neighbour among at most `most` of the same source."
     by = {s: v for s, v in _by_source(rows).items() if len(v) > 1}
     fig, axes = _figure(max(len(by), 1))
     for ax, (s, rs) in zip(axes, by.items()):
-        texts = [r["instruction"] for r in rs]
+        texts = [r["instruction"] for r in (rs if len(rs) <= most else random.Random(seed).sample(rs, most))]
         kind = "rouge" if all(letters_kept(t) >= 0.5 for t in texts) else "unicode"
         scores = nearest_scores(texts, sample, seed, kind)
-        ax.hist(scores, bins=[i/20 for i in range(21)], color=_colour(s)); ax.set_title(f"{_name(s, rs)}, mean {scores.mean():.2f}", fontsize=9)
+        ax.hist(scores, bins=[i/20 for i in range(21)], color=_colour(s)); ax.set_title(f"{_name(s, rs)}{f', {most:,} of them' if len(rs) > most else ''}, mean {scores.mean():.2f}", fontsize=9)
         ax.set_xlabel("ROUGE-L F1 with the nearest"); ax.set_ylabel("prompts")
     return _finish(fig)
 

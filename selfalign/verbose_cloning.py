@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from .annotations import fill, load_template, query_text
 from .generation import Sampling
 from .principle_engraving import Response, loop_start, token_limit
-from .runs import InputError, content_id, read_jsonl, write_jsonl
+from .runs import InputError, content_id, read_jsonl
 from .sft import TrainConfig, train_model, card_facts, _recipe, _weights_of
 
 # %% ../nbs/04_verbose_cloning.ipynb #4d6432a0
@@ -144,12 +144,10 @@ def write_verbose(run,    # a Run whose stage "engraved" is finished
         if rec is None: return run.manifest["stages"]["verbose"]
         held = {r["id"] for r in read_jsonl(run/"held_out.jsonl")}
         rows = [r for r in read_jsonl(run/"prompts.jsonl") if r["id"] not in held]
-        jobs = [dict(id=content_id("verbose", r["id"]), prompt=verbose_messages(r, system)) for r in rows]
+        jobs = [dict(id=content_id("verbose", r["id"]), prompt=lambda r=r: verbose_messages(r, system)) for r in rows]
         outs = run.complete("verbose", jobs, engine, cfg.sampling(), seed, desc="4 verbose answers")
         ctx = VerboseContext(system, cfg.min_chars, cfg.max_items, cfg.max_repeated, cfg.unended)
-        results = [judge_verbose(r, o, ctx) for r, o in zip(rows, outs)]
-        rec.update(asked=len(rows), kept=write_jsonl(run/"verbose.jsonl", (x for x, why in results if why is None)),
-                   rejected=run.reject("verbose", [x for x, why in results if why]))
+        rec.update(run.decide("verbose", "verbose.jsonl", (judge_verbose(r, o, ctx) for r, o in zip(rows, outs)), len(rows)), asked=len(rows))
         if not rec["kept"]: raise InputError(f"{run.path}: no verbose answer of {len(rows)} survived ({rec['rejected']}); see rejects.jsonl")
     return run.manifest["stages"]["verbose"]
 
