@@ -598,28 +598,62 @@ def _model_space(cfg):
 # %% ../nbs/06_pipeline.ipynb #4037c235
 def doctor()->list: # (what, "ok" or a remedy, detail)
     "What this machine has, line by line, with a remedy where something is missing."
-    import importlib.util, torch
+    import importlib.util
     from selfalign.models import _FETCH, _gguf_file, cache_dir
-    have = lambda m: importlib.util.find_spec(m) is not None
-    v = versions()
+    have, v = (lambda m: importlib.util.find_spec(m) is not None), versions()
     free = shutil.disk_usage(Path.cwd()).free/1e9
-    cache = sum(f.stat().st_size for f in cache_dir().rglob("*") if f.is_file())/1e6 if cache_dir().exists() else 0
-    gpu = [f"{torch.cuda.get_device_name(i)}, {torch.cuda.get_device_properties(i).total_memory/2**30:.0f} GiB" for i in range(torch.cuda.device_count())]
-    return [("versions", "ok", ", ".join(f"{k} {x}" for k, x in v.items())),
-            ("GPU", "ok" if gpu else "none: stages run on the CPU; use --preset demo", "; ".join(gpu)),
-            ("vLLM", "ok" if have("vllm") else "pip install vllm, for --engine vllm", v.get("vllm", "")),
-            ("Ray", "ok" if have("ray") else "pip install 'ray[data]', for --engine ray:…", ""),
-            ("Quarto", "ok" if shutil.which("quarto") else "not needed: the docs are built without it", ""),
-            ("disk", "ok" if free > 20 else "less than 20 GB free: choose another disk for runs", f"{free:.0f} GB free here"),
+    return [("versions", *_packages(v)), ("GPU", *_gpu()),
+            ("vLLM", "ok" if have("vllm") else "not installed, only needed for --engine vllm: pip install vllm", v.get("vllm", "")),
+            ("Ray", "ok" if have("ray") else "not installed, only needed for --engine ray:…: pip install 'ray[data]'", ""),
+            ("Quarto", "ok" if shutil.which("quarto") else "not installed, not needed: the docs are built without it", ""),
+            ("disk", "ok" if free > 20 else "less than 20 GB free: choose another disk for runs of a large model", f"{free:.0f} GB free in {Path.cwd()}"),
+            ("cache", *_cache(cache_dir(), "SELFALIGN_CACHE")), ("hub cache", *_cache(_hub_cache(), "HF_HUB_CACHE")),
             ("embedded model", "ok" if _gguf_file() or (cache_dir()/"smollm2-135m-instruct-v1").exists() else f"run: {_FETCH}", ""),
-            ("cache", "ok", f"{cache_dir()}, {cache:.0f} MB"),
             ("hub", *_hub())]
 
-def _hub():
-    import socket
-    if os.environ.get("HF_HUB_OFFLINE"): return "offline by HF_HUB_OFFLINE: only cached models load", ""
-    try: socket.create_connection(("huggingface.co", 443), timeout=3).close(); return "ok", "reachable"
-    except OSError: return "not reachable: use --model embedded or a local folder", ""
+def _packages(have):
+    "Is every package there that selfalign asks for, new enough?"
+    from importlib import metadata
+    from packaging.requirements import Requirement
+    short = []
+    with contextlib.suppress(metadata.PackageNotFoundError): # not installed itself: run from its files
+        for r in map(Requirement, metadata.requires("selfalign") or []):
+            if r.marker and not r.marker.evaluate({"extra": ""}): continue
+            try: fits = r.specifier.contains(metadata.version(r.name), prereleases=True)
+            except metadata.PackageNotFoundError: fits = False
+            if not fits: short.append(f"'{r}'")
+    return f"pip install -U {' '.join(short)}" if short else "ok", ", ".join(f"{k} {x}" for k, x in have.items())
+
+def _gpu():
+    import torch
+    space = lambda i: "{0:.0f} of {1:.0f} GiB free".format(*(x/2**30 for x in torch.cuda.mem_get_info(i)))
+    if n := torch.cuda.device_count() if torch.cuda.is_available() else 0: return "ok", "; ".join(f"{torch.cuda.get_device_name(i)}, {space(i)}" for i in range(n))
+    if shutil.which("nvidia-smi"): return f"the driver is there, but PyTorch {torch.__version__} sees no GPU: install PyTorch's CUDA build, see pytorch.org", ""
+    return "none: stages run on the CPU; use --preset demo", ""
+
+def _hub_cache():
+    from huggingface_hub.constants import HF_HUB_CACHE
+    return Path(HF_HUB_CACHE)
+
+def _cache(path, variable):
+    size = sum(f.stat().st_size for f in path.rglob("*") if f.is_file() and not f.is_symlink())/1e6 if path.exists() else 0
+    there = next(p for p in (path, *path.parents) if p.exists())
+    return "ok" if os.access(there, os.W_OK) else f"cannot be written: set {variable} to a folder of yours", f"{path}, {size:,.0f} MB"
+
+def _hub(seconds=3):
+    "A proxy is used where the environment names one."
+    import threading, urllib.error, urllib.request
+    from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
+    if HF_HUB_OFFLINE: return "offline by HF_HUB_OFFLINE: only cached models load; unset it to reach the hub", ""
+    said = []
+    def ask():
+        try: urllib.request.urlopen(urllib.request.Request(ENDPOINT, method="HEAD"), timeout=seconds).close(); said.append(True)
+        except urllib.error.HTTPError: said.append(True) # it has answered
+        except (OSError, ValueError): pass
+    t = threading.Thread(target=ask, daemon=True); t.start(); t.join(seconds + 1) # a name server may take longer than any timeout
+    return ("ok", ENDPOINT) if said else (f"not reachable within {seconds} s: use --model embedded or a local folder, or set HF_ENDPOINT to a mirror", ENDPOINT)
+
+
 
 # %% ../nbs/06_pipeline.ipynb #f6d03cf1
 class Remembering:
@@ -819,14 +853,17 @@ def main(argv=None)->int: # exit code
     except StepFailed as e: return 1 if e.code not in (130,) else 130
     except KeyboardInterrupt: print("\ninterrupted; nothing that was finished is lost, the same command goes on from here", file=sys.stderr); return 130
     except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), 1); return 1 # the reader of our output has left, as `head` does
-    except OSError as e:
-        if e.errno in (28, 13, 27, 30, 122): # full, forbidden, too large, read-only, quota
-            return _fail(f"{e.filename or 'disk'}: {e.strerror}; make room or choose another folder, then give the same command again", debug)
+    except Exception as e:
+        if told := _machine_trouble(e): return _fail(f"{told}, then give the same command again", debug)
         raise
-    except MemoryError: return _fail("out of memory; lower --batch-size or engrave.micro_batch, then give the same command again", debug)
-    except RuntimeError as e:
-        if any(x in str(e).lower() for x in ("out of memory", "allocate memory")): return _fail("out of memory; lower --batch-size or the micro_batch of the training, then give the same command again", debug)
-        raise
+
+def _machine_trouble(e)->str|None: # what happened, and the remedy
+    "Errors of the disk or the memory; safetensors and PyTorch tell them in words of their own."
+    disk = (13, 27, 28, 30, 122) # forbidden, too large, full, read-only, quota
+    if isinstance(e, OSError) and e.errno in disk: return f"{e.filename or 'disk'}: {e.strerror}; make room or choose another folder"
+    if n := next((n for n in disk if f"os error {n})" in str(e)), None): return f"disk: {os.strerror(n)}; make room or choose another folder"
+    if "file write failed" in str(e) or "unexpected pos" in str(e): return "disk: a model or checkpoint could not be written; make room or choose another folder"
+    if isinstance(e, MemoryError) or any(x in str(e).lower() for x in ("out of memory", "allocate memory")): return "out of memory; lower --batch-size or the micro_batch of the training"
 
 def _fail(e, debug):
     if debug and isinstance(e, BaseException): raise e
