@@ -6,15 +6,17 @@
 __all__ = ['FILTERS', 'cited_rules', 'uncite', 'PrincipleSet', 'Response', 'parse_response', 'Context', 'missing_role',
            'missing_answer', 'next_turn', 'thoughts_in_answer', 'segments', 'loop_start', 'repetition', 'common_words',
            'exemplar_leakage', 'apology', 'cliche', 'token_limit', 'too_short', 'echo', 'foreign_name', 'other_script',
-           'apply_filters', 'RespondConfig', 'load_principle_set', 'check_context', 'judge', 'respond', 'rule_usage']
+           'languages_of', 'wrong_language', 'apply_filters', 'turned_down', 'RespondConfig', 'load_principle_set',
+           'check_context', 'judge', 'respond', 'rule_usage', 'rule_pairs', 'rule_usage_by', 'plot_rules']
 
 # %% ../nbs/02_principle_engraving.ipynb #f9c01e8f
-import math, re
+import re
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache, cached_property
+from itertools import combinations
 
-from .annotations import (Exemplar, Principle, SeedTask, Turn, data_path, example_rows, fill, load_exemplars, load_principles,
-                                   load_seed_tasks, load_template, query_text, read_yaml)
+from .annotations import fill, load_exemplars, load_principles, load_seed_tasks, load_template, query_text
 from .generation import Sampling
 from .models import model_identity
 from .runs import InputError, content_id, read_jsonl
@@ -159,6 +161,29 @@ class Context:
     on_limit: str = "keep"         # an answer cut at the token limit: "keep" it without the unfinished sentence, or "reject"
     common: frozenset = frozenset() # words that say nothing about exemplar leakage
 
+    @cached_property
+    def turn(self): # how a turn, or a section of the prompt, begins
+        name, user = re.escape(self.pset.name), re.escape(self.pset.user)
+        speaker = rf"(?i:(?:an? |the )?{user})(?: \d+)?(?: \([^)\n]*\))?\s*:|{name}(?: [A-Z\d])?\s*(?:\([^)\n]*(?:\)|$)|:|$)"
+        return re.compile(rf"(?m)^[ \t*]*(?:\w{{1,12}}: )?(?:{speaker}|##+ (?i:example)|#+ [^\n]*\b{name}\b)")
+
+    @cached_property
+    def evidence(self): # of each exemplar: phrases of five words, of three in a short turn, unusual words
+        out, plain = [], self.common | {*_words(self.pset.header), *_words(self.pset.rules())}
+        for e in self.pset.exemplars:
+            texts = [_words(fill(x, name=self.pset.name)) for t in e.turns for x in (t.user, t.answer)]
+            out.append(({g for x in texts for g in _grams(x, 5)}, {g for x in texts if len(x) <= _SHORT for g in _grams(x, 3)}, {w for x in texts for w in x if len(w) > 3 and w not in plain}))
+        return out
+
+    @cached_property
+    def thinking(self): # how thoughts sound: always, at the beginning of an answer, and where the query does not speak of rules
+        name, role = re.escape(self.pset.name), re.escape(self.pset.role.split("{")[0].strip())
+        rules = "|".join(re.escape(p.name) for p in self.pset.principles)
+        n = "(?:" + "|".join(str(p.number) for p in self.pset.principles) + r")\b"
+        return (re.compile(rf"(?i)internal thoughts|{role} {name}\b|\b{n} \((?:{rules})\)|\b(?:{rules}) \({n}\)|\b\d{{1,2}} \([a-z -]{{3,}}\), (?:and )?\d{{1,2}} \([a-z -]{{3,}}\)"),
+                re.compile(rf"(?i)\W*(?:my role:|requests?: (?:an?|the|some)\b|(?:{name}(?:'s)? )?(?:thoughts?|thinks)\b[^.\n]{{0,20}}:|(?:kind|type) of request|the request is\b|(?:first, )?(?:{rules}): |the user (?:asks|wants|is asking|requests|has asked|would like|needs)\b)"),
+                re.compile(rf"(?i)\b(?:rules?|principles?)[:,]? {n}(?! of\b)|\b(?:rules?|principles?) (?:used|followed|applied|that (?:apply|applies))\b|\bmy (?:own )?(?:rules|principles)\b|\b(?:apply|applied|follow|followed|use|used) the principles\b(?! of)|^rules?: (?:{rules})"))
+
 def missing_role(r, row, ctx):
     "The thoughts do not open with the role statement."
     if not r.role: return "missing role"
@@ -168,21 +193,20 @@ def missing_answer(r, row, ctx):
     if not (r.answer or "").strip(): return "missing answer"
 
 def next_turn(r, row, ctx):
-    "Cut where the model goes on to write another turn, the user's or its own."
-    m = re.search(rf"(?m)^[ \t]*(?:{re.escape(ctx.pset.user)}:|{re.escape(ctx.pset.answer_cue)}|##+ Example|{re.escape(ctx.pset.name)} \(internal)", r.answer)
+    "Cut where the model goes on to write another turn, the user's or its own, or another section of the prompt."
+    m = ctx.turn.search(r.answer)
     if m: r.answer, r.ended, r.edits = r.answer[:m.start()].rstrip(), True, [*r.edits, "next turn"]
     if not r.answer: return "missing answer"
 
 def thoughts_in_answer(r, row, ctx):
-    "The answer repeats thoughts: the cue, the role statement, or a citation of the rules."
-    a = r.answer
-    if "internal thoughts" in a.lower(): return "thoughts in answer"
-    if a.startswith(ctx.pset.role_words) or re.search(r"(?m)^\s*(?:Role|Request|Rules?):", a): return "thoughts in answer"
-    if re.search(r"(?i)\b(?:by|under|following|according to|per|see) (?:my )?(?:rules?|principles?) \d|^\W*rules? \d+\b|\brule \d+ \(", a): return "thoughts in answer"
-    if re.match(r"(?i)the user (asks|wants|is asking|requests|has asked)\b", a): return "thoughts in answer"
+    "The answer holds private thoughts: the cue, the role statement, the kind of request, or rules as something it goes by."
+    always, opening, citing = ctx.thinking
+    if always.search(r.answer) or opening.match(r.answer): return "thoughts in answer"
+    if citing.search(r.answer) and not re.search(r"(?i)\b(?:rules?|principles?)\b", query_text(row)): return "thoughts in answer"
 
 # %% ../nbs/02_principle_engraving.ipynb #62f0efa8
 _MARK = re.compile(r"^\s*(?:[-*•]|\(?\d{1,3}[.):]|[a-zA-Z][.)])\s+")
+_CODE = re.compile(r"(?s)```.*?(?:```|$)")
 
 def segments(text): # [(start, end, normalised words)]
     "Lines and sentences of a text, list markers removed."
@@ -193,26 +217,61 @@ def segments(text): # [(start, end, normalised words)]
             if words: out.append((m.start()+s.start(), m.start()+s.end(), words))
     return out
 
+_JOIN = frozenset("and but so or then also".split())
+_WORD_OR_STOP = re.compile(r"\w+|[.,;:!?…—–-]")
+
+def _said_again(words, # [(word, does a clause begin with it)]
+                known):
+    "Index where a clause follows itself, or six words come for the third time; None if neither."
+    last, often, w = {}, {}, [x for x, _ in words]
+    for i in range(len(w)-3):
+        g = tuple(w[i:i+4])
+        k = i - last.get(g, i)
+        if 0 < k < 400 and w[i:i+k] == w[i-k:i] and (k > 3 and words[i][1] and words[i-k][1] or w[i:i+2*k] == w[i-k:i+k]) and sum(map(str.isalpha, g)) > 1: return i
+        last[g] = i
+        g = tuple(w[i:i+6])
+        if len(g) == 6 and g not in known:
+            often[g] = often.get(g, 0) + 1
+            if often[g] == 3: return i
+
+def _clauses(line): # [(word, does a clause begin with it, place)], without the words that join clauses
+    out, begins = [], True
+    for m in _WORD_OR_STOP.finditer(line):
+        if m[0] in _JOIN or m[0] in ".,;:!?…—–-": begins = True
+        else: out.append((m[0], begins, m.start())); begins = False
+    return out
+
+def _blocks_again(seg, min_words): # index of the segment where a block of up to 8 stands for the second time
+    at, keys, size = {}, [s[2] for s in seg], [0]
+    for k in keys: size.append(size[-1] + len(k))
+    for i, key in enumerate(keys):
+        for j in at.get(key, ())[-8:]:
+            if i-j <= 8 and keys[j:i] == keys[i:2*i-j] and size[i] - size[j] >= min_words: return i
+        at.setdefault(key, []).append(i)
+
 def loop_start(text:str,
+               query="",   # its own phrases may come back
                min_words=6 # a repeated block must have as many words
               )->int|None: # where the text begins to repeat itself, in characters
-    "The place where a block of segments is written again at once, or a phrase a fourth time in a row."
-    text = re.sub(r"(?s)```.*?(?:```|$)", lambda m: " "*len(m[0]), text)
-    seg = segments(text)
-    keys = [s[2] for s in seg]
-    for i in range(1, len(seg)):
-        for k in range(1, min(i, 8)+1):
-            if keys[i-k:i] == keys[i:i+k] and sum(map(len, keys[i:i+k])) >= min_words: return seg[i][0]
-    m = re.search(r"(?is)\b(\w[^\n]{0,80}?\W+)\1{3,}", text[:20000])
-    if m and not re.fullmatch(r"[\W\d_]*", m[1]) : return m.start() + 2*len(m[1])
-    counts = Counter()
-    for start, _, words in seg:
-        counts[words] += len(words) >= min_words
-        if counts[words] >= 3 and len(words) >= min_words and counts[words]*len(words) > 0.3*sum(map(len, keys)): return start
+    "The place where a block of segments is written again at once, a clause follows itself, or a phrase comes once too often."
+    text = _CODE.sub(lambda m: " "*len(m[0]), text)
+    seg, found = segments(text), []
+    if (i := _blocks_again(seg, min_words)) is not None: found.append(seg[i][0])
+    known = _grams(_words(query), 6) if query else ()
+    lines = [m for m in re.finditer(r"[^\n]+", text)]
+    for line in lines:
+        words = _clauses(line[0].lower())
+        if (i := _said_again([w[:2] for w in words], known)) is not None: found.append(line.start() + words[i][2]); break
+    if not found and not (len(lines) > 3 and sum(len(m[0]) < 60 for m in lines) > 0.8*len(lines)): # not verse, where a line may come back
+        counts, total = Counter(), sum(len(s[2]) for s in seg)
+        for start, _, words in seg:
+            counts[words] += len(words) >= min_words
+            if counts[words] >= 3 and counts[words]*len(words) > 0.3*total: return start
+    return min(found, default=None)
 
 def repetition(r, row, ctx):
     "Cut where the answer begins to repeat itself; reject when more than half goes."
-    at = loop_start(r.answer)
+    at = loop_start(r.answer, query_text(row))
     if at is None: return
     whole, r.answer, r.ended, r.edits = len(r.answer), r.answer[:at].rstrip(), False, [*r.edits, "repetition"]
     if len(r.answer) < whole/2: return "repetition"
@@ -226,40 +285,36 @@ def common_words(tasks:list=None # SeedTask; the packaged ones if None
     "Words that the seed tasks use: ordinary ones, no evidence of a leak."
     return frozenset(w for t in (tasks if tasks is not None else load_seed_tasks()) for w in _words(f"{t.instruction} {t.input} {t.output}"))
 
-def _exemplar_evidence(pset, common):
-    out = []
-    for e in pset.exemplars:
-        texts = [fill(x, name=pset.name) for t in e.turns for x in (t.user, t.answer)]
-        words = {w for x in texts for w in _words(x) if len(w) > 3 and w not in common}
-        out.append((set().union(*(_grams(_words(x), 5) for x in texts)), words))
-    return out
+_SHORT = 6 # words: an exemplar turn as short as this is recognised by three of them in a row
 
 def exemplar_leakage(r, row, ctx, min_words=4):
     "The answer has a phrase, or several unusual words, of an exemplar that the query does not have."
     mine, query = _words(r.answer), _words(query_text(row))
-    grams, have = _grams(mine, 5) - _grams(query, 5), set(mine) - set(query)
-    for phrases, unusual in _evidence(ctx):
-        if grams & phrases or len(have & unusual) >= min_words: return "exemplar leakage"
-
-_cache = {}
-def _evidence(ctx):
-    key = (ctx.pset, ctx.common)
-    if key not in _cache: _cache.clear(); _cache[key] = _exemplar_evidence(*key)
-    return _cache[key]
+    have, fives, threes = set(mine) - set(query), _grams(mine, 5), _grams(mine, 3)
+    for phrases, short, unusual in ctx.evidence:
+        if len(have & unusual) >= min_words or fives & phrases - _grams(query, 5) or threes & short - _grams(query, 3): return "exemplar leakage"
 
 # %% ../nbs/02_principle_engraving.ipynb #7a2b31f4
-_APOLOGY = re.compile(r"(?i)^\W*(?:i(?:'|’)?m (?:very |so |really |deeply )?sorry|i am (?:very |so |really |deeply )?sorry|sorry\b|my apologies|i apologi[sz]e|apologies\b|unfortunately, as an ai|as an ai (?:language )?model)")
-_CLICHES = ("how can i help you today", "how may i assist you", "is there anything else i can help", "feel free to ask if you have any", "[insert", "[your name]", "lorem ipsum", "as an ai language model")
+_AS_AI = r"as an? (?:ai(?: (?:language )?(?:model|assistant|program))?|artificial intelligence|(?:large )?language model),? i\b"
+_APOLOGY = re.compile(r"(?i)\W*(?:(?:oh|ah|oops|uh|well|hi|hello|yes|no|unfortunately|regrettably)\W+){0,2}(?:"
+    r"(?:i|we)\W{0,2}(?:m|am|re|are|do|must|should|have to|would like to)? ?(?:(?:\w+ly|so|very|first|just) )*(?:sorry|apologi[sz]e|regret|beg (?:your|for))\b"
+    r"|(?:(?:so|very) )?sorry\b(?=\W*$|\s*[,.!;:—-]| (?:but|for|about|that|to|i|this|if|we|it|my)\b)|(?:please )?(?:forgive|excuse|pardon) (?:me|my|us)\b"
+    r"|(?:(?:please|do) )*accept (?:my|our) \w* ?apolog|(?:(?:my|our|many|a thousand|sincere\w*|deep\w*|humble) )*apolog(?:y|ies)\b(?= |[,.!:]|$)(?! (?:is|are|works?|should|must|can|that)\b)|let me (?:first |begin by )?apologi|" + _AS_AI + ")")
+_CLICHE = re.compile(r"(?i)\bhow (?:can|may) (?:i|we) (?:help|assist)\b|\belse (?:that )?(?:i|we) can (?:help|do)\b|\b(?:else )?can i do for you\b|\bfeel free to (?:ask|reach|contact|let)\b|(?:n'?t|\bnot) hesitate to\b"
+    r"|\blet (?:me|us) know if (?:you|there|i)\b|\bhope (?:this|that|it|these) (?:\w+ )?help|\b(?:here|happy|glad|ready|pleased|delighted) to (?:help|assist)\b|\bbe of (?:further |any |more |some )?(?:assistance|help|service)\b"
+    r"|(?:^|\b(?:that'?s|that is|what) an? )(?:great|good|excellent|wonderful|fantastic|interesting) question\b|\bthank(?:s| you) for (?:asking|reaching out|contacting|your (?:question|query|inquiry|message|interest))\b|\bglad you asked\b"
+    r"|\bif you have (?:any )?(?:other|more|further|additional|any) questions\b|\bhave a (?:great|nice|wonderful|good|lovely) (?:day|time)\W*$|\blorem ipsum\b|" + _AS_AI)
+_BLANK = re.compile(r"\[(?:(?i:your|insert|recipient|sender|company|customer|date|name|address|e?-?mail|phone)\b[^\]\n]{0,40}|[A-Z][A-Za-z' ]{2,40})\](?!\()|<(?i:your|insert|name)\b[^>\n]{0,40}>|\((?i:insert|your)\b[^)\n]{0,30}\)|_{5,}|\b(?:TODO|TBD)\b|\bX{2}/X{2}\b")
 _SENTENCE_END = re.compile(r"[.!?…:;。！？][\"'”’)\]]*(?=\s|$)|\n|```")
 
 def apology(r, row, ctx):
-    "The answer opens with an apology: the paper bans its first token, this catches the others."
-    if _APOLOGY.match(r.answer): return "apology"
+    "The answer opens with an apology, or excuses itself as an AI: the paper bans its first token, this catches the others."
+    if _APOLOGY.match(r.answer) and not re.search(r"(?i)\bapolog|\bsorry\b|\bcondol|\bregret", query_text(row)): return "apology"
 
 def cliche(r, row, ctx):
-    "The answer carries a phrase that fills space, or a blank left to fill in."
-    low = r.answer.lower()
-    if any(c in low for c in _CLICHES): return "cliché"
+    "The answer carries a phrase of the help desk, or a blank left to fill in where none was asked for."
+    if _CLICHE.search(r.answer): return "cliché"
+    if _BLANK.search(r.answer) and not re.search(r"(?i)\btemplates?\b|\bblanks?\b|\bplaceholders?\b|\bfill[- ]in|__|\[", query_text(row)): return "cliché"
 
 def token_limit(r, row, ctx):
     "An answer cut at the token limit loses its unfinished sentence and teaches no end of turn, or is rejected."
@@ -273,34 +328,95 @@ def too_short(r, row, ctx):
     "Fewer characters than the preset asks for."
     if len(r.answer) < ctx.min_chars: return "too short"
 
-def echo(r, row, ctx):
-    "The answer only says the query again."
-    q, a = _words(query_text(row)), _words(r.answer)
-    if len(a) < 1.3*len(q) + 3 and len(set(a) & set(q)) > 0.9*len(set(a)): return "echo"
+_LEAD = re.compile(r"(?i)\W*(?:(?:(?:the|your|user'?s?) )?(?:question|answer|query|request|task|instruction)(?: is| was)?\s*[:—-]|(?:you|the user) (?:asked|said|wrote)[:,]?)\s*")
+def _tokens(text): return re.findall(r"\w+|[^\w\s]", text)
 
-_NAMES = re.compile(r"(?i)\b(?:chatgpt|openai|smollm|hugging ?face|gpt-[34]|anthropic|claude|llama[- ]?[23]|gemini|qwen)\b")
+def echo(r, row, ctx, share=0.85):
+    "The answer says the query, or the text it came with, again as it stands; another order, spelling or punctuation may be the answer."
+    a = _tokens(_LEAD.sub("", r.answer, count=1) if _LEAD.match(r.answer) else r.answer)
+    parts = [p for p in (row["instruction"], row.get("input") or "") if p.strip()]
+    if sum(map(str.isalpha, a)) < 4 or len(a) < 0.5*min(len(_tokens(p)) for p in parts): return
+    mine, query = [tuple(a[i:i+3]) for i in range(len(a)-2)], _grams(_tokens(query_text(row)), 3)
+    if sum(g in query for g in mine) >= share*len(mine): return "echo"
+
+# %% ../nbs/02_principle_engraving.ipynb #151f858c
+_MODELS = (r"(?i:chat ?gpt|open ?ai|gpt-?\d\w*|smollm\w*|hugging ?face|anthropic|deep ?(?:seek|mind)|alibaba|baidu)|Claude|Bard|Gemini|Google|Microsoft|Copilot|Bing|Cortana|Alexa|Siri|Amazon|Meta(?: AI)?|L[Ll]a[Mm][Aa](?:[- ]?\d)?"
+           r"|Alpaca|Vicuna|Dolly|Qwen|Grok|Mistral(?: AI)?|Mixtral|Falcon|Ernie|Cohere|Bloom|Pythia")
+_MAKER = re.compile(rf"(?:^\W*|[.!?\n]\s*)(?:{_MODELS})(?: here\b|[:,] |$)|\b(?:(?i:i am|i['’]m|my name(?: is|['’]s)|calls? me|known as|i was|i have been|my (?:\w+ )?(?:developers?|makers?|creators?|trainers?|company)|we at|yours|regards)\b|I,)[^.!?\n]{{0,40}}?\b(?:{_MODELS})\b"
+                    rf"|\b(?:[Aa]s|[Tt]his is) (?:{_MODELS})(?:,| speaking| I\b)")
+_OWN_NAME = re.compile(r"\b(?:(?i:my name(?: is|['’]s)|calls? me|assistant (?:named|called)|it['’]s me,?|this is)\s+([A-Z][a-z]+)\b|(?i:i am|i['’]m)\s+([A-Z][a-z]+), (?:your|an?|the) (?:\w+ )*(?:AI|assistant|bot|chatbot|model)\b)")
+_IN_A_PART = re.compile(r"(?i)\b(?:write|pen|compose|draft|continue|finish|tell|retell|dialogue|letter|story|poem|speech|role|pretend|imagine|play|introduc\w+|you are|toast|invent|sample|example)\b")
+
 def foreign_name(r, row, ctx):
-    "The answer speaks of itself under another model's name."
-    m = re.search(r"(?i)\b(?:i am|i'm|my name is|created by|trained by|developed by)\b[^.\n]{0,40}", r.answer)
-    if m and _NAMES.search(m[0]) and not _NAMES.search(query_text(row)): return "foreign name"
+    "The answer speaks of itself under another name, or names a maker; a letter or a part that was asked for may."
+    query = query_text(row)
+    if (m := _MAKER.search(r.answer)) and not re.search(_MODELS, query): return "foreign name"
+    m = _OWN_NAME.search(r.answer[:200])
+    if m and (m[1] or m[2]) != ctx.pset.name and not _IN_A_PART.search(query) and (m[1] or m[2]) not in query: return "foreign name"
 
+# %% ../nbs/02_principle_engraving.ipynb #c41db8db
 _SCRIPTS = ("a-zA-ZÀ-ɏ", "Ѐ-ӿ", "一-鿿぀-ヿ", "؀-ۿ", "ऀ-ॿ", "가-힯", "Ͱ-Ͽ", "֐-׿")
+_SCRIPT = [re.compile(f"[{s}]") for s in _SCRIPTS]
+_LANGUAGE = re.compile(r"(?i)\btransl|\btraduc|\btradui|\btraduz|übersetz|vertaal|перев[её]д|翻译|\blanguages?\b|\b(?:afrikaans|albanian|arabic|basque|bengali|bulgarian|catalan|chinese|croatian|czech|danish|dutch|english|esperanto|estonian|finnish|french|gaelic"
+    r"|galician|german|greek|hebrew|hindi|hungarian|icelandic|indonesian|irish|italian|japanese|korean|latin|latvian|lithuanian|malay|mandarin|norwegian|persian|polish|portuguese|romanian|russian|serbian|slovak|slovene|spanish|swahili|swedish|thai|turkish"
+    r"|ukrainian|urdu|vietnamese|welsh|deutsch|englisch|anglais|fran[cç]ais|inglés|español|inglese|italiano|inglês|botanical)\b")
+
 def _script(text, least=20): # letters that are enough to tell
-    counts = [len(re.findall(f"[{s}]", text)) for s in _SCRIPTS]
+    if len(text) > 4000: text = text[:4000]
+    if text.isascii(): return 0 if sum(map(str.isalpha, text)) >= least else None
+    counts = [len(s.findall(text)) for s in _SCRIPT]
     return max(range(len(counts)), key=counts.__getitem__) if sum(counts) >= least else None
 
 def other_script(r, row, ctx):
     "The answer is in another script than the query, and no language was asked for."
     a, q = _script(r.answer), _script(query_text(row), 8)
-    if a is not None and q is not None and a != q and not re.search(r"(?i)translat|language|\bin [A-Z][a-z]+(?:ese|ish|ian|ic|ean)\b", query_text(row)): return "other script"
+    if a is not None and q is not None and a != q and not _LANGUAGE.search(query_text(row)): return "wrong language"
+
+_LANGUAGES = ("af am ar az be bg bn bs ca cs cy da de el en eo es et eu fa fi fr ga gl gu he hi hr hu hy id is it ja jv ka kk km kn ko ku lo lt lv mk ml mn mr ms my ne nl no pa pl ps pt ro ru si sk sl so sq sr sv sw ta te th tl tr uk ur uz vi"
+              " yo zh zu zxx") # those with many readers; dialects and close kin of them would only draw doubt
+
+@cache
+def _identifier():
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+    out = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    out.set_languages(_LANGUAGES.split())
+    return out
+
+def languages_of(text:str,
+                 least=40 # letters; a shorter text is left alone
+                )->dict: # ISO 639 code → probability; empty where the text is too short or no language
+    "What language a text may be in, code left out."
+    text = re.sub(r"`[^`\n]*`|https?://\S+", " ", _CODE.sub(" ", text[:4000]))
+    if sum(map(str.isalpha, text)) < least: return {}
+    ranked = _identifier().rank(text)
+    return dict(ranked) if ranked[0][0] != "zxx" else {}
+
+def wrong_language(r, row, ctx):
+    "The answer is in another language than the query, and none was asked for."
+    if why := other_script(r, row, ctx): return why
+    query = query_text(row)
+    if _LANGUAGE.search(query): return
+    a, q = languages_of(r.answer), languages_of(query, 10)
+    if not a or not q or max(a.values()) < 0.8: return
+    fits = lambda ps: sum(p for lang, p in ps.items() if q[lang] > 0.05)
+    if fits(a) < 0.05 and not any(fits(languages_of(s, 20)) > 0.9 for s in re.split(r"(?<=[.!?])\s+|\n", r.answer)): return "wrong language" # a quotation may be longer than the answer
 
 FILTERS = (missing_role, missing_answer, next_turn, thoughts_in_answer, repetition, exemplar_leakage, apology, cliche, foreign_name,
-           other_script, token_limit, echo, too_short)
+           token_limit, echo, too_short, wrong_language) # the language comes last, it costs most
 
 def apply_filters(r:Response, row:dict, ctx:Context, filters=FILTERS)->str|None: # the reason of the first filter that rejects
     "Run the filters in order; `r` may come back shortened."
     for f in filters:
         if reason := f(r, row, ctx): return reason
+
+# %% ../nbs/02_principle_engraving.ipynb #9aba0551
+def turned_down(rows:list,   # rejected rows, with `reason` and `raw`
+                n=3, width=100 # samples of each reason, and how many characters of them
+               )->list:      # (reason, rows, samples), the most frequent first
+    "Count the reasons, and show samples of each."
+    by = {}
+    for r in rows: by.setdefault(r["reason"], []).append(r)
+    return [(k, len(v), [" ".join((r.get("answer") or r["raw"]).split())[:width] for r in v[:n]]) for k, v in sorted(by.items(), key=lambda x: -len(x[1]))]
 
 # %% ../nbs/02_principle_engraving.ipynb #b6cd2710
 @dataclass(frozen=True)
@@ -374,3 +490,39 @@ def rule_usage(rows:list # response rows
               )->Counter: # number → rows that cite it
     "How often each rule is cited."
     return Counter(n for r in rows for n in set(r["cited"]))
+
+def rule_pairs(rows:list # response rows
+              )->Counter: # (smaller number, larger number) → rows that cite both
+    "Which rules are cited together."
+    return Counter(p for r in rows for p in combinations(sorted(set(r["cited"])), 2))
+
+def rule_usage_by(rows:list,  # response rows
+                  key="type"  # "type", "source", "topic"; rows without it count by their source
+                 )->dict:     # kind of question → (rows, `rule_usage` of them), the most frequent kind first
+    "How often each rule is cited, per kind of question."
+    kinds = {}
+    for r in rows: kinds.setdefault(r.get(key) or r.get("source") or "other", []).append(r)
+    return {k: (len(v), rule_usage(v)) for k, v in sorted(kinds.items(), key=lambda x: -len(x[1]))}
+
+def _heat(ax, values, x, y, label):
+    im = ax.imshow(values, cmap="Blues", vmin=0, aspect="auto")
+    ax.set_xticks(range(len(x)), x, rotation=90, fontsize=7); ax.set_yticks(range(len(y)), y, fontsize=7)
+    ax.figure.colorbar(im, ax=ax, label=label, shrink=0.8)
+    return ax
+
+def plot_rules(rows:list,  # response rows
+               principles, # of the set that they were answered under
+               key="type", # what a kind of question is, see `rule_usage_by`
+               top=10      # as many kinds, the most frequent
+              ):           # figures: how often each rule is cited, which together, and per kind of question
+    "What the model says it applied."
+    import matplotlib.pyplot as plt
+    numbers, names = [p.number for p in principles], [f"{p.number} {p.name}" for p in principles]
+    usage, pairs, kinds = rule_usage(rows), rule_pairs(rows), [*rule_usage_by(rows, key).items()][:top]
+    fig, ax = plt.subplots(figsize=(6, 3))
+    ax.bar(names, [usage[n]/max(len(rows), 1) for n in numbers]); ax.tick_params(axis="x", rotation=90, labelsize=7)
+    ax.set_ylabel("share of kept answers"); ax.set_title(f"Rules cited in the thoughts of {len(rows)} kept answers")
+    both = _heat(plt.subplots(figsize=(6, 5))[1], [[usage[i] if i == j else pairs[min(i, j), max(i, j)] for j in numbers] for i in numbers], names, names, "answers that cite both")
+    per = _heat(plt.subplots(figsize=(6, 1.5 + 0.25*len(kinds)))[1], [[u[i]/n for i in numbers] for _, (n, u) in kinds], names, [f"{k} ({n})" for k, (n, _) in kinds], "share that cites it")
+    for f in (out := [fig, both.figure, per.figure]): f.tight_layout()
+    return out

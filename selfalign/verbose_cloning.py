@@ -10,10 +10,11 @@ __all__ = ['FILTERS', 'verbose_messages', 'CloneConfig', 'another_turn', 'said_a
 # %% ../nbs/04_verbose_cloning.ipynb #876ef69a
 import re
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 
 from .annotations import fill, load_template, query_text
 from .generation import Sampling
-from .principle_engraving import Response, loop_start, token_limit
+from .principle_engraving import Response, echo, loop_start, token_limit
 from .runs import InputError, content_id, read_jsonl
 from .sft import TrainConfig, train_model, card_facts, _recipe, _weights_of
 
@@ -35,7 +36,7 @@ class CloneConfig:
     min_chars: int = 128     # an answer shorter than this that did not end by itself is dropped
     max_items: int = 12      # a list is cut after so many items
     max_repeated: float = 0.15 # share of an answer's word 3-grams that stood in it before; more is going in circles (edited prose: under 0.1)
-    unended: str = "keep"    # an answer that was cut: "keep" it, and teach no end of turn by it, or "reject" it
+    on_limit: str = "keep"   # an answer that was cut, by the limit or by a filter: "keep" it, and teach no end of turn by it, or "reject" it
     min_new_tokens: int = 0  # the model may not end its turn before (paper: 0; a small model does not get longer by being asked alone)
     train: TrainConfig = field(default_factory=lambda: TrainConfig(max_length=768))
 
@@ -45,13 +46,17 @@ class CloneConfig:
                         stop=("\nUser:",), min_new_tokens=self.min_new_tokens)
 
 # %% ../nbs/04_verbose_cloning.ipynb #f0bc80de
-_TURN = re.compile(r"(?m)^[ \t]*(?:User|Human|Question)\s*:|^###\s")
 _ITEM = re.compile(r"(?m)^[ \t]*(?:[-*•]|\(?\d{1,3}[.)])\s+\S")
-_FURNITURE = re.compile(r"(?i)\[edit\]|\bexternal links\b\s*$|==\s*references\s*==|\bsee also\b:?\s*$|this article|\[citation needed\]|\bcategory:[A-Z]")
+_LABELLED = re.compile(r"\W*(?!(?i:answer|response|assistant|a)\b)[A-Z][\w ]{0,30}:[ \t]+\S")
+_LINE = re.compile(r"(?im)^\W*(?:external links|see also|related (?:posts|articles|links)|read more\b.*|share (?:this|on)\b.*|print this (?:page|article)|skip to (?:main )?content|jump to (?:navigation|search|content)|advertisement|sponsored|leave a (?:comment|reply)|\d+ comments?"
+    r"|(?:sign up|log in|subscribe|register)\b(?: \w+){0,4}|previous\b.{0,5}\bnext|home ?[>›».*]+ ?\w.*|(?:photo|image) credits?\b.*|(?:posted|published|written) (?:by|on)\b.*|category ?:.*|references|copyright\b.{0,3}\d{4}.*|all rights reserved)[\W]*$")
+_FURNITURE = re.compile(r"(?i)\[edit\]|\[citation needed\]|\bclick here\b|\bsubscribe to our\b|\ball rights reserved\b|\bthis (?:article|section|page) (?:needs|is a stub|does not cite|was last)\b|\bin this (?:article|blog post),? (?:we|you|i)\b|\bretrieved (?:on )?\d{1,2} \w+ \d{4}"
+    r"|\bsource: wikipedia\b|\buses cookies\b|©\s*\d{4}|\bposted by \w+ on\b|\bfrom our blog\b|\bcategory:[A-Z]|(?<![\"'`(<=])\bhttps?://\S+")
 
 def another_turn(r, row, ctx):
-    "Cut where the model writes the next turn itself."
-    if m := _TURN.search(r.answer): r.answer, r.ended, r.edits = r.answer[:m.start()].rstrip(), True, [*r.edits, "another turn"]
+    "Cut where somebody speaks again, or the next piece of a chat or a prompt begins; lines with names that the answer opens with are its own."
+    if _LABELLED.match(r.answer): return
+    if m := ctx.turn.search(r.answer): r.answer, r.ended, r.edits = r.answer[:m.start()].rstrip(), True, [*r.edits, "another turn"]
     if not r.answer.strip(): return "empty"
 
 _FENCE = re.compile(r"(?s)```.*?(?:```|$)")
@@ -79,9 +84,9 @@ def repeated_share(text:str, n=3)->float: # from 0 to 1
 
 def loop(r, row, ctx):
     "Cut a loop where it begins, and teach no end of turn; reject where more than half goes, or where the preset wants no cut answers."
-    at = min((x for x in (loop_start(r.answer), said_again(r.answer, query_text(row))) if x is not None), default=None)
+    at = min((x for x in (loop_start(r.answer, query_text(row)), said_again(r.answer, query_text(row))) if x is not None), default=None)
     if at is None: return
-    if at < len(r.answer)/2 or ctx.unended == "reject": return "loop"
+    if at < len(r.answer)/2 or ctx.on_limit == "reject": return "loop"
     r.answer, r.ended, r.edits = r.answer[:at].rstrip(), False, [*r.edits, "loop"]
 
 def in_circles(r, row, ctx):
@@ -97,12 +102,12 @@ def long_list(r, row, ctx):
         if run > ctx.max_items: r.answer, r.ended, r.edits = r.answer[:m.start()].rstrip(), False, [*r.edits, "long list"]; return
 
 def system_leak(r, row, ctx):
-    "The answer quotes the system text: six of its words in a row."
-    if {*_grams(_words(r.answer), 6)} & {*_grams(_words(ctx.system), 6)}: return "system text in answer"
+    "The answer says what the system text says, four of its words in a row; the assistant's name and kind are no secret."
+    if ctx.addressed.search(r.answer) or ({*_grams(_words(r.answer), 4)} & ctx.phrases) - {*_grams(_words(query_text(row)), 4)}: return "system text in answer"
 
 def furniture(r, row, ctx):
-    "Leftovers of web pages."
-    if _FURNITURE.search(r.answer): return "web page furniture"
+    "Leftovers of web pages, where the query does not speak of them."
+    if (_LINE.search(r.answer) or _FURNITURE.search(r.answer)) and not re.search(r"(?i)\b(?:html|web ?(?:page|site)s?|links?|urls?|articles?|blogs?|cite|references?|copyright)\b", query_text(row)): return "web page furniture"
 
 def too_short(r, row, ctx):
     "Short, and without an end of its own."
@@ -110,7 +115,7 @@ def too_short(r, row, ctx):
 
 def no_end(r, row, ctx):
     "A cut answer, where the preset wants none."
-    if ctx.unended == "reject" and not r.ended: return "no end of its own"
+    if ctx.on_limit == "reject" and not r.ended: return "no end of its own"
 
 @dataclass(frozen=True)
 class VerboseContext:
@@ -119,10 +124,23 @@ class VerboseContext:
     min_chars: int = 128
     max_items: int = 12
     max_repeated: float = 0.15
-    unended: str = "keep"
-    on_limit: str = "keep" # for `token_limit`: the unfinished sentence goes
+    on_limit: str = "keep" # an answer that was cut: "keep" it without the unfinished sentence, or "reject"
+    name: str = "Aster"
 
-FILTERS = (another_turn, loop, in_circles, long_list, system_leak, furniture, token_limit, too_short, no_end)
+    @cached_property
+    def turn(self): # how a turn, or a piece of a prompt, begins
+        who = rf"user|human|assistant|ai|system|instruction|question|q|{re.escape(self.name)}"
+        return re.compile(rf"(?im)^[ \t*]*(?:(?:{who})(?: ?\d+)?(?: \([^)\n]*\))?[* \t]*:|#{{2,}} *(?:{who}|response|input|output|examples?|answer)\b|<\|)")
+
+    @cached_property
+    def addressed(self): return re.compile(rf"(?i)\byou are {re.escape(self.name)}\b")
+
+    @cached_property
+    def phrases(self): # four words in a row, two of them longer, those that only say who the assistant is left out
+        who = {*_words(self.name), *"an ai assistant a that you are is".split()}
+        return {g for g in _grams(_words(self.system), 4) if len(who & {*g}) < 3 and sum(len(w) > 4 for w in g) > 1}
+
+FILTERS = (another_turn, loop, in_circles, long_list, system_leak, furniture, echo, no_end, token_limit, too_short)
 
 def judge_verbose(row:dict, out:dict, ctx:VerboseContext)->tuple: # (row, None) or (reject, reason)
     "Filter one verbose answer; both outcomes keep the raw text."
@@ -146,7 +164,7 @@ def write_verbose(run,    # a Run whose stage "engraved" is finished
         rows = [r for r in read_jsonl(run/"prompts.jsonl") if r["id"] not in held]
         jobs = [dict(id=content_id("verbose", r["id"]), prompt=lambda r=r: verbose_messages(r, system)) for r in rows]
         outs = run.complete("verbose", jobs, engine, cfg.sampling(), seed, desc="4 verbose answers")
-        ctx = VerboseContext(system, cfg.min_chars, cfg.max_items, cfg.max_repeated, cfg.unended)
+        ctx = VerboseContext(system, cfg.min_chars, cfg.max_items, cfg.max_repeated, cfg.on_limit, name)
         rec.update(run.decide("verbose", "verbose.jsonl", (judge_verbose(r, o, ctx) for r, o in zip(rows, outs)), len(rows)), asked=len(rows))
         if not rec["kept"]: raise InputError(f"{run.path}: no verbose answer of {len(rows)} survived ({rec['rejected']}); see rejects.jsonl")
     return run.manifest["stages"]["verbose"]

@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from selfalign import principle_engraving as pe, topic_prompting as tp, verbose_cloning as vc
+from selfalign import annotations as ann, principle_engraving as pe, topic_prompting as tp, verbose_cloning as vc
 from selfalign.generation import ScriptedEngine
 from selfalign.principle_engraving import Context, PrincipleSet, RespondConfig, common_words, judge, loop_start
 from selfalign.runs import InputError, Run, read_jsonl, write_jsonl
@@ -121,7 +121,7 @@ def test_leakage_comes_from_the_exemplars_in_use():  # defect 6
     honest = "The president of a republic is elected, and the weather on election day often changes how many people vote."
     assert verdict(THOUGHTS + honest)["answer"] == honest
     assert verdict(THOUGHTS + "Reading rooms are usually emptiest in the first hour after opening.") == "exemplar leakage"
-    other = PrincipleSet(PSET.principles, (pe.Exemplar((pe.Turn("Which hat?", "Role: {name}. Rules: 2.", "The crimson bowler with the ostrich plume belongs to the conductor."),)),))
+    other = PrincipleSet(PSET.principles, (ann.Exemplar((ann.Turn("Which hat?", "Role: {name}. Rules: 2.", "The crimson bowler with the ostrich plume belongs to the conductor."),)),))
     ctx = Context(other, 20, common=common_words())
     leak = dict(text=THOUGHTS + "The crimson bowler with the ostrich plume is best.", n_tokens=9, n_prompt=9, finish_reason="stop")
     assert judge(ROW, leak, ctx)[1] == "exemplar leakage"
@@ -187,7 +187,7 @@ def test_a_verbose_loop_is_cut_or_rejected_and_what_may_repeat_is_kept(tail, edi
     out = dict(text=text, n_tokens=9, finish_reason="stop")
     row, why = vc.judge_verbose(ROW, out, vc.VerboseContext("Answer at length.", 40))
     assert why is None and row["edits"][:1] == edits and row["ended"] is not bool(edits) and row["answer"] == (text[:len(row["answer"])].rstrip() if edits else text)
-    got, why = vc.judge_verbose(ROW, out, vc.VerboseContext("Answer at length.", 40, unended="reject"))
+    got, why = vc.judge_verbose(ROW, out, vc.VerboseContext("Answer at length.", 40, on_limit="reject"))
     assert why == why_strict and got["raw"] == text
 
 
