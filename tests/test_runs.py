@@ -23,12 +23,13 @@ def make(path, n=20, tone="plain", engine=None, **kw):
             return rows
 
 
-def test_a_resumed_run_equals_an_undisturbed_one(tmp_path):
+@pytest.mark.parametrize("left", [30, -1])  # half a line, and a whole one that lacks only its end
+def test_a_resumed_run_equals_an_undisturbed_one(tmp_path, left):
     whole = make(tmp_path / "a")
     make(tmp_path / "b")
     j = tmp_path / "b" / "completions" / "shout.jsonl"
     lines = j.read_bytes().splitlines(keepends=True)
-    j.write_bytes(b"".join(lines[:7]) + lines[7][:30])  # killed while the eighth line was written
+    j.write_bytes(b"".join(lines[:7]) + lines[7][:left])  # killed while the eighth line was written
     (tmp_path / "b" / "shouts.jsonl").unlink()
     said = []
     assert make(tmp_path / "b", say=said.append) == whole
@@ -48,6 +49,16 @@ def test_a_damaged_middle_line_is_reported_and_made_again(tmp_path):
     (q,) = read_jsonl(j.parent / "quarantine.jsonl")
     assert (q["file"], q["line"]) == ("shout.jsonl", 4) and q["raw"].startswith('{"id": "x", ')
     assert sorted(r["id"] for r in read_jsonl(j)) == sorted(r["id"] for r in whole)  # its row was made again, none twice
+
+
+def test_deeply_nested_json_is_a_damaged_line(tmp_path):
+    whole = make(tmp_path / "a")
+    j = tmp_path / "a" / "completions" / "shout.jsonl"
+    j.write_bytes(j.read_bytes().replace(b"\n", b"\n" + b'{"a":' * 200_000 + b"\n", 1))
+    (tmp_path / "a" / "shouts.jsonl").unlink()
+    assert make(tmp_path / "a") == whole and len(read_jsonl(j.parent / "quarantine.jsonl")) == 1
+    (tmp_path / "rows.jsonl").write_bytes(b'{"a":' * 200_000 + b"\n")
+    with pytest.raises(InputError, match="rows.jsonl:1: not valid JSON"): read_jsonl(tmp_path / "rows.jsonl")
 
 
 def test_changed_settings_refuse_and_overwrite_nothing(tmp_path):
@@ -75,6 +86,49 @@ def test_one_owner_at_a_time_and_a_dead_owner_is_no_owner(tmp_path):
     finally:
         p.send_signal(signal.SIGKILL); p.wait()
     with Run(tmp_path / "a"): pass
+
+
+@pytest.mark.parametrize("error", [OSError(37, "No locks available"), NotImplementedError("flock")])
+def test_a_file_system_without_locks_is_told_at_once(tmp_path, monkeypatch, error):
+    import selfalign.runs as runs
+    def acquire(*a, **kw): raise error
+    monkeypatch.setattr(runs.FileLock, "acquire", acquire)
+    with pytest.raises(InputError, match="gives no lock .*choose a local folder"): Run(tmp_path / "r")
+
+
+def test_files_are_on_the_disk_before_they_get_their_name(tmp_path, monkeypatch):
+    import os
+    from selfalign.runs import atomic_path
+    log, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (log.append("sync"), fsync(fd)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (log.append("rename"), replace(a, b)))
+    with atomic_path(tmp_path / "model") as tmp:
+        tmp.mkdir()
+        for f in "ab": (tmp / f).write_text(f)
+    assert log == ["sync", "sync", "rename", "sync"]  # both files, the rename, the folder that holds the new name
+
+
+def test_prompts_are_made_as_they_are_asked(tmp_path):
+    "A million rendered prompts would not fit; each keeps its row's seed."
+    made, asked = [], []
+    class Asks(ScriptedEngine):
+        def generate_iter(self, prompts, sampling, seeds=None):
+            asked.append(len(prompts)); assert len(made) == sum(asked)
+            yield from super().generate_iter(prompts, sampling, seeds)
+    jobs = [dict(id=str(i), prompt=lambda i=i: made.append(i) or f"p{i}") for i in range(20)]
+    with Run(tmp_path / "r") as run: got = list(run._ask(Asks(lambda p, i, s: f"{p} {s}"), jobs, Sampling(max_new_tokens=9), list(range(100, 120)), n=8))
+    assert asked == [8, 8, 4] and [i for i, _ in got] == list(range(20)) and [c.text for _, c in got] == [f"p{i} {100+i}" for i in range(20)]
+
+
+def test_long_work_shows_that_it_goes_on(tmp_path, monkeypatch):
+    "Reading a journal and filtering have their bars, which appear after two seconds."
+    import selfalign.runs as runs
+    bars = []
+    monkeypatch.setattr(runs, "tqdm", lambda rows, desc, total, **kw: bars.append((desc, total, kw["delay"])) or rows)
+    with Journal(tmp_path / "j.jsonl") as j: j.add(dict(id="1"))
+    with Journal(tmp_path / "j.jsonl") as j: assert len(j) == 1
+    with Run(tmp_path / "r") as run: got = run.decide("answers", "kept.jsonl", ((dict(id=str(i), raw="x", reason="even"), None if i % 2 else "even") for i in range(5)), 5)
+    assert got == dict(kept=2, rejected={"even": 3}) and bars == [("reading j.jsonl", None, 2), ("answers: filters", 5, 2)]
 
 
 def test_a_foreign_folder_is_left_alone(tmp_path):
