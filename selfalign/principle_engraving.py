@@ -338,6 +338,9 @@ def echo(r, row, ctx, share=0.85):
     if sum(map(str.isalpha, a)) < 4 or len(a) < 0.5*min(len(_tokens(p)) for p in parts): return
     mine, query = [tuple(a[i:i+3]) for i in range(len(a)-2)], _grams(_tokens(query_text(row)), 3)
     if sum(g in query for g in mine) >= share*len(mine): return "echo"
+    if len(parts) == 1 and not re.search(r":| or ", parts[0]): # a question put as a statement, or asked in fewer words
+        q, mine = _words(parts[0]), _words(r.answer)
+        if 0.6*len(q) <= len(mine) <= 1.5*len(q) + 3 and sum(len(w) > 3 for w in mine) > 2 and {w for w in mine if len(w) > 3 or w.isdigit()} <= {*q}: return "echo"
 
 # %% ../nbs/02_principle_engraving.ipynb #151f858c
 _MODELS = (r"(?i:chat ?gpt|open ?ai|gpt-?\d\w*|smollm\w*|hugging ?face|anthropic|deep ?(?:seek|mind)|alibaba|baidu)|Claude|Bard|Gemini|Google|Microsoft|Copilot|Bing|Cortana|Alexa|Siri|Amazon|Meta(?: AI)?|L[Ll]a[Mm][Aa](?:[- ]?\d)?"

@@ -110,6 +110,7 @@ def test_wrong_language(answer, query, bad): assert bool(run(pe.wrong_language, 
 
 
 @pytest.mark.parametrize("answer,query,text,bad", [("Why do rivers meander?", "Why do rivers meander?", "", 1), ("You asked: Why do rivers meander so much?", "Why do rivers meander so much?", "", 1), ("The bins are collected on Friday.", "Shorten it to four words.", "The bins are collected on Friday.", 1),
+                                                   ("How to clean a cast iron pan.", "How do I clean a cast iron pan?", "", 1), ("There are 120 minutes in two hours.", "How many minutes are there in two hours?", "", 0), ("The capital of France is Paris.", "What is the capital of France?", "", 0),
                                                    ("sedimentary", "Is limestone igneous or sedimentary?", "", 0), ("MEET ME AT THE MILL", "Write in capitals.", "meet me at the mill", 0), ("1.2.1, 2.9.3, 2.10.0", "Sort these versions.", "2.10.0, 2.9.3, 1.2.1", 0), ("", "Why?", "", 0)])
 def test_echo(answer, query, text, bad): assert bool(run(pe.echo, answer, query, text=text)[0]) == bool(bad)
 
