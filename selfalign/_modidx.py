@@ -267,6 +267,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'selfalign/generation.py'),
                                       'selfalign.generation.OpenAIEngine._find_out': ( 'core/generation.html#openaiengine._find_out',
                                                                                        'selfalign/generation.py'),
+                                      'selfalign.generation.OpenAIEngine._keyless': ( 'core/generation.html#openaiengine._keyless',
+                                                                                      'selfalign/generation.py'),
                                       'selfalign.generation.OpenAIEngine._read': ( 'core/generation.html#openaiengine._read',
                                                                                    'selfalign/generation.py'),
                                       'selfalign.generation.OpenAIEngine._refuse': ( 'core/generation.html#openaiengine._refuse',

@@ -492,12 +492,12 @@ def respond(run,            # a `selfalign.runs.Run` whose stage "prompts" is fi
 def rule_usage(rows:list # response rows
               )->Counter: # number → rows that cite it
     "How often each rule is cited."
-    return Counter(n for r in rows for n in set(r["cited"]))
+    return Counter(n for r in rows for n in set(r.get("cited", ())))
 
 def rule_pairs(rows:list # response rows
               )->Counter: # (smaller number, larger number) → rows that cite both
     "Which rules are cited together."
-    return Counter(p for r in rows for p in combinations(sorted(set(r["cited"])), 2))
+    return Counter(p for r in rows for p in combinations(sorted(set(r.get("cited", ()))), 2))
 
 def rule_usage_by(rows:list,  # response rows
                   key="type"  # "type", "source", "topic"; rows without it count by their source
