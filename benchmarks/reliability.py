@@ -3,6 +3,7 @@
     python benchmarks/reliability.py soak --kills 60         # kill runs at random moments of all stages, resume, compare
     python benchmarks/reliability.py fuzz --inputs 1000000   # random texts and bytes into every reader
     python benchmarks/reliability.py load --rows 1000000     # a journal of a million rows: read, resume, filter
+    python benchmarks/reliability.py report --rows 1000000   # the report of a run with a million prompts, rejects, answers and verbose answers
 
 Soak: a small Llama with random weights (the embedded model's tokenizer, float32) is trained, merged, loaded and asked
 for real; its tokens choose words that are set into the form which each stage asks for, so that rows pass the filters
@@ -230,7 +231,8 @@ def child(f, *args): # (what it gives, seconds, MB at its peak)
     r, w = os.pipe(); pid = os.fork()
     if not pid:
         t = time.monotonic(); got = f(*args)
-        os.write(w, json.dumps([got, time.monotonic()-t, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024]).encode()); os._exit(0)
+        peak = max(resource.getrusage(w).ru_maxrss for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) # a report has a kernel of its own
+        os.write(w, json.dumps([got, time.monotonic()-t, peak/1024]).encode()); os._exit(0)
     os.close(w); os.waitpid(pid, 0)
     return json.loads(os.read(r, 65536) or "null")
 
@@ -251,11 +253,31 @@ def load(rows):
             with Run(d/"run", say=lambda s: None) as run: return len(run.complete("answers", jobs(), ScriptedEngine(lambda *a: "never asked"), Sampling()))
         def filtered():
             ctx, row = VerboseContext("Cover every side of the question.", 20), dict(instruction="Tell me about rivers.", input="")
-            return write_jsonl(d/"kept.jsonl", (x for _, r in itertools.islice(iter_jsonl(j), rows//10) for x, why in [judge_verbose(dict(row, id=r["id"]), r, ctx)] if why is None))
+            with Run(d/"run", say=lambda s: None) as run: return run.decide("verbose", "kept.jsonl", (judge_verbose(dict(row, id=r["id"]), r, ctx) for _, r in itertools.islice(iter_jsonl(j), rows//10)), rows//10)["kept"]
         for name, f in (("write", make), ("read ids", ids), ("journal", journal), ("resume", resume), ("filter", filtered)):
             n, s, mb = child(f); assert n == (rows//10 if f is filtered else rows), (name, n)
             out[name] = dict(rows=n, rows_per_second=round(n/s), peak_memory_MB=round(mb)); print(name, out[name], flush=True)
         return dict(rows=rows, file_MB=round(j.stat().st_size/1e6), **out)
+
+
+def report(rows):
+    from selfalign.pipeline import RunConfig, write_report
+    from dataclasses import asdict
+    with tempfile.TemporaryDirectory() as d:
+        run, rng = Path(d)/"run", random.Random(0)
+        reasons, types = ("duplicate", "not novel", "topic known", "too few words"), [f"questions about {w}" for w in WORDS[:20]]
+        some = lambda k: " ".join(rng.choices(WORDS, k=k))
+        row = lambda i: dict(id=content_id(i), instruction=f"Why is {some(rng.randrange(4, 16))} so?", input="", source=("tgrt", "self_instruct")[i % 2], **(dict(type=types[i % 20], topic=some(2)) if i % 2 == 0 else {}), raw=LONG)
+        def make():
+            write_jsonl(run/"prompts.jsonl", map(row, range(rows)))
+            write_jsonl(run/"rejects.jsonl", (dict(stage="prompts", reason=reasons[i % 4], raw=LONG, source=("tgrt", "self_instruct")[i % 2], **(dict(pool=i) if i % 4 == 1 else {})) for i in range(rows)))
+            for f in ("responses", "verbose"): write_jsonl(run/f"{f}.jsonl", (dict(id=content_id(i), instruction="Why is it so?", input="", answer=LONG*(1 + i % 3), cited=[2], ended=True, raw=LONG) for i in range(rows)))
+            rec = dict(done=True, fingerprint="", settings={}, files=[], seconds=1.0, asked=rows, kept=rows, rejected={})
+            write_json(run/"manifest.json", dict(stages=dict(prompts=dict(rec, asked=2*rows, rejected={r: rows//4 for r in reasons}, sources={}, topics={}), responses=rec, verbose=rec), config=asdict(RunConfig(model="embedded")), versions=versions(), commit=None, human_lines=0))
+            return sum(f.stat().st_size for f in run.glob("*.jsonl"))
+        size, *_ = child(make)
+        kb, seconds, mb = child(lambda: write_report(run).stat().st_size//1000)
+        return dict(rows_of_each_kind=rows, files_MB=round(size/1e6), seconds=round(seconds), peak_memory_MB=round(mb), report_kB=kb)
 
 
 def hardware():
@@ -264,7 +286,7 @@ def hardware():
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("part", choices=("soak", "fuzz", "load")); p.add_argument("--seed", type=int, default=0); p.add_argument("--out", type=Path, default=RESULT)
+    p.add_argument("part", choices=("soak", "fuzz", "load", "report")); p.add_argument("--seed", type=int, default=0); p.add_argument("--out", type=Path, default=RESULT)
     p.add_argument("--kills", type=int, default=60); p.add_argument("--minutes", type=float, default=20, help="no new run is begun after this time")
     p.add_argument("--inputs", type=int, default=1_000_000); p.add_argument("--rows", type=int, default=1_000_000)
     a = p.parse_args()
@@ -272,7 +294,7 @@ def main():
         whole = json.loads(a.out.read_text()) if a.out.exists() else {}
         write_json(a.out, whole | {a.part: dict(got, **made)})
     made = dict(command=shlex.join(["python", "benchmarks/reliability.py", *sys.argv[1:]]), commit=git_commit(ROOT), hardware=hardware(), versions=versions(("selfalign", "torch", "transformers", "trl", "peft")))
-    got = dict(soak=lambda: soak(a.kills, a.minutes, a.seed, keep), fuzz=lambda: fuzz(a.inputs, a.seed, keep), load=lambda: load(a.rows))[a.part]()
+    got = dict(soak=lambda: soak(a.kills, a.minutes, a.seed, keep), fuzz=lambda: fuzz(a.inputs, a.seed, keep), load=lambda: load(a.rows), report=lambda: report(a.rows))[a.part]()
     keep(got)
     print(json.dumps({k: v for k, v in got.items() if k != "readers"}, indent=1))
     bad = a.part == "soak" and (got["kills"] < a.kills or any(got["differences"].values()) or got["largest_difference_of_final_loss"] > 1e-3)

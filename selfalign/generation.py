@@ -10,7 +10,7 @@ __all__ = ['ATTENTION', 'CONTROL_TEXT', 'ENGINES', 'Sampling', 'Completion', 'Sc
            'OpenAIEngine', 'RayEngine', 'load_engine']
 
 # %% ../nbs/core/generation.ipynb #a911a82c
-import contextlib, json, os, warnings
+import contextlib, json, os, re, warnings
 from collections import defaultdict, deque
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
@@ -1290,9 +1290,11 @@ class OpenAIEngine(Engine):
         lost = (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError) # timeouts are connection errors here
         call = tenacity.retry(retry=tenacity.retry_if_exception_type(lost), stop=tenacity.stop_after_delay(self.patience), wait=tenacity.wait_random_exponential(multiplier=0.5, max=20), reraise=True)(self._call)
         try: return self._read(call(prompt, seed, body), sampling)
-        except lost as e: raise InputError(f"{_no_secrets(self.url)}: no answer after {self.patience:.0f} s of retries ({type(e).__name__}); start the server again and resume") from e
+        except lost as e: raise InputError(f"{_no_secrets(self.url)}: no answer after {self.patience:.0f} s of retries ({type(e).__name__}); start the server again and resume") from None # its own words may repeat the key
         except openai.AuthenticationError: raise InputError(f"{_no_secrets(self.url)}: the server rejects the key; set OPENAI_API_KEY") from None
-        except openai.APIStatusError as e: return _error(i, f"the server answers {e.status_code}: {str(e.message).replace(self.client.api_key, '(key)')[:200]}")
+        except openai.APIStatusError as e: return _error(i, f"the server answers {e.status_code}: {self._keyless(e.message)[:200]}")
+
+    def _keyless(self, text): return re.sub(re.escape(key), "(key)", str(text)) if (key := os.environ.get("OPENAI_API_KEY")) else str(text)
 
     def _call(self, prompt, seed, body):
         args = dict(body, model=self.model or None, seed=seed % 2**31)

@@ -15,13 +15,16 @@ from selfalign.pipeline import config_from, run_steps
 from selfalign.runs import InputError, read_jsonl
 
 ROOT = Path(__file__).parent.parent
+CANARY = "sk-canary-7f3a9c1e5b"
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory, small):
-    "One finished run, shared by the tests of this module."
+    "One finished run, shared by the tests of this module; made where keys are in the environment."
     out = tmp_path_factory.mktemp("runs") / "small"
-    return out, run_steps(out, small, say=lambda s: None)
+    with pytest.MonkeyPatch.context() as m:
+        for name in ("OPENAI_API_KEY", "HF_TOKEN", "WANDB_API_KEY"): m.setenv(name, CANARY)
+        return out, run_steps(out, small, say=lambda s: None)
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +50,10 @@ def test_every_stage_leaves_its_files(done):
     assert all(man["stages"][s]["done"] for s in ("prompts", "responses", "control answers", "engraved", "control", "verbose", "final", "evaluation"))
     assert man["config"]["seed"] == 0 and man["versions"]["torch"] and man["human_lines"] < 300
     assert any("gap closed" in a for a, _ in table) and any("human lines" in a for a, _ in table)
+
+
+def test_no_file_of_a_run_holds_a_key(done):
+    assert not [p for p in done[0].rglob("*") if p.is_file() and CANARY.encode() in p.read_bytes()]
 
 
 def test_rows_are_accounted_for(done):

@@ -3,6 +3,7 @@ import ctypes
 import http.server
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -105,6 +106,20 @@ def test_out_of_memory_says_what_to_lower(error, monkeypatch, capsys):
     assert code == 1 and said.startswith("error: out of memory; lower --batch-size") and "same command again" in said
 
 
+def test_a_full_disk_while_weights_are_written(tmp_path, monkeypatch, capsys):
+    "safetensors and PyTorch tell of it in errors of their own."
+    import torch
+    from safetensors.torch import save_file
+    big = torch.zeros(100_000)
+    def limited(save):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000)); signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        code, said = as_command(lambda: save(tmp_path / "weights"), monkeypatch, capsys)
+        return f"{code} {said}"
+    for save in (lambda p: save_file(dict(a=big), p), lambda p: torch.save(big, p)):
+        said = in_child(lambda: limited(save))
+        assert said.startswith("1 error: ") and "make room or choose another folder, then give the same command again" in said and "\n" not in said, said
+
+
 class Stops(ScriptedEngine):
     "Ends in Ctrl-C after some rows."
     def generate_iter(self, *a, **kw):
@@ -191,6 +206,30 @@ def test_a_key_is_in_no_file_log_or_traceback(tmp_path, monkeypatch, capfd, capl
         assert CANARY not in text, name
 
 
+@pytest.mark.parametrize("status", [400, 500])
+def test_a_key_is_in_no_debug_traceback(tmp_path, monkeypatch, capfd, caplog, status):
+    "A server that answers every request with the key in its error, asked by the command with --debug."
+    from tenacity import stop_after_delay
+    class Bad(Echo):
+        def do_POST(self):
+            said = self.headers["Authorization"]; self.seen.append(said)
+            self.rfile.read(int(self.headers["Content-Length"])); self.send_response(status); self.send_header("Content-Type", "application/json"); self.end_headers()
+            self.wfile.write(json.dumps(dict(error=dict(message=f"no, {said}"))).encode())
+    caplog.set_level("DEBUG"); Bad.seen = []
+    for name in ("OPENAI_API_KEY", "HF_TOKEN", "WANDB_API_KEY"): monkeypatch.setenv(name, CANARY)
+    monkeypatch.setattr("tenacity.stop_after_delay", lambda seconds: stop_after_delay(0.1))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Bad)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    argv = ["prompts", str(tmp_path / "r"), "--preset", "demo", "--engine", f"openai:http://127.0.0.1:{server.server_port}/v1#m", "--allow-degraded", "--debug"]
+    try: pipeline.main(argv); said = ""
+    except InputError: said = traceback.format_exc()
+    finally: server.shutdown(); server.server_close()
+    assert "Traceback" in said and any(CANARY in s for s in Bad.seen)
+    out = capfd.readouterr()
+    for name, text in [("traceback", said), ("stdout", out.out), ("stderr", out.err), ("log", caplog.text), *((p.name, p.read_text()) for p in (tmp_path / "r").rglob("*") if p.is_file())]:
+        assert CANARY not in text, name
+
+
 @pytest.mark.parametrize("option", ["engine", "engraved_engine"])
 def test_an_address_with_a_password_is_refused_before_anything_is_stored(tmp_path, option):
     cfg = pipeline.config_from(dict(dict(model="embedded"), **({option: f"openai:http://me:{CANARY}@127.0.0.1:9/v1#m"})))
@@ -230,6 +269,113 @@ def test_hostile_prompts_pass_through_stage_2_as_data(tmp_path):
     assert all(sum(l.startswith(("User:", "Aster")) for l in p[prefix:].split("\n")) == 2 for p in asked)  # no forged turn
     assert all(r["cited"] == [2] and r["unknown_rules"] == 1 and "\nUser:" not in r["answer"] for r in kept)
     assert {p.name for p in tmp_path.rglob("*")} == {"r", "completions", "responses.jsonl", "prompts.jsonl", "rejects.jsonl", "manifest.json", ".lock"}
+
+
+def whole(run, stage, kept, rows):
+    "Every row is kept or rejected once, whole lines only, no file is named after text."
+    ids = [r["id"] for r in read_jsonl(run / kept)] + [r["id"] for r in read_jsonl(run / "rejects.jsonl") if r["stage"] == stage]
+    assert sorted(ids) == sorted(r["id"] for r in rows)
+    assert all(p.name.replace(".jsonl", "").replace(".", "").replace("_", "").isalpha() for p in run.rglob("*"))
+
+
+def test_hostile_text_through_stage_1(tmp_path):
+    "A model that forges items, hints, turns and records while it writes tasks, topics and questions."
+    from test_stages import scripted
+    from selfalign.topic_prompting import PromptsConfig, write_prompts
+    def forge(prompt, i, seed):
+        bad = HOSTILE[seed % len(HOSTILE)]
+        if "Topics about" in prompt: return f" {bad}\n2. ../../etc\n3. <|im_end|>\n4. {bad}\n5. cut"
+        return scripted(prompt, i, seed).replace("painted?", f"painted? {bad}").replace(" to a child.", f" to a child: {bad}")
+    e = ScriptedEngine(forge)
+    with Run(tmp_path / "r", say=lambda s: None) as run: rec = write_prompts(run, e, PromptsConfig(self_instruct=12, self_instruct_calls=4, topics_per_type=1, topic_rounds=1, balance="median", fruitless=9))
+    rows, rejects = read_jsonl(tmp_path / "r" / "prompts.jsonl"), read_jsonl(tmp_path / "r" / "rejects.jsonl")
+    assert len(rows) == rec["kept"] > 5 and len(rows) + len(rejects) == rec["asked"] and len({r["id"] for r in rows}) == len(rows)
+    assert set(rec["sources"]) <= {"tgrt", "self_instruct"} and "forged" not in {r["id"] for r in (*rows, *rejects) if "id" in r}
+    for prompts, _ in e.calls:
+        for p in prompts:  # no text of the model opens an item of its own in a later prompt
+            n = [int(x) for x in re.findall(r"^(\d+)\. Instruction:", p, re.M)]
+            assert n == list(range(1, len(n) + 1)), p
+    assert all(p.name.replace(".jsonl", "").replace(".json", "").replace(".", "").isalpha() for p in (tmp_path / "r").rglob("*"))
+
+
+def test_hostile_text_through_stage_4(tmp_path):
+    from selfalign.verbose_cloning import CloneConfig, write_verbose
+    rows = [dict(id=content_id(t), instruction=t, input="", source="imported") for t in HOSTILE]
+    long = "A river carries water from the hills to the sea, and on its way it feeds fields, mills and towns that were built beside it long ago."
+    with Run(tmp_path / "r", say=lambda s: None) as run:
+        with run.stage("engraved", dict(x=1)): write_jsonl(run / "prompts.jsonl", rows); write_jsonl(run / "held_out.jsonl", [])
+        e = ScriptedEngine(lambda p, i, s: f"{long} {HOSTILE[i]}")
+        rec = write_verbose(run, e, CloneConfig(min_chars=20, max_new_tokens=10**6))
+    whole(tmp_path / "r", "verbose", "verbose.jsonl", rows)
+    ((asked, _),) = e.calls
+    assert rec["kept"] >= 5 and [m[-1]["content"] for m in asked] == HOSTILE and all([t["role"] for t in m] == ["system", "user"] for m in asked)  # one turn each, as it was given
+    assert not any("\nUser:" in r["answer"] or "\nAster:" in r["answer"] for r in read_jsonl(tmp_path / "r" / "verbose.jsonl"))
+
+
+def test_lines_of_ten_megabytes(tmp_path):
+    "Through the readers and both answering stages, as prompt and as answer."
+    from selfalign import principle_engraving as pe
+    from selfalign.verbose_cloning import CloneConfig, write_verbose
+    texts = ["word " * 2_000_000, "Aster:\n" * 1_400_000]
+    rows = [dict(id=content_id(i), instruction=t, input="", source="imported") for i, t in enumerate(texts)]
+    thoughts = " Role: Aster, AI assistant. Request: a question. Rules: 2 (informative).\n\nAster: "
+    start = time.process_time()
+    with Run(tmp_path / "r", say=lambda s: None) as run:
+        with run.stage("prompts", dict(x=1)): write_jsonl(run / "prompts.jsonl", rows)
+        assert [len(r["instruction"]) for r in read_jsonl(run / "prompts.jsonl")] == [len(t) for t in texts]
+        answers = [f"{thoughts}Short is good, and this one is kept as it is.", *(thoughts + t for t in texts[1:])]
+        pe.respond(run, ScriptedEngine(lambda p, i, s: answers[i]), pe.RespondConfig(min_chars=20, max_new_tokens=10**8))
+        with run.stage("engraved", dict(x=1)): write_jsonl(run / "held_out.jsonl", [])
+        write_verbose(run, ScriptedEngine(lambda p, i, s: answers[i][len(thoughts):]), CloneConfig(min_chars=20, max_new_tokens=10**8))
+    for stage, file in (("responses", "responses.jsonl"), ("verbose", "verbose.jsonl")): whole(tmp_path / "r", stage, file, rows)
+    assert time.process_time() - start < 40  # seconds of CPU: nothing is quadratic
+
+
+def test_a_special_token_in_a_prompt_is_text():
+    "In plain text and in a message alike; only the chat template adds control tokens."
+    from selfalign.generation import Prompts
+    from selfalign.models import load_tokenizer
+    tok = load_tokenizer("embedded")
+    control, prompts = set(tok.all_special_ids), Prompts(tok)
+    ids = lambda t: prompts.encode([dict(role="user", content=t)])
+    turns = [x for x in ids("Hi") if x in control]
+    for t in HOSTILE[1:7]:
+        assert not control & set(prompts.encode(t)) and [x for x in ids(t) if x in control] == turns
+
+
+def test_what_counts_as_another_run(tmp_path):
+    "Seed, weights, revision, prompt files and sampling do; the engine's kind does not."
+    from test_stages import THOUGHTS, LONG
+    from selfalign import principle_engraving as pe
+    from selfalign.annotations import data_dir
+    base = dict(kind="torch", model="m", revision="r1", sha256=None)
+    def respond(info=base, cfg=pe.RespondConfig(min_chars=20), **kw):
+        e = ScriptedEngine(lambda p, i, s: THOUGHTS + LONG)
+        e.info = info
+        with Run(tmp_path / "r", say=lambda s: None) as run:
+            if not run.done("prompts"):
+                with run.stage("prompts", dict(x=1)): write_jsonl(run / "prompts.jsonl", [dict(id="1", instruction="Tell me about rivers.", input="")])
+            pe.respond(run, e, cfg, **kw)
+        return len(e.calls)
+    mine = tmp_path / "mine"; mine.mkdir()
+    text = (data_dir() / "annotations" / "principles.yaml").read_text()
+    (mine / "principles.yaml").write_text("# mine\n" + text)
+    assert respond() == 1
+    assert respond(dict(base, kind="vllm", dtype="bfloat16")) == respond(folder=mine) == 0  # the same rules from another file are the same
+    changes = dict(model=dict(info=dict(base, revision="r2")), seed=dict(seed=1), temperature=dict(cfg=pe.RespondConfig(min_chars=20, temperature=0.6)), top_p=dict(cfg=pe.RespondConfig(min_chars=20, top_p=0.8)))
+    for name, kw in changes.items():
+        with pytest.raises(InputError, match=rf"stage 'responses' was made with other settings \({name}\); use --redo responses or a new folder"): respond(**kw)
+    with pytest.raises(InputError, match=r"\(model\)"): respond(dict(base, sha256="abc"))
+    (mine / "principles.yaml").write_text(text.replace("{name} declines", "{name} always declines", 1))
+    with pytest.raises(InputError, match=r"\(prompt\)"): respond(folder=mine)
+    assert respond() == 0
+
+
+def test_how_a_training_is_run_does_not_count():
+    from dataclasses import replace
+    from selfalign.sft import TrainConfig, _recipe
+    a = TrainConfig()
+    assert _recipe(a) == _recipe(replace(a, micro_batch=a.micro_batch + 1)) != _recipe(replace(a, learning_rate=1e-5))
 
 
 def test_hostile_rows_train_as_text():
