@@ -6,7 +6,7 @@
 
 Work: rows of the sample run (prompt and answer, loss on the answer), batches of 8, one epoch, LoRA as in the paper, learning rate 4e-4, linear to 0.
 "TRL defaults" is what a user gets who gives SFTTrainer these rows, this LoRA and this learning rate; each further line of the table changes one setting
-more, and the last one is this project's own trainer (`selfalign.sft.trainer_for`). `tokens_per_s` counts the rows' own tokens, not padding, over the time
+more, and then comes this project's own trainer (`selfalign.sft.trainer_for`). `tokens_per_s` counts the rows' own tokens, not padding, over the time
 of `trainer.train()`; the loss is that of held-out rows after training, in float32 without dropout, so that all settings are compared at the same loss.
 On a GPU the rows are random tokens of uneven lengths and the model a Llama shape with random weights; MFU counts 4 FLOP per parameter and token (LoRA:
 forward, and backward through the activations) against the card's dense bfloat16 peak. Medians of the repeats, the settings taking turns.
@@ -21,10 +21,9 @@ ROOT = Path(__file__).resolve().parent.parent
 RANDOM = dict(RANDOM, tiny=dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16))
 PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10": 125e12, "4090": 165e12, "3090": 71e12} # dense bfloat16 FLOP/s, makers' data sheets
 LADDER = dict( # setting → what it changes; each line keeps the changes before it
-    cpu=[("TRL defaults", {}), ("activations kept, not computed twice", dict(activation_checkpointing=False)), ("rows of like length together", dict(train_sampling_strategy="group_by_length")),
-         ("float32 throughout", dict(bf16=False))],
+    cpu=[("TRL defaults", {}), ("activations kept, not computed twice", dict(activation_checkpointing=False)), ("rows of like length together", dict(train_sampling_strategy="group_by_length"))],
     cuda=[("TRL defaults", {}), ("weights in bfloat16", dict(dtype="bfloat16")), ("rows packed", dict(packing=True)), ("Liger kernels", dict(use_liger_kernel=True))])
-OURS = "selfalign"
+OURS, FLOAT32 = "selfalign", "selfalign, float32 throughout" # the second for comparison only
 
 # --- in the measuring process -------------------------------------------------------------------------------------
 
@@ -85,11 +84,11 @@ def measure(job):
     from selfalign.models import load_tokenizer
     from selfalign.sft import TrainConfig, trainer_for, with_chat_template
     cuda = job["device"] == "cuda"
-    cfg = TrainConfig(epochs=1, global_batch=8, micro_batch=8, learning_rate=4e-4, warmup_steps=0, max_length=job["length"], save_steps=10**6)
+    cfg = TrainConfig(epochs=1, global_batch=8, micro_batch=8, learning_rate=4e-4, warmup_steps=0, max_length=job["length"], save_steps=10**6, bf16=False if job["setting"] == FLOAT32 else None)
     with tempfile.TemporaryDirectory() as d:
         base = base_model(job, f"{d}/base"); tok = with_chat_template(load_tokenizer(base))
         rows, held = data(job, tok, cfg)
-        trainer = trainer_for(rows, base, tok, f"{d}/work", cfg) if job["setting"] == OURS else trl_trainer(job, rows, base, tok, cfg, f"{d}/work")
+        trainer = trainer_for(rows, base, tok, f"{d}/work", cfg) if job["setting"] in (OURS, FLOAT32) else trl_trainer(job, rows, base, tok, cfg, f"{d}/work")
         start = time.perf_counter(); trainer.train()
         if cuda: torch.cuda.synchronize()
         took = time.perf_counter() - start
@@ -106,7 +105,7 @@ def one(path): # runs in a process of its own; the last line is the result
 def settings(device): # (name, all changes so far)
     out, change = [], {}
     for name, more in LADDER[device]: change = change | more; out.append((name, change))
-    return [*out, (OURS, {})]
+    return [*out, (OURS, {}), *([(FLOAT32, {})] if device == "cpu" else [])]
 
 def measured(a, setting, change, k): # once per setting and repeat: an interrupted benchmark goes on where it stopped
     log = Path(a.out + ".runs.jsonl")
@@ -159,7 +158,8 @@ def main():
     table = []
     for name, _ in todo: table.append(line(name, runs[name], table[0] if table else None, table[-1] if table else None, peak))
     import torch
+    ours = next(r for r in table if r["setting"] == OURS)
     write_json(a.out, dict(command=shlex.join(["python", *sys.argv]), commit=a.commit, hardware=machine, threads=torch.get_num_threads(), versions=versions(), model=a.model, device=a.device, length=a.length, repeats=a.repeats,
-                           table=table, ours_over_default=table[-1].get("over_default"), loss_difference=table[-1].get("loss_difference"), mfu=table[-1].get("mfu")))
+                           table=table, ours_over_default=ours.get("over_default"), loss_difference=ours.get("loss_difference"), mfu=ours.get("mfu")))
 
 if __name__ == "__main__": main()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from .annotations import data_path, fill, load_identity, load_template, query_text
 from .generation import Prompts, Sampling
-from .models import EMBEDDED_HUB_ID, STAND_IN_NOTICE, best_device, load_model, load_tokenizer, model_identity, release, resolve_model
+from .models import EMBEDDED_HUB_ID, STAND_IN_NOTICE, best_device, best_dtype, load_model, load_tokenizer, model_identity, release, resolve_model
 from .runs import InputError, atomic_path, content_id, read_jsonl, write_json, write_jsonl
 
 # %% ../nbs/03_sft.ipynb #7a29e555
@@ -98,6 +98,7 @@ class TrainConfig:
     load_in_4bit: bool = False        # QLoRA, on a GPU with bitsandbytes
     packing: bool|None = None         # several rows in one sequence with attention kept apart; None = on a GPU
     gradient_checkpointing: bool|None = None # None = on a GPU
+    bf16: bool|None = None            # matrix products in bfloat16; None = on a GPU, and on a CPU with instructions for it
     identity_share: float = 0.0035    # of the training rows: who-are-you pairs (paper: 910 of about 260,000)
     save_steps: int = 100             # optimizer steps between checkpoints
     report_to: tuple[str, ...] = ()   # such as "tensorboard", "trackio"
@@ -125,6 +126,7 @@ def _reporters(names):
     return list(names) or "none"
 
 def _sft_config(cfg, work, seed, cuda):
+    import torch
     from trl import SFTConfig
     world = int(os.environ.get("WORLD_SIZE", 1))
     micro = min(cfg.micro_batch, max(cfg.global_batch // world, 1))
@@ -132,7 +134,7 @@ def _sft_config(cfg, work, seed, cuda):
     ckpt = cuda if cfg.gradient_checkpointing is None else cfg.gradient_checkpointing
     return SFTConfig(output_dir=str(work), num_train_epochs=cfg.epochs, per_device_train_batch_size=micro,
         gradient_accumulation_steps=max(round(cfg.global_batch / (micro*world)), 1), learning_rate=cfg.learning_rate, lr_scheduler_type="linear",
-        warmup_steps=cfg.warmup_steps, max_length=cfg.max_length, packing=packing, bf16=cuda, use_cpu=not cuda, seed=seed, data_seed=seed,
+        warmup_steps=cfg.warmup_steps, max_length=cfg.max_length, packing=packing, bf16=best_dtype() == torch.bfloat16 if cfg.bf16 is None else cfg.bf16, use_cpu=not cuda, seed=seed, data_seed=seed,
         logging_steps=1, logging_first_step=True, save_steps=cfg.save_steps, save_total_limit=2, report_to=_reporters(cfg.report_to), logging_nan_inf_filter=False,
         use_liger_kernel=cuda and importlib.util.find_spec("liger_kernel") is not None,
         activation_checkpointing=ckpt, train_sampling_strategy="random" if packing else "group_by_length", dataloader_num_workers=0,

@@ -10,7 +10,7 @@ from selfalign.models import load_tokenizer
 from selfalign.runs import InputError, write_json, write_jsonl
 from selfalign.sft import TrainConfig, encode_rows, fit, launch, push, save_model, with_chat_template
 
-CFG = TrainConfig(epochs=2, global_batch=4, micro_batch=4, learning_rate=1e-3, warmup_steps=1, max_length=96, identity_share=0, save_steps=2)
+CFG = TrainConfig(epochs=2, global_batch=4, micro_batch=4, learning_rate=1e-3, warmup_steps=1, max_length=96, identity_share=0, save_steps=2, bf16=False)
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch): monkeypatch.setenv("SELFALIGN_NO_PROGRESS", "1")
