@@ -85,5 +85,6 @@ $(PEERS)/vllm/.done:
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/generation.py --llamacpp $(PEERS)/llamacpp/bin/python --vllm $(PEERS)/vllm/bin/python
 	$(BIN)/python benchmarks/novelty.py
+	$(BIN)/python benchmarks/filters.py score
 	$(BIN)/python benchmarks/multiple_choice.py
 	$(BIN)/python benchmarks/sft.py
