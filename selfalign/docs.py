@@ -325,4 +325,4 @@ def main(argv=None)->int: # exit code
     return 0
 
 # %% ../nbs/core/docs.ipynb #a59a9212
-if __name__ == "__main__": sys.exit(main())
+if __name__ == "__main__" and "__file__" in globals(): sys.exit(main()) # run as a module, not in a notebook

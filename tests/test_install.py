@@ -1,4 +1,7 @@
 """The wheel, in a folder that is not the repository: modules import, the command runs, the data are there."""
+import json
+import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -7,11 +10,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+DEVELOPERS = ("nbdev", "smalldocs", "rouge_score", "lm_eval", "ray", "fastapi", "uvicorn", "hypothesis", "pytest")
 
 
 @pytest.fixture(scope="module")
 def venv(tmp_path_factory):
-    "A new environment with our wheel; the other packages are seen through a path file."
+    "A new environment with our wheel and links to the other packages, without those that only developers have."
     d = tmp_path_factory.mktemp("install")
     run = lambda *a, **k: subprocess.run(list(map(str, a)), check=True, capture_output=True, text=True, **k)
     import shutil
@@ -21,7 +25,8 @@ def venv(tmp_path_factory):
     py = d / "venv" / "bin" / "python"
     site = run(py, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])").stdout.strip()
     run(sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--prefix", d / "venv", next((d / "wheels").glob("*.whl")), "--ignore-installed", "--no-warn-script-location")
-    Path(site, "others.pth").write_text(sysconfig.get_paths()["purelib"])
+    for p in Path(sysconfig.get_paths()["purelib"]).iterdir():
+        if not re.match(rf"(?:selfalign|__editable__|{'|'.join(DEVELOPERS)})(?:\W|$)", p.name) and p.suffix not in (".pth", ".egg-link") and not Path(site, p.name).exists(): Path(site, p.name).symlink_to(p)
     return d
 
 
@@ -40,3 +45,16 @@ def test_the_command_works_outside_the_repository(venv, tmp_path):
     assert "demo" in subprocess.run([exe, "--help"], cwd=tmp_path, capture_output=True, text=True).stdout
     bad = subprocess.run([exe, "run", "r", "--preset", "huge"], cwd=tmp_path, capture_output=True, text=True)
     assert bad.returncode == 1 and bad.stderr.startswith("error: ")
+
+
+NOTEBOOKS = sorted(p.relative_to(ROOT / "nbs").as_posix() for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS)
+def test_a_notebook_runs_from_the_wheel(venv, tmp_path, path):
+    "Alone in an empty folder, with none of the packages that only developers have."
+    nb = json.loads((ROOT / "nbs" / path).read_text(encoding="utf-8"))
+    nb["cells"] = [c for c in nb["cells"] if not re.match(r"#\|\s*(?:notest|gpu|slow|eval: false)", "".join(c["source"]))]
+    (tmp_path / "nb.ipynb").write_text(json.dumps(nb))
+    out = subprocess.run([venv / "venv" / "bin" / "python", "-m", "papermill", "--no-progress-bar", "-k", "python3", "nb.ipynb", "out.ipynb"], cwd=tmp_path, env=dict(os.environ, SELFALIGN_NO_PROGRESS="1"), capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr[-3000:]
