@@ -67,6 +67,12 @@ def test_a_stage_has_a_configuration_cell_and_something_to_see(n):
     shown = [d for c in cells for o in c["outputs"] for d in o.get("data", {})]
     assert {"image/png", "text/html"} & set(shown)
 
+@pytest.mark.parametrize("n", NOTEBOOKS)
+def test_a_notebook_shows_a_plot_or_a_table(n):
+    cells = json.loads((ROOT/"nbs"/n).read_text())["cells"]
+    shown = {d for c in cells for o in c.get("outputs", []) for d in o.get("data", {})}
+    assert {"image/png", "text/html", "text/markdown"} & shown or any("| --- |" in "".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+
 def fake_quarto(folder, code): # an executable that stands where quarto would and keeps what it was asked
     exe = folder/"quarto"
     exe.write_text(f"""#!{sys.executable}
