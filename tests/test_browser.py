@@ -95,6 +95,13 @@ def test_axe(browser, site, page, size):
     found = browser.js_async("const done = arguments[1]; axe.run(document, {runOnly: arguments[0]}).then(r => done(r.violations.map(v => [v.id, v.nodes.length, v.nodes.slice(0, 3).map(n => n.html.slice(0, 160) + ' ' + (n.any[0] ? n.any[0].message : ''))])))", rules)
     assert not found, found
 
+@pytest.mark.parametrize("size", SIZES)
+def test_the_figure_of_the_stages_can_be_read(browser, site, size):
+    "Its smallest letters are as large as small print, and it fits the screen."
+    browser.size(*SIZES[size]); browser.open(f"{site}/index.html")
+    wide, room = browser.js("const i = document.querySelector('img[src$=\"stages.svg\"]'); return [i.getBoundingClientRect().width, i.closest('main, .content, body').getBoundingClientRect().width]")
+    assert min(500, 0.8*room) <= wide <= room
+
 def test_search(browser, site):
     "A reader who types internalization finds the page that explains it."
     browser.size(*SIZES["desktop"]); browser.open(f"{site}/index.html")
