@@ -9,7 +9,8 @@ Work: rows of the sample run (prompt and answer, loss on the answer), batches of
 more, and then comes this project's own trainer (`selfalign.sft.trainer_for`). `tokens_per_s` counts the rows' own tokens, not padding, over the time
 of `trainer.train()`; the loss is that of held-out rows after training, in float32 without dropout, so that all settings are compared at the same loss.
 On a GPU the rows are random tokens of uneven lengths and the model a Llama shape with random weights; MFU counts 4 FLOP per parameter and token (LoRA:
-forward, and backward through the activations) against the card's dense bfloat16 peak. Medians of the repeats, the settings taking turns.
+forward, and backward through the activations) against the card's dense bfloat16 peak. Medians of the repeats, the settings taking
+turns; `cpu_seconds` beside `seconds` tells whether the machine was busy with something else (on N threads they are up to N times the seconds).
 Each measurement is noted in OUT.runs.jsonl as it ends; run the command again to go on after an interruption at the same commit.
 """
 import argparse, json, os, random, shlex, statistics, subprocess, sys, tempfile, time
@@ -89,13 +90,13 @@ def measure(job):
         base = base_model(job, f"{d}/base"); tok = with_chat_template(load_tokenizer(base))
         rows, held = data(job, tok, cfg)
         trainer = trainer_for(rows, base, tok, f"{d}/work", cfg) if job["setting"] in (OURS, FLOAT32) else trl_trainer(job, rows, base, tok, cfg, f"{d}/work")
-        start = time.perf_counter(); trainer.train()
+        start, used = time.perf_counter(), time.process_time(); trainer.train()
         if cuda: torch.cuda.synchronize()
-        took = time.perf_counter() - start
+        took, used = time.perf_counter() - start, time.process_time() - used
         peak = torch.cuda.max_memory_allocated() if cuda else own_peak()
         tokens = sum(len(r["input_ids"]) for r in rows)
         size = sum(p.numel() for n, p in trainer.model.named_parameters() if "lora_" not in n and "embed_tokens" not in n)
-        return dict(tokens_per_s=tokens/took, seconds=took, tokens=tokens, rows=len(rows), steps=trainer.state.global_step, parameters=size, peak_bytes=peak, held_out_loss=held_loss(trainer.model.float(), held))
+        return dict(tokens_per_s=tokens/took, seconds=took, cpu_seconds=used, tokens=tokens, rows=len(rows), steps=trainer.state.global_step, parameters=size, peak_bytes=peak, held_out_loss=held_loss(trainer.model.float(), held))
 
 def one(path): # runs in a process of its own; the last line is the result
     print("\n" + json.dumps(measure(json.loads(Path(path).read_text()))))
@@ -129,7 +130,7 @@ def line(name, runs, first, before, peak): # one line of the table
     good = [r for r in runs if "error" not in r]
     if not good: return dict(setting=name, error=runs[0]["error"])
     m = {k: statistics.median(r[k] for r in good) for k in good[0]}
-    out = dict(setting=name, tokens_per_s=round(m["tokens_per_s"], 1), seconds=round(m["seconds"], 2), peak_bytes=m["peak_bytes"], held_out_loss=round(m["held_out_loss"], 4),
+    out = dict(setting=name, tokens_per_s=round(m["tokens_per_s"], 1), seconds=round(m["seconds"], 2), cpu_seconds=round(m["cpu_seconds"], 2), peak_bytes=m["peak_bytes"], held_out_loss=round(m["held_out_loss"], 4),
                rows=m["rows"], tokens=m["tokens"], steps=m["steps"], all_tokens_per_s=[round(r["tokens_per_s"], 1) for r in good])
     if peak: out["mfu"] = round(4*m["parameters"]*m["tokens_per_s"]/peak, 4)
     for k, other in (("over_default", first), ("over_line_before", before)):
