@@ -234,6 +234,9 @@ def _said_again(words, # [(word, does a clause begin with it)]
             often[g] = often.get(g, 0) + 1
             if often[g] == 3: return i
 
+def _words(text): return re.findall(r"\w+", text.lower())
+def _grams(words, n): return {tuple(words[i:i+n]) for i in range(len(words)-n+1)}
+
 def _clauses(line): # [(word, does a clause begin with it, place)], without the words that join clauses
     out, begins = [], True
     for m in _WORD_OR_STOP.finditer(line):
@@ -277,9 +280,6 @@ def repetition(r, row, ctx):
     if len(r.answer) < whole/2: return "repetition"
 
 # %% ../nbs/02_principle_engraving.ipynb #ea22b4d7
-def _words(text): return re.findall(r"\w+", text.lower())
-def _grams(words, n): return {tuple(words[i:i+n]) for i in range(len(words)-n+1)}
-
 def common_words(tasks:list=None # SeedTask; the packaged ones if None
                 )->frozenset:
     "Words that the seed tasks use: ordinary ones, no evidence of a leak."
