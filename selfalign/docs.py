@@ -89,7 +89,7 @@ def shortened(text, n=300):
 
 def provenance(d)->str:
     "Where a result comes from, in one line."
-    return ", ".join(f"{k} {d[k]}" for k in ("command", "commit", "hardware") if d.get(k)) + "."
+    return ", ".join(f"{k} {f'`{d[k]}`' if k == 'command' else d[k]}" for k in ("command", "commit", "hardware") if d.get(k)) + "."
 
 def demo_markdown(d:dict|None, # data/results/demo.json: table, answers, command, commit, hardware
                   answers=1    # how many questions to show
