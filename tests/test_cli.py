@@ -126,6 +126,44 @@ def test_doctor_names_a_remedy_or_ok(capsys):
     assert code == 0 and "versions" in out and "embedded model" in out and "ok" in out
 
 
+def test_doctor_says_what_to_do(monkeypatch, tmp_path):
+    "Every line is ok or holds a remedy, on a machine that has all and on one that has nothing."
+    import os
+    import shutil
+    import types
+    from importlib import metadata
+    import torch
+    from selfalign import models, pipeline
+    names = {"versions", "GPU", "vLLM", "Ray", "Quarto", "disk", "cache", "hub cache", "embedded model", "hub"}
+    lines = lambda: {what: (state, detail) for what, state, detail in pipeline.doctor()}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True); monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: "A100"); monkeypatch.setattr(torch.cuda, "mem_get_info", lambda i: (70 * 2**30, 80 * 2**30))
+    monkeypatch.setattr(shutil, "disk_usage", lambda p: types.SimpleNamespace(free=99e9))
+    got = lines()
+    assert set(got) == names and got["versions"][0] == got["GPU"][0] == got["disk"][0] == got["cache"][0] == "ok" and got["GPU"][1] == "A100, 70 of 80 GiB free"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False); monkeypatch.setattr(shutil, "which", lambda x: "/usr/bin/nvidia-smi" if x == "nvidia-smi" else None)
+    monkeypatch.setattr(shutil, "disk_usage", lambda p: types.SimpleNamespace(free=1e9)); monkeypatch.setattr(os, "access", lambda *a: False)
+    monkeypatch.setattr(models, "_gguf_file", lambda: None); monkeypatch.setattr(models, "cache_dir", lambda: tmp_path / "none")
+    monkeypatch.setattr(metadata, "requires", lambda name: ["torch>=99", "no-such-package", "numpy", "ray; extra == 'ray'"])
+    got = lines()
+    assert got["versions"][0] == "pip install -U 'torch>=99' 'no-such-package'"
+    for what, words in dict(GPU="CUDA build", disk="choose another disk", cache="SELFALIGN_CACHE", embedded_model="run: ", hub="HF_HUB_OFFLINE").items():
+        assert words in got[what.replace("_", " ")][0], what
+
+
+def test_an_unreachable_hub_does_not_keep_the_doctor(monkeypatch):
+    import socket
+    import time
+    from huggingface_hub import constants
+    from selfalign import pipeline
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with socket.socket() as s:  # listens and never answers
+        s.bind(("127.0.0.1", 0)); s.listen()
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{s.getsockname()[1]}")
+        start = time.monotonic()
+        assert "not reachable" in pipeline._hub(0.3)[0] and time.monotonic() - start < 3
+
+
 def test_the_console_script_is_installed():
     from pathlib import Path
     exe = Path(sys.executable).parent / "selfalign"
