@@ -152,3 +152,15 @@ def test_citation_and_licence():
     cff = yaml.safe_load((ROOT/"CITATION.cff").read_text())
     assert cff["cff-version"] and cff["license"] == "Apache-2.0" and cff["references"][0]["title"].startswith("Principle-Driven")
     assert "Apache License" in (ROOT/"LICENSE").read_text() and len((ROOT/"LICENSE").read_text()) > 10_000
+
+@pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
+def test_make_dev_installs_hooks(tmp_path):
+    "What `make dev` calls makes git clean and merge notebooks in this clone."
+    assert "nbdev-install-hooks" in (ROOT/"Makefile").read_text()
+    for f in ("pyproject.toml", "settings.ini"): shutil.copy(ROOT/f, tmp_path)
+    (tmp_path/"nbs").mkdir(); subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    env = dict(os.environ, HOME=str(tmp_path), JUPYTER_CONFIG_DIR=str(tmp_path/"jupyter"), GIT_CONFIG_GLOBAL=str(tmp_path/"global"))
+    done = subprocess.run([Path(sys.executable).parent/"nbdev-install-hooks"], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "nbdev" in (tmp_path/".git"/"hooks"/"post-merge").read_text() and "*.ipynb merge=" in (tmp_path/".gitattributes").read_text() and (tmp_path/".gitconfig").exists()
+    assert {".gitattributes", ".gitconfig"} <= set((ROOT/".gitignore").read_text().split()) # what the hooks write is no change of the repository
