@@ -18,7 +18,7 @@ def make(path, n=20, tone="plain", engine=None, **kw):
         with run.stage("shout", dict(tone=tone, n=n), files=["shouts.jsonl"]) as rec:
             if rec is None: return None
             jobs = [dict(id=content_id("shout", i), prompt=f"prompt {i}") for i in range(n)]
-            rows = run.complete("shout", jobs, engine or ScriptedEngine(answers), Sampling())
+            rows = [{k: v for k, v in r.items() if k != "seconds"} for r in run.complete("shout", jobs, engine or ScriptedEngine(answers), Sampling())]
             rec["kept"] = write_jsonl(run / "shouts.jsonl", rows)
             return rows
 
