@@ -65,7 +65,6 @@ def outputs(args):
     print(write_jsonl(LABELS/"outputs.jsonl", out), "outputs")
 
 
-
 # label → filter, by stage; the next turn is cut before the others look, as in the chain
 FAULTS = dict(
     principled={"missing role": pe.missing_role, "missing answer": pe.missing_answer, "next turn": pe.next_turn, "thoughts in answer": pe.thoughts_in_answer, "repetition": pe.repetition,
@@ -124,7 +123,7 @@ def table(rows, found):
 def speed(rows, ctxs, seconds=3.0): # rows/s
     "The whole chain, parsing included, language check left out, by the CPU seconds of one core."
     rows = [r for r in rows if not r["constructed"]]
-    chain = dict(principled=tuple(f for f in pe.FILTERS if f is not getattr(pe, "wrong_language", None)), verbose=vc.FILTERS)
+    chain = dict(principled=tuple(f for f in pe.FILTERS if f is not pe.wrong_language), verbose=vc.FILTERS)
     out = {}
     for stage in FAULTS:
         mine, n, start = [r for r in rows if r["stage"] == stage], 0, time.process_time()

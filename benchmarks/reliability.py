@@ -175,12 +175,13 @@ def readers(folder):
         assert all(why or q for *_, q, raw, why in got); return any(not why for *_, why in got)
     def thoughts(t, rng):
         at = loop_start(t); assert at is None or 0 <= at <= len(t)
-        got, why = judge(row, out(t if rng.random() < .5 else f" Role: Aster. Rules: 2 (informative).\n\nAster: {LONG} {t}", rng), ctx)
+        got, why = judge(row, o := out(t if rng.random() < .5 else f" Role: Aster. Rules: 2 (informative).\n\nAster: {LONG} {t}", rng), ctx)
+        assert got["raw"] == o["text"] # kept or not, nothing is lost
         if why is None: assert got["answer"].strip() and "\nUser:" not in got["answer"] and all(1 <= k <= rules for k in got["cited"])
         return why is None
     def verbose(t, rng):
-        got, why = judge_verbose(row, out(t if rng.random() < .5 else f"{LONG} {t}", rng), vctx)
-        assert why or got["answer"].strip(); return why is None
+        got, why = judge_verbose(row, o := out(t if rng.random() < .5 else f"{LONG} {t}", rng), vctx)
+        assert got["raw"] == o["text"] and (why or got["answer"].strip()); return why is None
     def query(t, rng):
         body = pset.render(t)[n:]
         assert sum(l.startswith(("User:", "Aster")) for l in body.split("\n")) == 2 and body.endswith(pset.thoughts_cue); return True

@@ -1103,8 +1103,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'selfalign/verbose_cloning.py'),
                                            'selfalign.verbose_cloning._grams': ( 'verbose_cloning.html#_grams',
                                                                                  'selfalign/verbose_cloning.py'),
-                                           'selfalign.verbose_cloning._words': ( 'verbose_cloning.html#_words',
-                                                                                 'selfalign/verbose_cloning.py'),
                                            'selfalign.verbose_cloning.another_turn': ( 'verbose_cloning.html#another_turn',
                                                                                        'selfalign/verbose_cloning.py'),
                                            'selfalign.verbose_cloning.clone': ( 'verbose_cloning.html#clone',

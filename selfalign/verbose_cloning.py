@@ -14,7 +14,7 @@ from functools import cached_property
 
 from .annotations import fill, load_template, query_text
 from .generation import Sampling
-from .principle_engraving import Response, echo, loop_start, token_limit
+from .principle_engraving import Response, echo, loop_start, token_limit, _CODE, _words
 from .runs import InputError, content_id, read_jsonl
 from .sft import TrainConfig, train_model, card_facts, _recipe, _weights_of
 
@@ -59,17 +59,14 @@ def another_turn(r, row, ctx):
     if m := ctx.turn.search(r.answer): r.answer, r.ended, r.edits = r.answer[:m.start()].rstrip(), True, [*r.edits, "another turn"]
     if not r.answer.strip(): return "empty"
 
-_FENCE = re.compile(r"(?s)```.*?(?:```|$)")
-
 def _grams(words, n): return [tuple(words[i:i+n]) for i in range(len(words)-n+1)]
-def _words(text): return re.findall(r"\w+", text.lower())
 
 def said_again(text:str,
                query="", # its words may be said again
                n=8       # words in a row
               )->int|None: # where it begins, in characters
     "Where prose says `n` words in a row that it has said before; code, tables, list items and the short lines of a refrain may repeat."
-    text, seen, known = _FENCE.sub(lambda m: " "*len(m[0]), text), set(), set(_grams(_words(query), n))
+    text, seen, known = _CODE.sub(lambda m: " "*len(m[0]), text), set(), set(_grams(_words(query), n))
     for line in re.finditer(r"[^\n]+", text):
         if _ITEM.match(line[0]) or line[0].lstrip().startswith("|"): continue
         words = list(re.finditer(r"\w+", line[0].lower()))
@@ -79,7 +76,7 @@ def said_again(text:str,
 
 def repeated_share(text:str, n=3)->float: # from 0 to 1
     "Share of the runs of `n` words that stood in the text before, code left out."
-    grams = _grams(_words(_FENCE.sub(" ", text)), n)
+    grams = _grams(_words(_CODE.sub(" ", text)), n)
     return 1 - len(set(grams))/len(grams) if grams else 0.0
 
 def loop(r, row, ctx):

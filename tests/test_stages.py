@@ -51,16 +51,21 @@ def test_stage_1_makes_prompts_of_both_kinds(tmp_path):
     assert all(r["raw"] and r["reason"] for r in read_jsonl(tmp_path / "r" / "rejects.jsonl"))
 
 
-def test_stage_1_resumes_to_the_same_rows(tmp_path):  # defects 1, 2 and 13 of the released code
-    prompts_run(tmp_path / "a")
+def dies_at(n):
+    "An engine that is interrupted at its n-th completion."
     class Dies(ScriptedEngine):
-        left = 25
+        left = n
         def generate_iter(self, *a, **kw):
             for x in super().generate_iter(*a, **kw):
-                Dies.left -= 1
-                if Dies.left == 0: raise KeyboardInterrupt
+                self.left -= 1
+                if self.left == 0: raise KeyboardInterrupt
                 yield x
-    with pytest.raises(KeyboardInterrupt): prompts_run(tmp_path / "b", engine=Dies(scripted))
+    return Dies(scripted)
+
+
+def test_stage_1_resumes_to_the_same_rows(tmp_path):  # defects 1, 2 and 13 of the released code
+    prompts_run(tmp_path / "a")
+    with pytest.raises(KeyboardInterrupt): prompts_run(tmp_path / "b", engine=dies_at(25))
     prompts_run(tmp_path / "b")
     assert read_jsonl(tmp_path / "a" / "prompts.jsonl") == read_jsonl(tmp_path / "b" / "prompts.jsonl")
     assert read_jsonl(tmp_path / "a" / "rejects.jsonl") == read_jsonl(tmp_path / "b" / "rejects.jsonl")
@@ -205,15 +210,8 @@ def test_an_ablation_goes_on_where_it_was_and_asks_again_only_what_changed(tmp_p
     prompts_run(tmp_path / "r")
     cfg, e = RunConfig(model="embedded", respond=RespondConfig(min_chars=40)), ScriptedEngine(scripted)
     asked = lambda: sum(len(p) for p, _ in e.calls)
-    class Dies(ScriptedEngine):
-        left = 13
-        def generate_iter(self, *a, **kw):
-            for x in super().generate_iter(*a, **kw):
-                Dies.left -= 1
-                if Dies.left == 0: raise KeyboardInterrupt
-                yield x
     with Run(tmp_path / "r", say=lambda s: None) as run:
-        with pytest.raises(KeyboardInterrupt): ablate(run, Dies(scripted), cfg, ["4"], n=5)
+        with pytest.raises(KeyboardInterrupt): ablate(run, dies_at(13), cfg, ["4"], n=5)
         got = ablate(run, e, cfg, ["4"], n=5)
         assert asked() == 5 * 5 - 12  # five variants of five prompts, twelve were answered before the kill
         assert ablate(run, e, cfg, ["4"], n=5) == got and asked() == 13
