@@ -10,7 +10,7 @@ __all__ = ['ATTENTION', 'CONTROL_TEXT', 'ENGINES', 'Sampling', 'Completion', 'Sc
            'OpenAIEngine', 'RayEngine', 'load_engine']
 
 # %% ../nbs/core/generation.ipynb #a911a82c
-import contextlib, json, os, re, warnings
+import contextlib, json, os, re, time, warnings
 from collections import defaultdict, deque
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
@@ -18,6 +18,7 @@ from functools import cached_property, partial
 import numpy as np
 import torch
 from fastcore.basics import patch
+from jinja2 import TemplateError
 from transformers import AttentionInterface, AttentionMaskInterface, Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
@@ -238,7 +239,9 @@ class Prompts:
     def _filled(self, text, marks, contents):
         for k, c in zip(marks, contents): text = text.replace(k, c)
         return text
-    def _render(self, messages): return self.tok.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    def _render(self, messages):
+        try: return self.tok.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except TemplateError as e: raise InputError(f"{self.tok.name_or_path}: its chat template turns down the roles {', '.join(m['role'] for m in messages)} ({e})") from None
     def _template(self, text): return self.tok(text, add_special_tokens=False, split_special_tokens=False)["input_ids"] if text else []
 
     def pair(self, prompt, continuation:str)->tuple: # (ids of prompt and continuation, how many belong to the prompt)
@@ -327,7 +330,10 @@ def attend(q,        # [N, H, L, D]
           )->tuple: # outputs [N, H, L, D], log-sum-exp [N, H, L] in float32
     "Softmax attention that also gives its log-sum-exp."
     if softcap is None and q.device.type == "cpu":
-        if q.dtype == torch.bfloat16 and mask is None and not causal and q.shape[2] >= 64: return _attend_bf16(q, k, v, scale)
+        if q.dtype == torch.bfloat16 and mask is None and not causal and len(q) == 1: return _attend_bf16(q, k, v, scale)
+        if q.dtype == torch.bfloat16 and q.shape[2] < 16 and k.shape[2] <= 256: # the kernel is faster in float32 where each row has few keys
+            o, lse = attend(q.float(), k.float(), v.float(), scale, None if mask is None else mask.float(), causal)
+            return o.to(q.dtype), lse
         o, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, attn_mask=mask, scale=scale)
         if mask is not None: lse = lse.masked_fill((mask == -torch.inf).all(-1).expand(lse.shape), -torch.inf)
         return o, lse
@@ -336,12 +342,16 @@ def attend(q,        # [N, H, L, D]
         return o, lse
     return _attend_plainly(q, k, v, scale, mask, causal, softcap)
 
-def _attend_bf16(q, k, v, scale): # twice as fast as the flash kernel with many queries; scores rounded to bf16, as transformers' eager attention does
-    x = torch.matmul(q * scale, k.transpose(-1, -2))
-    top = x.amax(-1, keepdim=True)
-    x = x.sub_(top).exp_()
-    total = x.sum(-1, keepdim=True, dtype=torch.float32)
-    return (x @ v) / total.to(v.dtype), (top + total.log())[..., 0]
+def _attend_bf16(q, k, v, scale, rows=512): # faster than the flash kernel; scores rounded to bf16, as transformers' eager attention does
+    parts = [_few_bf16(x, k, v) for x in (q * scale).split(rows, 2)] # as many rows as stay in the processor's cache
+    return parts[0] if len(parts) == 1 else tuple(torch.cat(x, 2) for x in zip(*parts))
+
+def _few_bf16(q, k, v):
+    x = q @ k.transpose(-1, -2)
+    p = x.softmax(-1)
+    x0, p0 = x[..., :1], p[..., :1]
+    if not p0.amin() > 1e-30: i = x.argmax(-1, keepdim=True); x0, p0 = x.gather(-1, i), p.gather(-1, i)
+    return p @ v, (x0.float() - p0.float().log())[..., 0] # log p = x - lse holds for any key: take the first, if it has not vanished
 
 def _attend_plainly(q, k, v, scale, mask, causal, softcap):
     n, h, l, d = q.shape
@@ -381,11 +391,10 @@ class SharedLayer(DynamicLayer):
 
     def _room(self, name, k, shape):
         bufs, (rows, length) = getattr(self, name), shape
-        if bufs is not None and bufs[0].shape[0] >= rows and bufs[0].shape[2] >= length: return
-        if name == "prefix": length = -(-length // 256) * 256 + 256
-        new = [k.new_zeros(rows, k.shape[1], length, k.shape[3]) for _ in range(2)]
+        if bufs is not None and bufs[0].shape[0] >= rows and (bufs[0].shape[2] == length or bufs[0].shape[2] > length and name == "slots"): return
+        new = [k.new_zeros(rows, k.shape[1], length, k.shape[3]) for _ in range(2)] # a prefix without slack is contiguous: no product copies it
         if bufs is not None and name == "prefix":
-            for b, old in zip(new, bufs): b[:, :, :old.shape[2]] = old
+            for b, old in zip(new, bufs): b[:, :, :self.cache.n_prefix] = old[:, :, :self.cache.n_prefix]
         setattr(self, name, new)
 
     def get_seq_length(self): return self.cache.n_prefix
@@ -574,7 +583,7 @@ class Chooser:
         "One token per row; raises `InputError` on NaN logits."
         logits = self._adjust(logits.float(), rows)
         top = logits.max(-1)
-        if bool(top.values.isnan().any()): raise InputError(f"{self.name}: the logits hold NaN; use --dtype float32, or check the weights")
+        if not bool(top.values.isfinite().all()): raise InputError(f"{self.name}: the logits hold NaN or infinity; use --dtype float32, or check the weights")
         if self.s.temperature == 0: return top.indices.tolist()
         keys = torch.tensor([r.key() for r in rows], device=logits.device)
         return draw(logits / self.s.temperature, keys, self.s.top_p, self.s.top_k).tolist()
@@ -970,8 +979,9 @@ def _score_group(self:TorchEngine, n_prefix, rows):
         n = len(tree.paths)
         try: out += self._score_pass(n_prefix, rows[:n], tree)
         except Exception as e:
-            if not _out_of_memory(e) or n == 1: raise
-            budget = len(tree.tokens) // 2; continue
+            if not _out_of_memory(e): raise
+            if n > 1: budget = len(tree.tokens) // 2; continue
+            out.append((rows[0][0], Score(float("nan"), 0, f"row {rows[0][0]}: out of memory on {self.device} with one row at a time; use a shorter text or a smaller model")))
         rows = rows[n:]
     return out
 
@@ -1229,6 +1239,7 @@ class OpenAIEngine(Engine):
         self.url, self.patience, self.concurrency, self.max_context, self.allow_degraded = self.url.rstrip("/"), patience, concurrency, max_context, allow_degraded
         self.client = openai.OpenAI(base_url=self.url, api_key=os.environ.get("OPENAI_API_KEY") or "none", timeout=timeout, max_retries=0)
         self.server, self.dropped = server or self._find_out(httpx, min(timeout, 10)), set()
+        if self.server == "vllm" and max_context == 2**31: self.max_context = self._served_context(httpx, min(timeout, 10)) or max_context
         self.info = dict(kind="openai", model=self.model, url=_no_secrets(self.url), server=self.server, revision=None, sha256=None, dtype=None, device=None, dropped=[])
 
     def _find_out(self, httpx, timeout):
@@ -1241,6 +1252,12 @@ class OpenAIEngine(Engine):
         if health.status_code == 200 and "status" in health.text and "x-request-id" in health.headers: return "transformers"
         version = get("/version")
         return "vllm" if version.status_code == 200 and "version" in version.text else "openai"
+
+    def _served_context(self, httpx, timeout): # vLLM tells it
+        with contextlib.suppress(httpx.HTTPError, ValueError, KeyError, TypeError):
+            key = os.environ.get("OPENAI_API_KEY")
+            models = httpx.get(self.url + "/models", timeout=timeout, headers={"Authorization": f"Bearer {key}"} if key else {}).json()["data"]
+            return next((m.get("max_model_len") for m in models if m["id"] == self.model), None)
 
     def generate_iter(self, prompts, sampling, seeds=None):
         "Yield rows as the server answers."
@@ -1289,8 +1306,9 @@ class OpenAIEngine(Engine):
         import openai, tenacity
         lost = (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError) # timeouts are connection errors here
         call = tenacity.retry(retry=tenacity.retry_if_exception_type(lost), stop=tenacity.stop_after_delay(self.patience), wait=tenacity.wait_random_exponential(multiplier=0.5, max=20), reraise=True)(self._call)
-        try: return self._read(call(prompt, seed, body), sampling)
-        except lost as e: raise InputError(f"{_no_secrets(self.url)}: no answer after {self.patience:.0f} s of retries ({type(e).__name__}); start the server again and resume") from None # its own words may repeat the key
+        start = time.monotonic()
+        try: return self._read(call(prompt, seed, body), sampling, i)
+        except lost as e: raise InputError(f"{_no_secrets(self.url)}: no answer after {time.monotonic() - start:.0f} s of retries ({type(e).__name__}); start the server again and resume") from None # its own words may repeat the key
         except openai.AuthenticationError: raise InputError(f"{_no_secrets(self.url)}: the server rejects the key; set OPENAI_API_KEY") from None
         except openai.APIStatusError as e: return _error(i, f"the server answers {e.status_code}: {self._keyless(e.message)[:200]}")
 
@@ -1301,9 +1319,11 @@ class OpenAIEngine(Engine):
         if isinstance(prompt, list) and isinstance(prompt[0], dict): return self.client.chat.completions.create(messages=prompt, **args)
         return self.client.completions.create(prompt=prompt, **args)
 
-    def _read(self, r, sampling):
+    def _read(self, r, sampling, i):
+        if not getattr(r, "choices", None): raise InputError(f"{_no_secrets(self.url)}: what answers there is no completions endpoint ({str(r).strip()[:60]!r}); check the address, it mostly ends in /v1")
         c, use = r.choices[0], r.usage
-        text = c.text if hasattr(c, "text") else c.message.content or ""
+        text = c.text if hasattr(c, "text") else c.message.content
+        if text is None or c.finish_reason == "content_filter": return _error(i, f"the server withholds its answer (finish reason {c.finish_reason!r})")
         at, stop = find_stop(text, sampling.stop)
         n, n_prompt = (use.completion_tokens, use.prompt_tokens) if use else (len(text.split()), 0)
         if stop: return Completion(text[:at], n, "stop", n_prompt, stop)
@@ -1341,6 +1361,7 @@ class RayEngine(Engine):
         self.workers = workers or max(1, int(have.get("GPU", 0) // self.gpus if self.gpus else (have.get("CPU", 1) - 1) // max(1, cpus_per_worker)))
         src = None if model.startswith("openai:") else resolve_model(model.partition(":")[2])
         self.stand_in = bool(src and src.stand_in)
+        if src: self.max_context = options.get("max_context") or options.get("max_model_len") or _model_context(src) or self.max_context
         self.info = dict(kind="ray", engine=model.partition(":")[0], model=src.name if src else model.partition("#")[2], revision=src and src.revision, sha256=src and src.sha256,
                          dtype=options.get("dtype"), device="gpu" if self.gpus else "cpu", workers=self.workers)
 
@@ -1403,6 +1424,10 @@ class RayEngine(Engine):
         "Leave the cluster, if this engine joined it."
         import ray
         if self.started and ray.is_initialized(): ray.shutdown()
+
+def _model_context(src): # tokens, or None
+    from transformers import AutoConfig
+    return _positions(AutoConfig.from_pretrained(src.path, revision=src.revision).get_text_config(decoder=True))
 
 def _start_ray(ray, address):
     import logging
