@@ -65,8 +65,9 @@ def repeated_share(text:str,
                    back=25, # words that are looked back over
                    least=25 # a shorter text has no share, it cannot go in circles
                   )->float: # from 0 to 1
-    "Share of the words of two letters and more that stood shortly before; fenced code is left out, and other code and tables have none."
+    "Share of the words of two letters and more that stood shortly before; fenced code and the items of a list are left out, and other code and tables have none."
     text = _CODE.sub(" ", text)
+    if len(_ITEM.findall(text)) > 1: text = re.sub(_ITEM.pattern + ".*", " ", text) # one item is how a small model opens prose
     words = re.findall(r"[^\W\d_]{2,}", text.lower())
     if len(words) < least or sum(map(_MARKS.__contains__, text)) > 0.02*len(text): return 0.0
     last, again = {}, 0

@@ -64,7 +64,8 @@ def test_the_query_may_be_said_again():
     ("The day was very long, and it was very hard. It was hard to walk, but it was easy to stand. It was a big day, and it was a hard day, and the day was very long.", 1),
     ("Ada is taller than Ben, and Ben is taller than Cal. Dee cannot reach the shelf that all the others reach, so she must be the shortest, and the first named is the tallest of the four.", 0),
     ("The place where people talk and plan is the summit. It brings ministers, envoys and experts together for a week, and it is a place where people talk and plan what their countries will pay for.", 0),
-    ("SELECT a, max(b) FROM c WHERE a = max(b) AND a < max(b);\nSELECT a, max(b) FROM c WHERE a = max(b) AND a > max(b);\n" * 4, 0), ("Go on. " * 8, 0)])
+    ("SELECT a, max(b) FROM c WHERE a = max(b) AND a < max(b);\nSELECT a, max(b) FROM c WHERE a = max(b) AND a > max(b);\n" * 4, 0), ("Go on. " * 8, 0),
+    ("Bread:\n" + "\n".join(f"{i}. Put {w} into the large bowl and stir it well with a spoon." for i, w in enumerate(["flour", "water", "salt"], 1)), 0)])
 def test_going_in_circles(answer, bad): assert bool(run(vc.in_circles, answer, ctx=STAGE4)[0]) == bool(bad)
 
 
