@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['FILTERS', 'cited_rules', 'uncite', 'PrincipleSet', 'Response', 'parse_response', 'Context', 'missing_role',
-           'missing_answer', 'next_turn', 'thoughts_in_answer', 'segments', 'loop_start', 'repetition', 'common_words',
-           'exemplar_leakage', 'apology', 'cliche', 'token_limit', 'too_short', 'echo', 'foreign_name', 'other_script',
-           'languages_of', 'wrong_language', 'apply_filters', 'turned_down', 'RespondConfig', 'load_principle_set',
-           'check_context', 'judge', 'respond', 'rule_usage', 'rule_pairs', 'rule_usage_by', 'plot_rules']
+           'missing_answer', 'next_turn', 'thoughts_in_answer', 'segments', 'loop_start', 'repetition', 'word_heads',
+           'common_words', 'exemplar_leakage', 'apology', 'cliche', 'token_limit', 'too_short', 'echo', 'foreign_name',
+           'other_script', 'languages_of', 'wrong_language', 'apply_filters', 'turned_down', 'RespondConfig',
+           'load_principle_set', 'check_context', 'judge', 'respond', 'rule_usage', 'rule_pairs', 'rule_usage_by',
+           'plot_rules']
 
 # %% ../nbs/02_principle_engraving.ipynb #f9c01e8f
 import re
@@ -159,7 +160,7 @@ class Context:
     pset: PrincipleSet
     min_chars: int = 160           # shorter answers are rejected (paper's code: 160)
     on_limit: str = "keep"         # an answer cut at the token limit: "keep" it without the unfinished sentence, or "reject"
-    common: frozenset = frozenset() # words that say nothing about exemplar leakage
+    common: frozenset = frozenset() # words (as `word_heads` shortens them) that say nothing about exemplar leakage
 
     @cached_property
     def turn(self): # how a turn, or a section of the prompt, begins
@@ -168,11 +169,15 @@ class Context:
         return re.compile(rf"(?m)^[ \t*]*(?:\w{{1,12}}: )?(?:{speaker}|##+ (?i:example)|#+ [^\n]*\b{name}\b)")
 
     @cached_property
-    def evidence(self): # of each exemplar: phrases of five words, of three in a short turn, unusual words
-        out, plain = [], self.common | {*_words(self.pset.header), *_words(self.pset.rules())}
+    def plain(self): return word_heads(self.pset.header + self.pset.rules()) # the prompt's own words
+    @cached_property
+    def evidence(self): # of each exemplar: phrases of five words, of three in a short turn, its words, the unusual ones among them
+        out = []
         for e in self.pset.exemplars:
-            texts = [_words(fill(x, name=self.pset.name)) for t in e.turns for x in (t.user, t.answer)]
-            out.append(({g for x in texts for g in _grams(x, 5)}, {g for x in texts if len(x) <= _SHORT for g in _grams(x, 3)}, {w for x in texts for w in x if len(w) > 3 and w not in plain}))
+            texts = [fill(x, name=self.pset.name) for t in e.turns for x in (t.user, t.answer)]
+            heads = word_heads(" ".join(texts)) - self.plain
+            rare, said = heads - self.common, [_words(x) for x in texts]
+            out.append(({g for x in said for g in _grams(x, 5)}, {g for x in said if len(x) <= _SHORT for g in _grams(x, 3)}, heads, rare))
         return out
 
     @cached_property
@@ -280,19 +285,29 @@ def repetition(r, row, ctx):
     if len(r.answer) < whole/2: return "repetition"
 
 # %% ../nbs/02_principle_engraving.ipynb #ea22b4d7
-def common_words(tasks:list=None # SeedTask; the packaged ones if None
+def word_heads(text:str)->set:
+    "The longer words and numbers of a text, each cut to what its forms have in common (`friendly`, `friendlier`)."
+    return {w.rstrip("s")[:5] for w in _words(text) if len(w) > 3 or len(w) > 1 and w.isdigit()}
+
+def common_words(tasks:list=None, # SeedTask; the packaged ones if None
+                 least=3          # tasks that use a word
                 )->frozenset:
-    "Words that the seed tasks use: ordinary ones, no evidence of a leak."
-    return frozenset(w for t in (tasks if tasks is not None else load_seed_tasks()) for w in _words(f"{t.instruction} {t.input} {t.output}"))
+    "Words that several seed tasks use, as `word_heads` shortens them: ordinary ones, no evidence of a leak."
+    used = Counter(w for t in (tasks if tasks is not None else load_seed_tasks()) for w in word_heads(f"{t.instruction} {t.input} {t.output}"))
+    return frozenset(w for w, n in used.items() if n >= least)
 
 _SHORT = 6 # words: an exemplar turn as short as this is recognised by three of them in a row
 
-def exemplar_leakage(r, row, ctx, min_words=4):
-    "The answer has a phrase, or several unusual words, of an exemplar that the query does not have."
-    mine, query = _words(r.answer), _words(query_text(row))
-    have, fives, threes = set(mine) - set(query), _grams(mine, 5), _grams(mine, 3)
-    for phrases, short, unusual in ctx.evidence:
-        if len(have & unusual) >= min_words or fives & phrases - _grams(query, 5) or threes & short - _grams(query, 3): return "exemplar leakage"
+_SENTENCES = re.compile(r"(?<=[.!?:;])\s+|\n")
+
+def exemplar_leakage(r, row, ctx, min_words=3, share=0.7):
+    "The answer has a phrase of an exemplar, or a sentence mostly in its words, that the query does not have."
+    query, mine = query_text(row), _words(r.answer)
+    asked, q = word_heads(query), _words(query)
+    fives, threes = _grams(mine, 5) - _grams(q, 5), _grams(mine, 3) - _grams(q, 3)
+    said = [h for s in _SENTENCES.split(r.answer) if len(h := word_heads(s) - ctx.plain) >= min_words]
+    for phrases, short, words, rare in ctx.evidence:
+        if fives & phrases or threes & short or any(len(hit := h & words - asked) >= max(min_words, share*len(h)) and len(hit & rare) > 1 for h in said): return "exemplar leakage"
 
 # %% ../nbs/02_principle_engraving.ipynb #7a2b31f4
 _AS_AI = r"as an? (?:ai(?: (?:language )?(?:model|assistant|program))?|artificial intelligence|(?:large )?language model),? i\b"
@@ -300,21 +315,32 @@ _APOLOGY = re.compile(r"(?i)\W*(?:(?:oh|ah|oops|uh|well|hi|hello|yes|no|unfortun
     r"(?:i|we)\W{0,2}(?:m|am|re|are|do|must|should|have to|would like to)? ?(?:(?:\w+ly|so|very|first|just) )*(?:sorry|apologi[sz]e|regret|beg (?:your|for))\b"
     r"|(?:(?:so|very) )?sorry\b(?=\W*$|\s*[,.!;:—-]| (?:but|for|about|that|to|i|this|if|we|it|my)\b)|(?:please )?(?:forgive|excuse|pardon) (?:me|my|us)\b"
     r"|(?:(?:please|do) )*accept (?:my|our) \w* ?apolog|(?:(?:my|our|many|a thousand|sincere\w*|deep\w*|humble) )*apolog(?:y|ies)\b(?= |[,.!:]|$)(?! (?:is|are|works?|should|must|can|that)\b)|let me (?:first |begin by )?apologi|" + _AS_AI + ")")
-_CLICHE = re.compile(r"(?i)\bhow (?:can|may) (?:i|we) (?:help|assist)\b|\belse (?:that )?(?:i|we) can (?:help|do)\b|\b(?:else )?can i do for you\b|\bfeel free to (?:ask|reach|contact|let)\b|(?:n'?t|\bnot) hesitate to\b"
-    r"|\blet (?:me|us) know if (?:you|there|i)\b|\bhope (?:this|that|it|these) (?:\w+ )?help|\b(?:here|happy|glad|ready|pleased|delighted) to (?:help|assist)\b|\bbe of (?:further |any |more |some )?(?:assistance|help|service)\b"
-    r"|(?:^|\b(?:that'?s|that is|what) an? )(?:great|good|excellent|wonderful|fantastic|interesting) question\b|\bthank(?:s| you) for (?:asking|reaching out|contacting|your (?:question|query|inquiry|message|interest))\b|\bglad you asked\b"
-    r"|\bif you have (?:any )?(?:other|more|further|additional|any) questions\b|\bhave a (?:great|nice|wonderful|good|lovely) (?:day|time)\W*$|\blorem ipsum\b|" + _AS_AI)
-_BLANK = re.compile(r"\[(?:(?i:your|insert|recipient|sender|company|customer|date|name|address|e?-?mail|phone)\b[^\]\n]{0,40}|[A-Z][A-Za-z' ]{2,40})\](?!\()|<(?i:your|insert|name)\b[^>\n]{0,40}>|\((?i:insert|your)\b[^)\n]{0,30}\)|_{5,}|\b(?:TODO|TBD)\b|\bX{2}/X{2}\b")
+_ANY = r"(?:any |some )?(?:other |more |further |additional )?"
+_TO_ME = r"(?= (?:me|us|out|away|again|anything|any|more|further|(?:other |more |further )?questions|if|for (?:more|further|help))\b|\W*$|[.!,])"
+_CLICHE = re.compile(r"(?i)\belse (?:that )?(?:i|we) can (?:help|do|assist)\b|\belse can (?:i|we) (?:help|do|assist)\b|\b(?:i|we) (?:\w+ )?hope (?:this|that|it|these) (?:\w+ )?help|(?:^|[.!?\n] *)hope (?:this|that|it) helps"
+    r"|(?:^|\b(?:that'?s|that is|this is|what) an? )(?:really |very )?(?:great|good|excellent|wonderful|fantastic|interesting) question\b(?! (?:to|for|of|in|when|is)\b)|\bglad (?:that )?you asked\b|\bthank(?:s| you) for (?:the|your|this|that) (?:\w+ )?(?:question|query)\b"
+    r"|\bthank(?:s| you) for asking(?=\W*$|[.!,:]| (?:this|that|about)\b)|\blorem ipsum\b|" + _AS_AI)
+_COURTEOUS = re.compile(r"(?i)(?<!: )\bhow (?:can|may) (?:i|we) (?:help|assist|be of)\b|\bcan i do for you\b|\bfeel free to (?:ask|reach|contact|let)\b" + _TO_ME + r"|(?:n[’']?t|\bnot) hesitate to (?:ask|reach|contact|let|write|call|message)\b" + _TO_ME
+    + r"|\blet (?:me|us) know if (?:you|there|i)\b|(?:\b(?:i|we)(?: am| are|[’']m|[’']re|[’']ll be|[’']d be| will be| would be)?|(?:^|[.!?\n]) *) *(?:always |only |more than )?(?:here|happy|glad|ready|pleased|delighted) to (?:help|assist|be of)\b|\b(?:i|we) (?:\w+ )?be of (?:further |any |more |some )?(?:assistance|help|service)\b"
+    r"|\bthank(?:s| you) for (?:reaching out|contacting|your (?:inquiry|message|interest))\b|\bif you have " + _ANY + r"questions\b(?=\W*$|,? (?:please |just |do |simply )?(?:feel|let me|let us|ask(?: me| us| away)?\W*$|reach out|contact (?:me|us)|i\b|we\b))|\bif you have (?:any )?(?:other|more|further|additional) questions\b"
+    r"|\bhope you (?:find|found) (?:this|it|that) (?:\w+ )?(?:help|use)ful\b|\banything else (?:that )?you(?: would|[’']d)? (?:like|need|want)\b|\bif you need (?:any )?(?:other|more|further|additional) (?:assistance|help|information)\b|\b(?:glad|happy) (?:i|we) could help\b"
+    r"|\blet (?:me|us) know (?:how|what) (?:else )?i can\b|\bcan i (?:help|assist) you\b|\bi can (?:help|assist) you with (?:that|this)\b|\b(?:i[’']?m|i am) (?:always )?here if you need\b|\bhave an? (?:great|nice|wonderful|good|lovely) (?:day|time)\W*$")
+_FIELD = r"(?i:names?|address|dates?|title|company|number|city|town|position|here|e-?mail|phone|signature|amount|product|place|time|location|recipient|sender|organi[sz]ation|manager|school|department|job|role|topic|event|subject|customer|reason)"
+_BLANK = re.compile(rf"(?<![\w\])])\[(?:(?i:your|insert)\b[^\]\n]{{0,40}}|(?:[A-Za-z'’]+[ /]){{0,3}}{_FIELD}(?:[ /][A-Za-z'’]+){{0,3}})\](?!\()|<(?i:your|insert)\b[^>\n]{{0,40}}>|(?i:\b(?:dear|hi|hello|regards|sincerely),?\s+)<[^>\n]{{1,30}}>|\((?i:insert|your {_FIELD})\b[^)\n]{{0,30}}\)"
+    r"|[^\s_`][ \t]*_{5,}|\bTODO\b(?=:|\W*$)|\bTBD\b|\bX{2}/X{2}\b")
+_FOR_OTHERS = re.compile(r"(?i)\b(?:write|draft|compose|pen|word|phrase|send|reply|respond|answer)\b[^.?!\n]{0,60}\b(?:e-?mail|letter|message|reply|note|notice|card|announcement|invitation|greeting)s?\b")
+_QUOTED = re.compile(r"[\"“][^\"”\n]{1,200}[\"”]")
 _SENTENCE_END = re.compile(r"[.!?…:;。！？][\"'”’)\]]*(?=\s|$)|\n|```")
 
 def apology(r, row, ctx):
     "The answer opens with an apology, or excuses itself as an AI: the paper bans its first token, this catches the others."
-    if _APOLOGY.match(r.answer) and not re.search(r"(?i)\bapolog|\bsorry\b|\bcondol|\bregret", query_text(row)): return "apology"
+    if _APOLOGY.match(r.answer) and not re.search(r"(?i)\bapolog|\bsorry\b|\bcondol|\bregret|\bsay to\b|\bdied\b|\bfuneral|\bsympath", query_text(row)): return "apology"
 
 def cliche(r, row, ctx):
-    "The answer carries a phrase of the help desk, or a blank left to fill in where none was asked for."
-    if _CLICHE.search(r.answer): return "cliché"
-    if _BLANK.search(r.answer) and not re.search(r"(?i)\btemplates?\b|\bblanks?\b|\bplaceholders?\b|\bfill[- ]in|__|\[", query_text(row)): return "cliché"
+    "The answer carries a phrase of the help desk, or a blank left to fill in where none was asked for; what is quoted, and the courtesy of a letter that was asked for, are the text's own."
+    query, own = query_text(row), r.answer if r.answer[:1] in '"“' else _QUOTED.sub(" ", r.answer)
+    if _CLICHE.search(own) or _COURTEOUS.search(own) and not _FOR_OTHERS.search(row["instruction"]): return "cliché"
+    if _BLANK.search(r.answer) and not re.search(r"(?i)\btemplates?\b|\bblanks?\b|\bplaceholders?\b|\bfill[- ]in|\bforms?\b|\bworksheet|\bgaps?\b|__|\[", query): return "cliché"
 
 def token_limit(r, row, ctx):
     "An answer cut at the token limit loses its unfinished sentence and teaches no end of turn, or is rejected."

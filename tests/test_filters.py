@@ -60,18 +60,34 @@ def test_the_query_may_be_said_again():
     assert loop_start(answer, query) is None and loop_start(answer) is not None
 
 
+@pytest.mark.parametrize("answer,bad", [("A bill is a law, and a law is a bill. A bill is a piece of paper, and a piece of the law is a piece of an act. A piece of an act is a part of a law.", 1),
+    ("The day was very long, and it was very hard. It was hard to walk, but it was easy to stand. It was a big day, and it was a hard day, and the day was very long.", 1),
+    ("Ada is taller than Ben, and Ben is taller than Cal. Dee cannot reach the shelf that all the others reach, so she must be the shortest, and the first named is the tallest of the four.", 0),
+    ("The place where people talk and plan is the summit. It brings ministers, envoys and experts together for a week, and it is a place where people talk and plan what their countries will pay for.", 0),
+    ("SELECT a, max(b) FROM c WHERE a = max(b) AND a < max(b);\nSELECT a, max(b) FROM c WHERE a = max(b) AND a > max(b);\n" * 4, 0), ("Go on. " * 8, 0),
+    ("Bread:\n" + "\n".join(f"{i}. Put {w} into the large bowl and stir it well with a spoon." for i, w in enumerate(["flour", "water", "salt"], 1)), 0)])
+def test_going_in_circles(answer, bad): assert bool(run(vc.in_circles, answer, ctx=STAGE4)[0]) == bool(bad)
+
+
+def test_a_long_phrase_that_comes_back_later_is_no_loop():
+    text = "We prove that the product of four integers is a perfect square. Let them be in a row. Then the product of four integers is a perfect square plus nothing."
+    assert run(vc.loop, text, ctx=STAGE4) == (None, text, [])
+
+
 def test_a_loop_is_cut_or_rejected():
     kept = "A river carries water from the hills to the sea and feeds the fields, mills and towns beside it. "
     assert run(pe.repetition, kept + "It is very important. "*3)[2] == ["repetition"]
     assert run(pe.repetition, "It is very important. "*30)[0] == "repetition"
 
 
-@pytest.mark.parametrize("answer", ["Seats come and go by the minute here.", "Reading rooms are usually emptiest in the first hour after opening.", "The most difficult part is to make it sound friendlier."])
+@pytest.mark.parametrize("answer", ["Seats come and go by the minute here.", "Reading rooms are usually emptiest in the first hour after opening.", "The most difficult part is to make it sound friendlier.",
+    "Rivers run. Please paste the text here, so that it can sound friendlier.", "The bakery made 168 rolls and sold 131 of them.", "The library's booking page shows the free seats.", "It is safer and quieter without cars, and deliveries still need access."])
 def test_exemplars_do_not_leak(answer): assert run(pe.exemplar_leakage, answer)[0] == "exemplar leakage"
 
 
 @pytest.mark.parametrize("query,answer", [("What does a president do?", "The president signs bills, and the weather does not matter."), ("What does a bakery do with trays and rolls?", "A bakery uses trays; the rolls are baked and sold."),
-                                          ("How do I make it sound friendlier?", "To make it sound friendlier, use names.")])
+                                          ("How do I make it sound friendlier?", "To make it sound friendlier, use names."),
+                                          ("Where can I buy bread?", "A bakery sells bread, rolls and cakes; most open early."), ("How do towns pay for roads?", "Towns raise money by taxes; shops pay them, visitors pay for parking, and the state helps with the longer streets.")])
 def test_honest_answers_do_not_leak(query, answer): assert run(pe.exemplar_leakage, answer, query)[0] is None
 
 
@@ -87,12 +103,21 @@ def test_leakage_follows_the_exemplars_in_use():
 def test_apology(answer, bad): assert bool(run(pe.apology, answer)[0]) == bool(bad)
 
 
+def test_condolences_are_no_apology(): assert run(pe.apology, "I am sorry about Bruno; he was a good dog.", "What do you say to a friend whose dog has died?")[0] is None
 def test_an_apology_may_be_asked_for(): assert run(pe.apology, "I am sorry that your parcel was lost.", "Write an apology for a lost parcel.")[0] is None
 
 
 @pytest.mark.parametrize("answer,bad", [("Rivers run. Is there anything else I can help you with?", 1), ("Great question! Rivers run.", 1), ("Dear [Your Name],", 1), ("Rivers run. I hope this helps!", 1), ("Lorem ipsum dolor", 1), ("Name: ________", 1), ("`xs[2]` is the third.", 0), ("It fell [1] and rose [2].", 0),
-                                        ("See [Rivers](rivers.html).", 0), ("A question of great weight.", 0), ("Happy people help.", 0)])
+                                        ("See [Rivers](rivers.html).", 0), ("A question of great weight.", 0), ("Happy people help.", 0),
+                                        ("Neighbours are happy to help.", 0), ("Do not hesitate to call a doctor.", 0), ("Feel free to ask the waiter.", 0), ("If you have any questions about the lease, ask a lawyer.", 0), ('Say "How can I help you?" and wait.', 0), ("A dictionary can be of help.", 0),
+                                        ("git checkout -b <name>", 0), ("<name>Ada</name>", 0), ("[Chorus]\nRow on", 0), ("A List[Name] of them.", 0), ("Keep warm (your own bag is best).", 0), ("A TODO list helps.", 0), ("Write:\n_____\nand go on.", 0), ("That is a good question to ask a landlord.", 0),
+                                        ("I'd be glad to help. Rivers run.", 1), ("I hope you find this helpful.", 1), ("Is there anything else you would like to know?", 1), ("I'm glad I could help!", 1), ("Dear [Hiring Manager],", 1)])
 def test_cliche(answer, bad): assert bool(run(pe.cliche, answer)[0]) == bool(bad)
+
+
+def test_a_letter_may_be_courteous():
+    letter = "Dear Ms Lund,\nThank you for your message. The parts come on Friday; let me know if you have any questions.\nTom"
+    assert run(pe.cliche, letter, "Write an e-mail about late parts.")[0] is None and run(pe.cliche, letter)[0] == "cliché"
 
 
 def test_a_template_may_have_blanks(): assert run(pe.cliche, "Dear [Name], I resign.", "Write a template of a letter.")[0] is None
@@ -123,11 +148,11 @@ def test_token_limit_keeps_or_rejects():
     assert run(pe.too_short, "x"*39)[0] == "too short" and run(pe.too_short, "x"*40)[0] is None
 
 
-@pytest.mark.parametrize("answer,bad", [("Rivers run.\nUser: more", 1), ("Rivers run.\n**Human:** more", 1), ("Rivers run.\n### Instruction\nMore", 1), ("Rivers run.\n<|im_start|>user", 1), ("### Ingredients\nFlour", 0), ("Question: May I?\nAnswer: No.\nQuestion: Why?", 0), ("Users run.\nHumans too.", 0)])
+@pytest.mark.parametrize("answer,bad", [("Rivers run.\nUser: more", 1), ("Rivers run.\n**Human:** more", 1), ("Rivers run.\n### Instruction\nMore", 1), ("Rivers run.\n<|im_start|>user", 1), ("### Ingredients\nFlour", 0), ("Question: May I?\nAnswer: No.\nQuestion: Why?", 0), ("Pawn: I walk.\nRook: I run.\n### Question\nHow far?", 1), ("Users run.\nHumans too.", 0)])
 def test_another_turn(answer, bad): assert bool(run(vc.another_turn, answer, ctx=STAGE4)[2]) == bool(bad)
 
 
-@pytest.mark.parametrize("answer,bad", [("I will cover every side of the question.", 1), ("You are Aster, you know.", 1), ("I am Aster, an AI assistant.", 0), ("Full sentences help, and a conclusion ends it.", 0)])
+@pytest.mark.parametrize("answer,bad", [("I will cover every side of the question.", 1), ("You are Aster, you know.", 1), ("I was asked to give a long and complete answer. Rivers run.", 1), ("Give a complete answer. Rivers run.", 1), ("A complete answer gives what was asked for, and a long one may miss it.", 0), ("This is a very long and detailed explanation.", 0), ("I am Aster, an AI assistant.", 0), ("Full sentences help, and a conclusion ends it.", 0)])
 def test_system_text(answer, bad): assert bool(run(vc.system_leak, answer, ctx=STAGE4)[0]) == bool(bad)
 
 

@@ -184,7 +184,7 @@ def test_verbose_rows_come_from_all_prompts_but_held_out_ones(tmp_path):  # defe
 
 
 @pytest.mark.parametrize("tail, edits, why_strict", [
-    (" " + LONG, ["loop"], "loop"), ("\n\nAnd it is so that a river carries water from the hills to the sea, and on its way it feeds all.", ["loop"], "loop"),
+    (" " + LONG, ["loop"], "loop"), ("\n\nAnd it is so that a river carries water from the hills to the sea, and on its way it feeds all.", [], None),
     ("\n1. Rinse the pan with warm water and a soft brush.\n2. Rinse the lid with warm water and a soft brush.", [], None),
     ("\n```\n" + "print(a, b, c, d, e, f, g, h)\n" * 2 + "```", [], None), ("\nsing low, sing low,\nover the water,\nthe boats go out,\nsing low, sing low,\nover the water.", [], None)])
 def test_a_verbose_loop_is_cut_or_rejected_and_what_may_repeat_is_kept(tail, edits, why_strict):
@@ -201,8 +201,8 @@ def test_going_in_circles_has_its_own_reason_and_human_text_does_not():
     big = "The train is a big thing, and it is a big place. The place is a big thing, and the big thing is a train. It is a big place, and it is big."
     assert vc.judge_verbose(ROW, dict(text=big, n_tokens=9, finish_reason="stop"), vc.VerboseContext("Answer at length.", 40))[1] == "goes in circles"
     human = [(t.output, f"{t.instruction} {t.input}") for t in load_seed_tasks()] + [(t.answer, t.user) for e in load_exemplars() for t in e.turns]
-    assert not [a for a, q in human if vc.said_again(a, q) is not None or vc.repeated_share(a) > 0.15]
-    assert vc.said_again("", "") is None and vc.repeated_share("two words") == 0
+    assert not [a for a, q in human if loop_start(a, q) is not None or vc.repeated_share(a) > vc.CloneConfig().max_repeated]
+    assert vc.repeated_share("") == vc.repeated_share("two words " * 9) == 0
 
 
 def test_an_ablation_goes_on_where_it_was_and_asks_again_only_what_changed(tmp_path):
