@@ -74,6 +74,9 @@ FAULTS = dict(
              "echo": vc.echo, "token limit": vc.token_limit, "too short": vc.too_short})
 
 
+SPLITS = ("tune", "held_out") # filters are tuned on the first alone; see data/labels/README.md
+
+
 def labelled():
     "Outputs joined with their labels, and the constructed rows."
     labels = {r["id"]: r for r in read_jsonl(LABELS/"labels.jsonl")}
@@ -115,8 +118,8 @@ def table(rows, found):
             mine = [(r, (label in r["labels"], label in f)) for r, f in zip(rows, found) if r["stage"] == stage and label not in r["unsure"]]
             part = lambda split, kinds: rates([p for r, p in mine if r["split"] in split and r["constructed"] in kinds])
             out.setdefault(stage, {})[label] = dict(unsure=sum(label in r["unsure"] for r in rows if r["stage"] == stage),
-                **{f"{split}_{kind}": part((split,), k) for split in ("tune", "held_out") for kind, k in (("real", (False,)), ("constructed", (True,)), ("both", (False, True)))},
-                all=part(("tune", "held_out"), (False, True)))
+                **{f"{split}_{kind}": part((split,), k) for split in SPLITS for kind, k in (("real", (False,)), ("constructed", (True,)), ("both", (False, True)))},
+                all=part(SPLITS, (False, True)))
     return out
 
 
@@ -146,8 +149,9 @@ def score(args):
     t = table(rows, found)
     for stage, labels in t.items():
         for label, parts in labels.items():
-            p = parts["tune_both" if args.tune else "held_out_both"]
-            print(f"{stage:10} {label:20} {p['positives']:4} of {p['rows']:4}  precision {p['precision']['value'] or 0:.3f}  recall {p['recall']['value'] or 0:.3f}")
+            for name in ("tune_both",) if args.tune else ("tune_both", "held_out_both", "all"):
+                p = parts[name]
+                print(f"{stage:10} {label:20} {name:14} {p['positives']:4} of {p['rows']:4}  precision {p['precision']['value'] or 0:.3f}  recall {p['recall']['value'] or 0:.3f}")
     if args.tune: return
     from store_demo import hardware
     write_json(args.out, dict(command=shlex.join(["python", "benchmarks/filters.py", *sys.argv[1:]]), commit=git_commit(ROOT), hardware=f"{hardware()}, 1 used", versions=versions(("selfalign", "py3langid")),
