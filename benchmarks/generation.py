@@ -7,18 +7,20 @@
 Work: the stage-2 prompt of this project (principles and exemplars; its tokens stand in the results as n_prefix), N queries behind it, 48 new tokens each,
 greedy, EOS banned, bfloat16 unless --dtype says otherwise. Every peer is measured at its fastest setting we found and named as such in the results.
 `tokens_per_s` counts from the moment the prefix is known to the engine (plain `generate` cannot know it: all its time counts);
-`tokens_per_s_with_prefix` counts the prefix too. Medians of the repeats; plain `generate` runs once, at 8 and 64 queries.
+`tokens_per_s_with_prefix` counts the prefix too. All is measured once more behind the same prompt repeated up to 1,700 tokens (`paper_size`), the length
+of the paper's prompt: plain `generate` computes it for every query, so its share of the time grows with it. Medians of the repeats; plain `generate` runs once, at 8 and 64 queries.
 Each measurement is noted in OUT.runs.jsonl as it ends; run the command again to go on after an interruption at the same commit.
 Memory is the peak resident size (on CUDA the peak allocated) of the measuring process.
 """
-import argparse, json, os, platform, resource, shlex, statistics, subprocess, sys, tempfile, time
+import argparse, functools, json, os, platform, resource, shlex, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TOPICS = ["tea", "the moon", "llamas", "rain", "a river", "salt", "bridges", "sleep"]
 SETTING = dict(ours="shared prefix held once, all queries in one batch", plain="transformers generate, sdpa, full prompts in batches of --plain-batch",
                copied="transformers generate, sdpa, prefix cache computed once and copied for each query",
-               llamacpp="llama.cpp batched, prefix shared by sequence copy, unified cache, the GGUF's own weights", vllm="vLLM CPU, prefix caching, prefix warmed, eager")
+               llamacpp="llama.cpp batched, prefix shared by sequence copy, unified cache, the GGUF's own weights (its fastest setting)",
+               llamacpp_bf16="llama.cpp as above, weights converted to bfloat16", vllm="vLLM CPU, prefix caching, prefix warmed, eager")
 RANDOM = {"1b": dict(hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32, num_key_value_heads=8, head_dim=64),
           "8b": dict(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8, head_dim=128)}
 
@@ -37,9 +39,14 @@ def load(job): # (model, tokenizer); random:1b and random:8b are Llama shapes wi
     finally: torch.set_default_dtype(old)
     return model.eval(), tok
 
+@functools.cache
+def tokenizer():
+    from selfalign.models import load_tokenizer
+    return load_tokenizer("embedded") # random models have its vocabulary too
+
 def sized(prefix, n, tok): # the prefix repeated or cut to n tokens
     ids = tok(prefix)["input_ids"]
-    return tok.decode((ids * (n // len(ids) + 1))[:n]) if n else prefix
+    return tok.decode((ids * (n // len(ids) + 1))[:n])
 
 def timed(f):
     start = time.perf_counter(); out = f()
@@ -50,8 +57,7 @@ def measure_ours(job):
     random = job["model"].startswith("random:")
     e = TorchEngine(load(job) if random else job["model"], **({} if random else dict(dtype=job["dtype"], device=job["device"])), batch_size=job["batch"])
     tok = e.prompts.tok
-    prefix = sized(job["prefix"], job["prefix_tokens"], tok)
-    s = Sampling(max_new_tokens=job["tokens"], temperature=0, ban_eos=True)
+    prefix, s = job["prefix"], Sampling(max_new_tokens=job["tokens"], temperature=0, ban_eos=True)
     e.generate(["warm up"], Sampling(max_new_tokens=2, temperature=0))
     ids = tok(prefix)["input_ids"]
     first, _ = timed(lambda: (e._prefix(ids), job["device"] == "cpu" or sync()))
@@ -99,6 +105,17 @@ def measure_vllm(job):
     took, outs = timed(lambda: llm.generate([job["prefix"] + q for q in job["queries"]], s, use_tqdm=False))
     assert all(len(o.outputs[0].token_ids) == job["tokens"] for o in outs)
     return dict(took=took, prefix_s=first)
+
+def to_bf16(gguf): # a copy of the file with its weights in bfloat16, made once
+    import llama_cpp as L
+    out = Path(tempfile.gettempdir())/f"{Path(gguf).stem}-bf16.gguf"
+    if not out.exists():
+        p = L.llama_model_quantize_default_params(); p.ftype, p.allow_requantize, part = L.LLAMA_FTYPE_MOSTLY_BF16, True, out.with_suffix(".part")
+        assert L.llama_model_quantize(gguf.encode(), str(part).encode(), p) == 0
+        part.rename(out)
+    return str(out)
+
+def measure_llamacpp_bf16(job): return measure_llamacpp(dict(job, gguf=to_bf16(job["gguf"])))
 
 def measure_llamacpp(job):
     import llama_cpp as L, numpy as np
@@ -180,16 +197,18 @@ def median(runs, **extra):
     out = {k: statistics.median(r[k] for r in good) for k in good[0]}
     return dict(extra, **{k: round(v, 3) if isinstance(v, float) else v for k, v in out.items()}, all_tokens_per_s=[round(r["tokens_per_s"], 1) for r in good])
 
-def job_for(a, peer, n, prefix, **kw):
+def job_for(a, peer, n, prefix, prefix_tokens=0, **kw):
+    if prefix_tokens: prefix = sized(prefix, prefix_tokens, tokenizer())
     queries = [f"User: Tell me about {TOPICS[i % 8]}, version {i}.\n\nAster (internal thoughts):" for i in range(n)]
-    return dict(dict(peer=peer, queries=queries, prefix=prefix, prefix_tokens=0, tokens=a.tokens, model=a.model, device=a.device, dtype=a.dtype, batch=n, plain_batch=a.plain_batch), **kw)
+    return dict(dict(peer=peer, queries=queries, prefix=prefix, prefix_tokens=prefix_tokens, tokens=a.tokens, model=a.model, device=a.device, dtype=a.dtype, batch=n, plain_batch=a.plain_batch), **kw)
 
 def peers(a): # (name, python, what the job needs) or the reason for leaving it out
     from selfalign import models
     embedded = a.model == "embedded"
     found = dict(ours=(sys.executable, {}), copied=(sys.executable, {}), plain=(sys.executable, {}), skipped={})
-    for name, python, need in (("llamacpp", a.llamacpp, lambda: dict(gguf=str(models._gguf_file()))), ("vllm", a.vllm, lambda: dict(path=models.resolve_model(a.model).path))):
-        if not python: found["skipped"][name] = f"no --{name}: give the python of a venv that has it"
+    gguf = lambda: dict(gguf=str(models._gguf_file()))
+    for name, python, need in (("llamacpp", a.llamacpp, gguf), ("llamacpp_bf16", a.llamacpp, gguf), ("vllm", a.vllm, lambda: dict(path=models.resolve_model(a.model).path))):
+        if not python: found["skipped"][name] = f"no --{name.partition('_')[0]}: give the python of a venv that has it"
         elif not Path(python).exists(): found["skipped"][name] = f"{python} does not exist"
         elif not embedded: found["skipped"][name] = "measured with the embedded model only"
         else: found[name] = (python, need())
@@ -198,13 +217,23 @@ def peers(a): # (name, python, what the job needs) or the reason for leaving it 
 
 def ratios(table):
     at = lambda peer, n: next((r["tokens_per_s"] for r in table if r["peer"] == peer and r["queries"] == n and "tokens_per_s" in r), None)
-    return [dict(queries=n, peer=p, ours_over_peer=round(at("ours", n) / at(p, n), 2)) for n in sorted({r["queries"] for r in table}) for p in ("plain", "copied", "llamacpp", "vllm") if at("ours", n) and at(p, n)]
+    return [dict(queries=n, peer=p, ours_over_peer=round(at("ours", n) / at(p, n), 2)) for n in sorted({r["queries"] for r in table}) for p in ("plain", "copied", "llamacpp", "llamacpp_bf16", "vllm") if at("ours", n) and at(p, n)]
 
 def memory_growth(rows): # bytes per further query, as a share of one copied prefix
     rows = sorted((r for r in rows if "peak_bytes" in r), key=lambda r: r["queries"])
     if len(rows) < 2: return None
     per = (rows[-1]["peak_bytes"] - rows[0]["peak_bytes"]) / (rows[-1]["queries"] - rows[0]["queries"])
     return dict(from_queries=rows[0]["queries"], to_queries=rows[-1]["queries"], bytes_per_query=round(per), copied_prefix_bytes=rows[0]["copied_prefix_bytes"], share=round(per / rows[0]["copied_prefix_bytes"], 4))
+
+def compare(a, found, n, prefix, size=0): # rows of the table; the peers take turns, so that a busy spell of the machine hits them all
+    todo = {p: (1 if p == "plain" else a.repeats) for p in found if p != "plain" or n in (8, 64)}
+    runs = {p: [] for p in todo}
+    for k in range(a.repeats):
+        for p in todo:
+            if k < todo[p]: runs[p].append(measure(a, found[p][0], job_for(a, p, n, prefix, size, **found[p][1]), k))
+    rows = [median(r, peer=p, queries=n, setting=SETTING[p]) for p, r in runs.items()]
+    for r in rows: print(json.dumps(dict({k: r.get(k) for k in ("peer", "queries", "tokens_per_s", "tokens_per_s_with_prefix", "peak_bytes", "error")}, prefix_tokens=size or None)), flush=True)
+    return rows
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -213,7 +242,7 @@ def main():
     ap.add_argument("--plain-batch", type=int, default=8, help="rows that plain generate takes at a time")
     ap.add_argument("--device", default="cpu"); ap.add_argument("--dtype", default="bfloat16")
     ap.add_argument("--llamacpp", help="python of a venv with llama-cpp-python"); ap.add_argument("--vllm", help="python of a venv with vLLM")
-    ap.add_argument("--skip", nargs="*", default=[], choices=["plain", "copied", "llamacpp", "vllm"]); ap.add_argument("--no-growth", action="store_true"); ap.add_argument("--growth-repeats", type=int, default=3)
+    ap.add_argument("--skip", nargs="*", default=[], choices=["plain", "copied", "llamacpp", "llamacpp_bf16", "vllm"]); ap.add_argument("--no-growth", action="store_true"); ap.add_argument("--growth-repeats", type=int, default=3)
     ap.add_argument("--out", default=str(ROOT/"data"/"results"/"generation.json")); ap.add_argument("--one", help=argparse.SUPPRESS)
     a = ap.parse_args()
     if a.one: return one(a.one)
@@ -222,23 +251,17 @@ def main():
     a.commit = git_commit(ROOT)
     from selfalign.principle_engraving import PrincipleSet
     from selfalign.runs import versions, write_json
-    prefix, found, table, growth = PrincipleSet.load().prefix(), peers(a), [], []
+    prefix, found, growth = PrincipleSet.load().prefix(), peers(a), []
     skipped = found.pop("skipped")
-    for n in a.queries: # the peers take turns, so that a busy spell of the machine hits them all
-        todo = {p: (1 if p == "plain" else a.repeats) for p in found if p != "plain" or n in (8, 64)}
-        runs = {p: [] for p in todo}
-        for k in range(a.repeats):
-            for p in todo:
-                if k < todo[p]: runs[p].append(measure(a, found[p][0], job_for(a, p, n, prefix, **found[p][1]), k))
-        table += [median(r, peer=p, queries=n, setting=SETTING[p]) for p, r in runs.items()]
-        for r in table[-len(runs):]: print(json.dumps({k: r.get(k) for k in ("peer", "queries", "tokens_per_s", "tokens_per_s_with_prefix", "peak_bytes", "error")}), flush=True)
+    table = [r for n in a.queries for r in compare(a, found, n, prefix)]
+    paper = compare(a, found, 64, prefix, 1700) if 64 in a.queries else []
     for n, size in [] if a.no_growth else [(n, 0) for n in (8, 16, 32, 64, 128, 256)] + [(64, s) for s in (250, 500, 1000, 2000, 4000)]:
-        runs = [measure(a, sys.executable, job_for(a, "ours", n, prefix, prefix_tokens=size), k) for k in range(a.growth_repeats)]
+        runs = [measure(a, sys.executable, job_for(a, "ours", n, prefix, size), k) for k in range(a.growth_repeats)]
         growth.append(median(runs, peer="ours", queries=n, prefix_tokens=size or None))
         print(json.dumps({k: growth[-1].get(k) for k in ("queries", "prefix_tokens", "tokens_per_s", "error")}), flush=True)
     ours = [r for r in growth if not r["prefix_tokens"]] or [r for r in table if r["peer"] == "ours"]
     write_json(a.out, dict(command=shlex.join(["python", *sys.argv]), commit=a.commit, hardware=hardware(a), versions=versions(), model=a.model, dtype=a.dtype, device=a.device, new_tokens=a.tokens,
-                           repeats=a.repeats, table=table, ratios=ratios(table), growth=growth, memory_growth=memory_growth(ours), skipped=skipped))
+                           repeats=a.repeats, table=table, ratios=ratios(table), paper_size=dict(prefix_tokens=1700, queries=64, table=paper, ratios=ratios(paper)) if paper else None, growth=growth, memory_growth=memory_growth(ours), skipped=skipped))
 
 def hardware(a):
     if a.device == "cuda":

@@ -5,7 +5,7 @@ import pytest, torch
 from transformers import (AutoModelForCausalLM, BloomConfig, Gemma2Config, Gemma3TextConfig, GPT2Config, GPTNeoXConfig, GptOssConfig,
                           LlamaConfig, MistralConfig, Olmo2Config, Phi3Config, Qwen2Config, Qwen3Config)
 
-from selfalign.generation import Prompts, Sampling, ScriptedEngine, TorchEngine, load_engine, prefix_groups
+from selfalign.generation import Prompts, Sampling, ScriptedEngine, TorchEngine, attend, load_engine, prefix_groups
 from selfalign.models import load_model, load_tokenizer
 from selfalign.runs import InputError
 
@@ -80,6 +80,12 @@ def test_families_are_exact(name, tok):
         assert (got - want).abs().max() < 1e-3
         want = torch.stack([plain(torch.tensor([p + [7]])).logits[0, -1] for p in prompts[:5]])
         assert (e._step([7] * 5, [len(p) - 23 for p in prompts[:5]]) - want).abs().max() < 1e-3
+    with torch.inference_mode():
+        rows, ends = [p[:-4] for p in prompts], [p[-4:] for p in prompts] # continuations of four tokens behind prefixes of several lengths
+        e.prompts.pair = lambda p, c: (p + c, len(p)) # the scores of token ids as they stand
+        got = [s.logprob for s in e.score(rows, ends)]
+        want = [sum(plain(torch.tensor([p + c])).logits[0, len(p)-1:-1].log_softmax(-1)[range(4), c]).item() for p, c in zip(rows, ends)]
+    assert got == pytest.approx(want, abs=1e-3)
 
 @pytest.mark.parametrize("name", ODD)
 def test_odd_architectures_take_the_ordinary_path(name, tok):
@@ -317,8 +323,44 @@ def test_nan_logits_name_model_and_dtype(tok):
     model.lm_head.weight.data[5] = math.nan
     with pytest.raises(InputError, match="float32.*NaN"): e.generate([[3, 4, 5]], Sampling(max_new_tokens=2))
     with pytest.raises(InputError, match="NaN"): e.score([[3, 4, 5]], [" 1"])
+    model.lm_head.weight.data[5] = math.inf
+    with pytest.raises(InputError, match="infinity"): e.generate([[3, 4, 5]], Sampling(max_new_tokens=2))
     e.close()
     with pytest.raises(InputError, match="NaN"): TorchEngine((model, tok))
+
+@pytest.mark.parametrize("rows", [3, 513, 1100])
+@pytest.mark.parametrize("first_key", [1., -40.])
+def test_bf16_attention_on_a_cpu(rows, first_key):
+    "Output and log-sum-exp of the prefix part are those of float32 up to bf16's rounding, in pieces, and where the first key has vanished."
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 2, n, 16, generator=g) for n in (rows, 77, 77))
+    q *= 0.3; q[..., 0] = 10; k[:, :, :, 0] = 0; k[:, :, 0, 0] = first_key # at -40 its score is 400 below the others: no probability is left in bf16
+    q, k, v = (x.bfloat16() for x in (q, k, v))
+    o, lse = attend(q, k, v, 1.)
+    x = q.float() @ k.float().transpose(-1, -2)
+    assert o.shape == q.shape and (lse - x.logsumexp(-1)).abs().max() < 0.1 and (o.float() - x.softmax(-1) @ v.float()).abs().mean() < 0.02
+    few = q[:, :, :2].transpose(0, 2).reshape(2, 2, 1, 16) # short suffixes of several rows
+    o2, lse2 = attend(few, k.expand(2, -1, -1, -1), v.expand(2, -1, -1, -1), 1.)
+    assert o2.dtype == torch.bfloat16 and (lse2[1, 0] - x[0, :, 1].logsumexp(-1)[0]).abs().max() < 0.1
+
+def test_out_of_memory_of_one_row_to_score(tok, monkeypatch):
+    e = engine_of(random_model(CONFIGS["llama"]), tok)
+    one = e._score_pass
+    monkeypatch.setattr(e, "_score_pass", lambda n, rows, tree: (_ for _ in ()).throw(torch.OutOfMemoryError("none left")) if len(rows) > 1 or rows[0][0] == 1 else one(n, rows, tree))
+    got = e.score([[3, 4, 5]] * 3, [" 1", " 2 3", " 2"])
+    assert [bool(s.error) for s in got] == [False, True, False] and "row 1: out of memory" in got[1].error and math.isnan(got[1].logprob)
+
+def test_a_template_that_turns_a_role_down(tok):
+    own = copy.deepcopy(tok)
+    own.chat_template = "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system role here') }}{% endif %}{{ m['content'] }}{% endfor %}"
+    with pytest.raises(InputError, match="roles system, user.*no system role"): Prompts(own).messages([dict(role="system", content="a"), dict(role="user", content="b")])
+
+@pytest.mark.slow
+def test_compiled_models_say_the_same(tok):
+    "With `compile=True` greedy tokens stay what they are."
+    e, c = engine_of(random_model(CONFIGS["llama"]), tok), engine_of(random_model(CONFIGS["llama"]), tok, compile=True)
+    s, prompts = Sampling(max_new_tokens=4, temperature=0), token_prompts()[:2]
+    assert c.info["shared_prefix"] and [o.token_ids for o in c.generate(prompts, s)] == [o.token_ids for o in e.generate(prompts, s)]
 
 def test_out_of_memory_halves_the_batch(tok, monkeypatch):
     "No row is lost, and the samples are the same."

@@ -15,7 +15,7 @@ def free_port():
 
 class Answers(BaseHTTPRequestHandler):
     def log_message(self, *a): pass
-    def do_GET(self): self.reply(404, {})
+    def do_GET(self): self.reply(*self.server.pages.get(self.path, (404, {})))
     def reply(self, status, body):
         data = json.dumps(body).encode()
         self.send_response(status); self.send_header("Content-Type", "application/json"); self.send_header("Content-Length", str(len(data))); self.end_headers()
@@ -25,15 +25,17 @@ class Answers(BaseHTTPRequestHandler):
         self.server.seen.append((self.path, body, self.headers.get("Authorization")))
         status = self.server.plan.pop(0) if self.server.plan else 200
         if status == "hang": time.sleep(3); return
-        if status != 200: return self.reply(status, dict(error=dict(message="no")))
+        if status == "page": return self.reply(200, "<html>Welcome</html>")
+        if status not in (200, "withheld", "null"): return self.reply(status, dict(error=dict(message="no")))
         chat = "messages" in body
-        choice = dict(index=0, finish_reason="stop", **(dict(message=dict(role="assistant", content="hello")) if chat else dict(text=f"<{body['prompt']}> done.\n\nUser: more", logprobs=None)))
+        choice = dict(index=0, finish_reason="content_filter" if status == "withheld" else "stop", **(dict(message=dict(role="assistant", content="hello")) if chat else dict(text=f"<{body['prompt']}> done.\n\nUser: more", logprobs=None)))
+        if status == "null": choice["text"] = None
         self.reply(200, dict(id="x", object="chat.completion" if chat else "text_completion", created=0, model="m", choices=[choice], usage=dict(prompt_tokens=3, completion_tokens=5, total_tokens=8)))
 
 @pytest.fixture
 def served():
     s = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
-    s.seen, s.plan, s.daemon_threads = [], [], True
+    s.seen, s.plan, s.pages, s.daemon_threads = [], [], {}, True
     threading.Thread(target=s.serve_forever, daemon=True).start()
     yield s, f"openai:http://127.0.0.1:{s.server_address[1]}/v1#m"
     s.shutdown(); s.server_close()
@@ -64,10 +66,28 @@ def test_openai_server_that_never_answers(served):
     s, spec = served
     s.plan[:] = ["hang"] * 9
     with load_engine(spec, timeout=.3, patience=1) as e:
-        with pytest.raises(InputError, match="no answer after 1 s"): e.generate(["a"], Sampling())
+        with pytest.raises(InputError, match="no answer after [12] s"): e.generate(["a"], Sampling())
     with socket.socket() as mute:
         mute.bind(("127.0.0.1", 0)); mute.listen()
         with pytest.raises(InputError, match="does not answer"): OpenAIEngine(f"http://127.0.0.1:{mute.getsockname()[1]}/v1#m", timeout=.3)
+
+def test_openai_answers_that_are_none(served):
+    "A page instead of an answer ends the call with its address; an answer that is withheld is its row's error."
+    s, spec = served
+    with load_engine(spec, concurrency=1) as e:
+        s.plan[:] = ["withheld", "null"]
+        outs = e.generate(["a", "b", "c"], Sampling())
+        assert [o.error and o.error[:34] for o in outs] == ["row 0: the server withholds its an", "row 1: the server withholds its an", None] and outs[2].text
+        s.plan[:] = ["page"]
+        with pytest.raises(InputError, match="no completions endpoint.*Welcome.*/v1"): e.generate(["a"], Sampling())
+
+def test_the_context_of_a_vllm_server_is_asked_for(served):
+    s, spec = served
+    s.pages.update({"/version": (200, dict(version="1")), "/v1/models": (200, dict(data=[dict(id="other", max_model_len=7), dict(id="m", max_model_len=2048)]))})
+    with load_engine(spec) as e: assert (e.server, e.max_context) == ("vllm", 2048)
+    with load_engine(spec, max_context=99) as e: assert e.max_context == 99
+    s.pages["/v1/models"] = 200, dict(data=[dict(id="m")])
+    with load_engine(spec) as e: assert e.max_context == 2**31
 
 def test_openai_unreachable():
     with pytest.raises(InputError, match="no server there"): load_engine(f"openai:http://user:pw@127.0.0.1:{free_port()}/v1#m")
@@ -138,7 +158,7 @@ def test_ray_matches_one_engine_and_survives_a_killed_worker(ray_engine):
         assert i not in got
         got[i] = c
     assert sorted(got) == list(range(13)) and got[12].error == "row 12: the prompt is empty"
-    assert [got[i].token_ids for i in range(12)] == want[:12]
+    assert [got[i].token_ids for i in range(12)] == want[:12] and ray_engine.max_context == 8192
     assert [x.logprob for x in ray_engine.score(prompts[:3], [" one", " two", " three"])] == pytest.approx([x.logprob for x in scores], abs=1e-3)
 
 def worker_pids(): # only below this process; Ray renames a worker's process after what it runs
