@@ -972,15 +972,15 @@ def _scored(self:TorchEngine, prompt, continuation):
 @patch
 @torch.inference_mode()
 def _score_group(self:TorchEngine, n_prefix, rows):
-    rows, out, budget = sorted(rows, key=lambda r: r[1]), [], 512 if self.device.type == "cpu" else 2048
+    rows, out, budget, most = sorted(rows, key=lambda r: r[1]), [], 512 if self.device.type == "cpu" else 2048, len(rows)
     self._prefix(rows[0][1][:n_prefix])
     while rows:
-        tree = token_tree((r[1][n_prefix:-1] for r in rows), budget)
+        tree = token_tree((r[1][n_prefix:-1] for r in rows[:most]), budget)
         n = len(tree.paths)
         try: out += self._score_pass(n_prefix, rows[:n], tree)
         except Exception as e:
             if not _out_of_memory(e): raise
-            if n > 1: budget = len(tree.tokens) // 2; continue
+            if n > 1: most = n // 2; continue
             out.append((rows[0][0], Score(float("nan"), 0, f"row {rows[0][0]}: out of memory on {self.device} with one row at a time; use a shorter text or a smaller model")))
         rows = rows[n:]
     return out
