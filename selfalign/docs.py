@@ -150,8 +150,7 @@ def demo_reading(d:dict|None # data/results/demo.json
     if {"engraved", "final"} <= r.keys():
         e, f = (r[k]["repetition_rate"] for k in ("engraved", "final"))
         if f > e: out.append(f"A model of 135M falls into loops when it is asked for length: answers with a repetition went from {e:.0%} to {f:.0%} with verbose cloning.")
-    n = [v for s in d["evaluation"].get("scores") or [] for k, v in s.items() if k in ("mc1", "overall")]
-    if n: out.append(f"The scores come from {n[0][3]} questions for each set, too few to tell the three models apart unless the intervals part.")
+    if n := d.get("config", {}).get("evaluate", {}).get("max_rows"): out.append(f"The scores come from at most {n} questions for each set: models whose intervals overlap are not told apart by them.")
     return out
 
 # %% ../nbs/core/docs.ipynb #84907f6c
