@@ -81,7 +81,7 @@ def markdown_table(rows, # lists of cells
                    head  # the column titles
                   )->str:
     "Rows as a Markdown table."
-    cell = lambda x: " ".join(str(x).split()).replace("|", "\\|")
+    cell = lambda x: re.sub(r"[^\S\u00a0]+", " ", str(x)).strip().replace("|", "\\|") # a space that must not break stays
     return "\n".join("| " + " | ".join(map(cell, r)) + " |" for r in (head, ["---"]*len(head), *rows))
 
 def shortened(text, n=300):
