@@ -363,7 +363,7 @@ def names_page(package="selfalign", # folder of the exported modules
     for notebook, about, names, module in sorted(found, key=lambda f: ("/" in f[0], f[0])):
         page = below + notebook
         where = lambda name, kind: page if kind == "value" else f"{page}#{name.lower()}"
-        rows = [[f"[`{name}`]({where(name, kind)})", kind, re.sub(r"([<*_])", r"\\\1", about)] for name, kind, about in sorted(names, key=lambda x: x[0].lower())]
+        rows = [[f"[`{name}`]({where(name, kind)})", kind, re.sub(r"(`[^`]*`)|([<*_])", lambda m: m[1] or "\\" + m[2], about)] for name, kind, about in sorted(names, key=lambda x: x[0].lower())]
         parts.append(f"## selfalign.{module}\n\n{about} [The page]({page}).\n\n" + markdown_table(rows, ["name", "kind", "what it is"]))
     return "\n\n".join(parts) + "\n"
 
