@@ -613,7 +613,7 @@ def figure_verbs(rows, nlp=None, sample=5000, seed=0):
     for ax, (s, rs) in zip(axes, by.items()):
         rs = rs if len(rs) <= sample else random.Random(seed).sample(rs, sample)
         rings = verb_rings(root_verbs([r["instruction"] for r in rs], nlp))
-        plot_verbs(ax, rings, f"{_name(s, by[s])}: {'root verbs and their nouns' if nlp else 'first words (no parser installed)'}")
+        plot_verbs(ax, rings, f"{_name(s, by[s])}: {'root verbs and their nouns' if nlp else 'first words'}")
     return _finish(fig)
 
 # %% ../nbs/01_topic_prompting.ipynb #70ece97a
@@ -641,7 +641,9 @@ def figure_lengths(rows, longest=60):
 def figure_novelty(rows, rejects):
     "Novelty yield against pool size."
     fig, (ax,) = _figure()
-    for s, points in novelty_yield(rows, rejects).items(): ax.plot([p[0] for p in points], [p[2] for p in points], marker="o", ms=3, color=_colour(s), label=SOURCES.get(s, s))
+    for s, points in novelty_yield(rows, rejects).items():
+        alone = len(points) == 1
+        ax.plot([p[0] for p in points], [p[2] for p in points], "o" if alone else "o-", ms=8 if alone else 3, color=_colour(s), label=SOURCES.get(s, s) + (", one point" if alone else ""))
     ax.set_xlabel("prompts in the pool"); ax.set_ylabel("share of candidates kept"); ax.set_ylim(0, 1.05)
     if rows: ax.legend()
     return _finish(fig)

@@ -25,7 +25,7 @@ def test_a_page_for_each_notebook(site):
 
 def test_every_page_is_in_the_sidebar_once():
     listed = re.findall(r"- ([\w/]+\.(?:ipynb|md))$", (ROOT/"_quarto.yml").read_text(), re.M)
-    assert sorted(listed) == sorted([*NOTEBOOKS, "guides/changelog.md"])
+    assert sorted(listed) == sorted([*NOTEBOOKS, "guides/changelog.md", "core/names.md"])
 
 def test_nothing_from_elsewhere(site):
     "No script, style, picture or font of another site."
@@ -44,6 +44,19 @@ def test_public_names_are_described(site, module):
     ids = set(re.findall(r'<h3 id="([^"]+)"', "".join(p.read_text() for p in site.rglob("*.html"))))
     names = [n for n in mod.__all__ if inspect.isclass(getattr(mod, n)) or inspect.isfunction(getattr(mod, n))]
     assert names and not [n for n in names if not any(re.fullmatch(re.escape(n.lower()) + r"(-\d+)?", i) for i in ids)]
+
+def test_every_public_name_leads_to_its_place(site):
+    "The page of all names has each of them; the strict build has looked at its links."
+    text = (site/"core"/"names.html").read_text()
+    names = [n for p in (ROOT/"selfalign").glob("[a-z]*.py") for n in importlib.import_module(f"selfalign.{p.stem}").__all__]
+    assert not [n for n in names if f"<code>{n}</code></a>" not in text]
+    assert 'href="../topic_prompting.html#promptsconfig"' in text
+
+def test_settings_say_what_they_mean(site):
+    "A class of settings has a table with the comments of its fields; no signature names the notebook's own namespace."
+    text = (site/"topic_prompting.html").read_text()
+    table = text[text.index('id="promptsconfig"'):].partition("</table>")[0]
+    assert "<code>novelty</code>" in table and "rejects" in table and "__main__" not in text and "PromptsConfig(…)" in re.sub(r"<[^>]+>", "", text)
 
 def test_search_knows_internalization(site):
     hits = [e for e in json.loads((site/"search.json").read_text()) if "internalization" in (e["title"] + e["section"] + e["text"]).lower()]
@@ -101,6 +114,7 @@ def test_quarto_renders_where_it_is_on_the_path(processed, monkeypatch):
     assert asked["args"][0] == "render" and "--output-dir" in asked["args"] and (processed/"site"/"index.html").exists()
     assert {"index.ipynb", "topic_prompting.ipynb", "_quarto.yml"} <= set(asked["files"])
     cfg = yaml.safe_load(asked["config"])
+    assert cfg["format"]["html"]["grid"]["body-width"] == "900px"
     assert cfg["project"]["type"] == "website" and cfg["website"]["title"] == "selfalign" and "metadata-files" not in cfg
     listed = re.findall(r"[\w/]+\.ipynb", asked["config"])
     assert "topic_prompting.ipynb" in listed and not [x for x in listed if re.search(r"(^|/)\d+_", x)]
