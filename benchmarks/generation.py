@@ -7,8 +7,8 @@
 Work: the stage-2 prompt of this project (principles and exemplars; its tokens stand in the results as n_prefix), N queries behind it, 48 new tokens each,
 greedy, EOS banned, bfloat16 unless --dtype says otherwise. Every peer is measured at its fastest setting we found and named as such in the results.
 `tokens_per_s` counts from the moment the prefix is known to the engine (plain `generate` cannot know it: all its time counts);
-`tokens_per_s_with_prefix` counts the prefix too. All is measured once more behind the same prompt repeated up to 1,700 tokens (`paper_size`), the length
-of the paper's prompt: plain `generate` computes it for every query, so its share of the time grows with it. Medians of the repeats; plain `generate` runs once, at 8 and 64 queries.
+`tokens_per_s_with_prefix` counts the prefix too. Ours and plain `generate` are measured once more behind the same prompt repeated up to
+1,700 tokens (`paper_size`), the length of the paper's: plain `generate` computes it for every query, so its time grows with it. Medians of the repeats; plain `generate` runs once, at 8 and 64 queries.
 Each measurement is noted in OUT.runs.jsonl as it ends; run the command again to go on after an interruption at the same commit.
 Memory is the peak resident size (on CUDA the peak allocated) of the measuring process.
 """
@@ -254,7 +254,7 @@ def main():
     prefix, found, growth = PrincipleSet.load().prefix(), peers(a), []
     skipped = found.pop("skipped")
     table = [r for n in a.queries for r in compare(a, found, n, prefix)]
-    paper = compare(a, found, 64, prefix, 1700) if 64 in a.queries else []
+    paper = compare(a, {p: found[p] for p in ("ours", "plain") if p in found}, 64, prefix, 1700) if 64 in a.queries else []
     for n, size in [] if a.no_growth else [(n, 0) for n in (8, 16, 32, 64, 128, 256)] + [(64, s) for s in (250, 500, 1000, 2000, 4000)]:
         runs = [measure(a, sys.executable, job_for(a, "ours", n, prefix, size), k) for k in range(a.growth_repeats)]
         growth.append(median(runs, peer="ours", queries=n, prefix_tokens=size or None))
