@@ -50,6 +50,7 @@ class RunConfig:
     model: str|None = None           # base model: "embedded", a hub id, or a folder
     engine: str = "torch"            # torch | vllm | ray:torch | ray:vllm with --model, or a full string such as openai:http://localhost:8000/v1#name
     engraved_engine: str|None = None # full engine string that serves engraved/, where `engine` is a server
+    final_engine: str|None = None    # full engine string that serves final/, where `engine` is a server
     seed: int = 0
     control: bool = False            # train the control arm too
     annotations: str|None = None     # folder of your own annotation files and templates
@@ -104,12 +105,13 @@ def engine_string(cfg:RunConfig,
                  )->str:
     "The engine string for the base model, or for one that the run has made."
     kind = cfg.engine.removeprefix("ray:").partition(":")[0]
-    if any("@" in (e or "").partition("://")[2].partition("/")[0] for e in (cfg.engine, cfg.engraved_engine)):
+    if any("@" in (e or "").partition("://")[2].partition("/")[0] for e in (cfg.engine, cfg.engraved_engine, cfg.final_engine)):
         raise InputError("a server's address holds a user or password, which would be stored with the run; leave it out and set OPENAI_API_KEY")
     if kind not in KINDS: raise InputError(f"unknown engine {cfg.engine!r}; give torch, vllm, ray:torch, ray:vllm, or a full string such as openai:http://localhost:8000/v1#name")
     if model is not None and kind == "openai":
-        if cfg.engraved_engine: return cfg.engraved_engine
-        raise ServerNeeded(model)
+        which = "final" if Path(model).name == "final" else "engraved"
+        if served := getattr(cfg, f"{which}_engine"): return served
+        raise ServerNeeded(model, which)
     if is_full(cfg.engine) and model is None: return cfg.engine
     if kind == "openai": raise InputError("engine openai needs its address and model, such as openai:http://localhost:8000/v1#name")
     ray = "ray:" if cfg.engine.startswith("ray:") else ""
@@ -123,9 +125,10 @@ def base_model(cfg:RunConfig)->str:
 
 class ServerNeeded(InputError):
     "The run needs a server for a model that it has just made."
-    def __init__(self, model):
-        super().__init__(f"{model} must be served before the run can go on: start for example `vllm serve {model} --host 127.0.0.1 --port 8001`, then give the same command "
-                         f"with --engraved-engine openai:http://127.0.0.1:8001/v1#{model}")
+    def __init__(self, model, which="engraved"):
+        port = dict(engraved=8001, final=8002)[which] # stage 5 asks both
+        super().__init__(f"{model} must be served before the run can go on: start for example `vllm serve {model} --host 127.0.0.1 --port {port}`, then give the same command "
+                         f"with --{which}-engine openai:http://127.0.0.1:{port}/v1#{model}")
 
 class LazyEngine:
     "An engine that is loaded at its first use: a finished stage asks for nothing, and loads nothing."
@@ -201,6 +204,7 @@ def step_evaluate(run, cfg):
     settings = dict(asdict(cfg.evaluate), seed=cfg.seed, after=run.fingerprint("final"), control=run.done("control"))
     with run.stage("evaluation", settings, files=["eval"]) as rec:
         if rec is None: return
+        for m in ("engraved", "final"): engine_string(cfg, str(run/m)) # a server that is missing is told before the work
         (run/"eval").mkdir(exist_ok=True)
         models = {"base": lambda: open_engine(cfg), "engraved": lambda: open_engine(cfg, str(run/"engraved")), "final": lambda: open_engine(cfg, str(run/"final"))}
         rec["internalization"] = _internalization(run, cfg)
@@ -413,6 +417,7 @@ def run_steps(out,                # run folder
 
 def check_inputs(cfg):
     "Everything that can be wrong before a model is loaded: engine, model, human text."
+    if cfg.final_engine and cfg.final_engine == cfg.engraved_engine: raise InputError(f"--final-engine is the same as --engraved-engine ({cfg.final_engine}); serve engraved/ and final/ under names or addresses of their own")
     spec, base = engine_string(cfg), base_model(cfg)
     if not spec.startswith("openai"): resolve_model(base)
     load_principle_set(cfg.respond, cfg.annotations); ann.load_seed_tasks(folder=cfg.annotations); ann.load_seed_questions(folder=cfg.annotations)

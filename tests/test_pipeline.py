@@ -176,3 +176,17 @@ def test_steps_in_processes_of_their_own(small, tmp_path):
     "As on a GPU: each step in its own process, with the same configuration."
     rows = run_steps(tmp_path / "r", small, steps=("prompts",), isolate=True, say=lambda s: None)
     assert dict(rows)["prompts: items read, kept"] and read_jsonl(tmp_path / "r" / "prompts.jsonl")
+
+
+# --- engines of a run
+
+SERVER = "openai:http://127.0.0.1:9/v1#embedded"
+
+
+def test_each_model_of_a_run_is_served_by_its_own_server():
+    from selfalign.pipeline import RunConfig, ServerNeeded, check_inputs, engine_string
+    cfg = RunConfig(engine=SERVER, engraved_engine="openai:http://h:1/v1#e")
+    assert engine_string(cfg, "r/engraved") == "openai:http://h:1/v1#e"
+    with pytest.raises(ServerNeeded, match=r"vllm serve r/final .*--port 8002.* --final-engine openai:http://127.0.0.1:8002/v1#r/final"): engine_string(cfg, "r/final")
+    assert engine_string(replace(cfg, final_engine="openai:http://h:2/v1#f"), "r/final") == "openai:http://h:2/v1#f"
+    with pytest.raises(InputError, match="names or addresses of their own"): check_inputs(replace(cfg, final_engine=cfg.engraved_engine))
