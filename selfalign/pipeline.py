@@ -95,6 +95,8 @@ def load_config(preset, # a preset's name or the path of a YAML file
 # %% ../nbs/06_pipeline.ipynb #7a2a25f5
 KINDS = ("torch", "vllm", "openai")
 
+def _kind(engine): return engine.removeprefix("ray:").partition(":")[0]
+
 def is_full(engine:str)->bool:
     "Does this engine string name its model?"
     rest = engine.removeprefix("ray:")
@@ -104,7 +106,7 @@ def engine_string(cfg:RunConfig,
                   model=None # instead of the base model
                  )->str:
     "The engine string for the base model, or for one that the run has made."
-    kind = cfg.engine.removeprefix("ray:").partition(":")[0]
+    kind = _kind(cfg.engine)
     if any("@" in (e or "").partition("://")[2].partition("/")[0] for e in (cfg.engine, cfg.engraved_engine, cfg.final_engine)):
         raise InputError("a server's address holds a user or password, which would be stored with the run; leave it out and set OPENAI_API_KEY")
     if kind not in KINDS: raise InputError(f"unknown engine {cfg.engine!r}; give torch, vllm, ray:torch, ray:vllm, or a full string such as openai:http://localhost:8000/v1#name")
@@ -155,14 +157,17 @@ class LazyEngine:
 def open_engine(cfg:RunConfig, model=None)->LazyEngine: # a context manager
     "The engine for the base model, or for `model`."
     spec = engine_string(cfg, model)
-    kind = spec.removeprefix("ray:").partition(":")[0]
+    return LazyEngine(spec, **_engine_options(cfg, spec))
+
+def _engine_options(cfg, spec):
+    kind = _kind(spec)
     more = dict(torch=dict(dtype=cfg.dtype, batch_size=cfg.batch_size), openai=dict(allow_degraded=cfg.allow_degraded)).get(kind, {})
-    return LazyEngine(spec, **{k: v for k, v in more.items() if v})
+    return {k: v for k, v in more.items() if v}
 
 def open_scorer(cfg:RunConfig, model=None): # an engine, loaded; a context manager
-    "An engine for log-probabilities, exact on a CPU."
-    lazy = open_engine(cfg, model)
-    return load_engine(lazy.spec, **exact(lazy.spec, lazy.options))
+    "An engine for log-probabilities, exact on a CPU; servers give none, so torch scores what they serve: training needed the weights here anyway."
+    spec = f"torch:{model or base_model(cfg)}" if _kind(cfg.engine) == "openai" else engine_string(cfg, model)
+    return load_engine(spec, **exact(spec, _engine_options(cfg, spec)))
 
 def exact(spec, options)->dict: # options
     "float32 on a CPU where no dtype is asked for: the sums of a lower precision depend on the batch."
@@ -209,7 +214,7 @@ def step_evaluate(run, cfg):
         models = {"base": lambda: open_engine(cfg), "engraved": lambda: open_engine(cfg, str(run/"engraved")), "final": lambda: open_engine(cfg, str(run/"final"))}
         rec["internalization"] = _internalization(run, cfg)
         rec["replies"] = _replies(run, cfg, models)
-        if cfg.evaluate.sets and not cfg.engine.startswith("openai"):
+        if cfg.evaluate.sets:
             scorers = {"base": lambda: open_scorer(cfg), "engraved": lambda: open_scorer(cfg, str(run/"engraved")), "final": lambda: open_scorer(cfg, str(run/"final"))}
             results = evaluate_models(scorers, cfg.evaluate.sets, run/"eval"/"sets", n=cfg.evaluate.max_rows, seed=cfg.seed, system=_system(cfg), say=run.say)
             rec["scores"] = [dict(model=r.model["name"], set=r.set, format=r.format, **{k: [v.value, v.low, v.high] for k, v in r.scores.items()}) for r in results]
@@ -419,7 +424,7 @@ def check_inputs(cfg):
     "Everything that can be wrong before a model is loaded: engine, model, human text."
     if cfg.final_engine and cfg.final_engine == cfg.engraved_engine: raise InputError(f"--final-engine is the same as --engraved-engine ({cfg.final_engine}); serve engraved/ and final/ under names or addresses of their own")
     spec, base = engine_string(cfg), base_model(cfg)
-    if not spec.startswith("openai"): resolve_model(base)
+    if _kind(spec) != "openai": resolve_model(base)
     load_principle_set(cfg.respond, cfg.annotations); ann.load_seed_tasks(folder=cfg.annotations); ann.load_seed_questions(folder=cfg.annotations)
 
 def _budget(cfg):

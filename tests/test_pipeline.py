@@ -190,3 +190,13 @@ def test_each_model_of_a_run_is_served_by_its_own_server():
     with pytest.raises(ServerNeeded, match=r"vllm serve r/final .*--port 8002.* --final-engine openai:http://127.0.0.1:8002/v1#r/final"): engine_string(cfg, "r/final")
     assert engine_string(replace(cfg, final_engine="openai:http://h:2/v1#f"), "r/final") == "openai:http://h:2/v1#f"
     with pytest.raises(InputError, match="names or addresses of their own"): check_inputs(replace(cfg, final_engine=cfg.engraved_engine))
+
+
+@pytest.mark.parametrize("engine", [SERVER, "ray:" + SERVER])
+def test_a_served_run_is_scored_by_torch(engine, monkeypatch):
+    import selfalign.pipeline as p
+    opened = []
+    monkeypatch.setattr(p, "load_engine", lambda spec, **options: opened.append((spec, options)))
+    cfg = p.RunConfig(engine=engine, allow_degraded=True)
+    p.open_scorer(cfg); p.open_scorer(cfg, "r/final")
+    assert [s for s, _ in opened] == ["torch:embedded", "torch:r/final"] and all("allow_degraded" not in o for _, o in opened)
