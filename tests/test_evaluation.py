@@ -273,7 +273,9 @@ def test_unequal_lists_and_empty_answers():
     E.judge_pairwise(ScriptedEngine(lambda p, i, s: seen.append(p) or "Verdict: tie"), ["q {a} %s"], [""], ["{question}"], say=None)
     assert "(no answer)" in seen[0] and "q {a} %s" in seen[0] and "{question}" in seen[0]
 
-@pytest.mark.parametrize("text,want", [("Verdict: A", "A"), ("verdict - b.", "B"), ("**Verdict:** tie", "tie"), ("B", "B"), ("Verdict: neither", None), ("A is better", None), ("Verdict: [A]", "A"), ("", None)])
+@pytest.mark.parametrize("text,want", [("Verdict: A", "A"), ("verdict - b.", "B"), ("**Verdict:** tie", "tie"), ("B", "B"), ("Verdict: neither", None), ("A is better", None), ("Verdict: [A]", "A"), ("", None),
+    ("Verdict: a tie", "tie"), ("Verdict: a slight edge to B", None), ("Verdict: A or B", None), ("Verdict: A\nThis verdict rests on the facts.", "A"), ("Verdict: A\nVerdict: A or B", None), ("Verdict: answer B.", "B"),
+    ("Verdict:\nB", "B"), ("A is wrong. **Verdict: B**", "B"), ("The verdict is hard: a tie?", None), ("Verdict: A's", None), ("Verdict: B, though A is close", None)])
 def test_parse_verdict(text, want): assert E.parse_verdict(text) == want
 
 def test_bradley_terry_finds_the_order():
