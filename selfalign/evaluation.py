@@ -7,11 +7,11 @@ __all__ = ['SUBSETS', 'CHECKS', 'OUR_SETS', 'BENCHMARKS', 'VICUNA_URL', 'MC_FORM
            'VERDICT', 'ARMS', 'Estimate', 'wilson', 'bootstrap', 'schema', 'check_rows', 'load_benchmark',
            'sample_rows', 'question_text', 'eval_questions', 'Result', 'prompt_hash', 'save_results', 'load_results',
            'score_pairs', 'pair_key', 'shuffled', 'pick', 'has_chat', 'dialog', 'options', 'truthfulqa_mc', 'hhh',
-           'Table', 'table', 'over_seeds', 'Comparison', 'mcnemar', 'paired_compare', 'compare', 'answer_questions',
-           'repeats_itself', 'text_stats', 'is_refusal', 'refusal_rates', 'parse_verdict', 'judge_cost',
-           'judge_pairwise', 'bradley_terry', 'truth_info_judge', 'Internalization', 'gap_share', 'internalization',
-           'evaluate_one', 'formats_of', 'evaluate_models', 'checkpoint_scores', 'can_score', 'paper_results',
-           'plot_scores', 'plot_tax', 'plot_steps', 'plot_internalization']
+           'Table', 'table', 'over_seeds', 'Comparison', 'mcnemar', 'sign_flip', 'paired_compare', 'compare',
+           'answer_questions', 'repeats_itself', 'text_stats', 'is_refusal', 'refusal_rates', 'parse_verdict',
+           'judge_cost', 'judge_pairwise', 'bradley_terry', 'truth_info_judge', 'Internalization', 'gap_share',
+           'internalization', 'evaluate_one', 'formats_of', 'evaluate_models', 'checkpoint_scores', 'can_score',
+           'paper_results', 'plot_scores', 'plot_tax', 'plot_steps', 'plot_internalization']
 
 # %% ../nbs/05_evaluation.ipynb #8fee2028
 import contextlib, csv, hashlib, json, math, os, random, re
@@ -436,12 +436,14 @@ class Comparison:
     a: str
     b: str
     what: str
-    n: int             # rows that both have
+    n: int             # rows that both have, with a score each
     score_a: float
     score_b: float
     difference: Estimate # a minus b, paired bootstrap
     p: float|None      # McNemar's exact two-sided p; None for scores between 0 and 1
     sentence: str
+    unscored: int = 0  # rows of both that one has no score for, left out
+    unshared: int = 0  # rows that only one has, left out
     def __str__(self): return self.sentence
 
 def mcnemar(only_a:int, # rows that only a has right
@@ -451,6 +453,17 @@ def mcnemar(only_a:int, # rows that only a has right
     n = only_a + only_b
     return min(1., 2*sum(math.comb(n, k) for k in range(min(only_a, only_b)+1))/2**n)
 
+def sign_flip(differences,     # one per row, of any size
+              n_draws=10_000, # where the rows are too many to try all signs
+              seed=0
+             )->float:
+    "Two-sided p of so large a sum, if each row could as well have gone the other way; exact up to twelve rows that differ."
+    d = np.array([x for x in differences if x])
+    if not len(d): return 1.
+    some = 2*np.array(np.unravel_index(range(2**len(d)), (2,)*len(d))).T - 1 if len(d) <= 12 else np.random.default_rng(seed).choice((-1, 1), (n_draws, len(d)))
+    hits = int((np.abs(some @ d) >= abs(d.sum()) - 1e-12).sum())
+    return hits/len(some) if len(d) <= 12 else (hits + 1)/(len(some) + 1)
+
 def paired_compare(a, b,        # `Result`s, or dicts from row id to value
                    metric=None, # None = mc1, right, or what the first row has
                    seed=0, names=None
@@ -459,21 +472,29 @@ def paired_compare(a, b,        # `Result`s, or dicts from row id to value
     metric = metric or _row_metric(a)
     names = names or tuple(getattr(x, "name", k) for x, k in ((a, "A"), (b, "B")))
     x, y = _by_id(a, metric), _by_id(b, metric)
-    if not (ids := [i for i in x if i in y]): raise InputError(f"{names[0]} and {names[1]} share no row; evaluate both on the same set")
+    if not (both := [i for i in x if i in y]): raise InputError(f"{names[0]} and {names[1]} share no row; evaluate both on the same set")
+    if not (ids := [i for i in both if x[i] is not None and y[i] is not None]): raise InputError(f"{names[0]} and {names[1]} share {len(both)} rows, and none has a {metric} of both; evaluate again")
     u, v = np.array([x[i] for i in ids], float), np.array([y[i] for i in ids], float)
     diff, binary = bootstrap(u - v, seed=seed), set(np.unique([u, v])) <= {0., 1.}
     p = mcnemar(int((u > v).sum()), int((v > u).sum())) if binary else None
     what = metric if not isinstance(a, Result) else f"{a.set} ({a.format}), {metric}"
-    return Comparison(*names, what, len(ids), float(u.mean()), float(v.mean()), diff, p, _sentence(names, what, u, v, diff, p))
+    out = (len(both) - len(ids), len(x) + len(y) - 2*len(both))
+    return Comparison(*names, what, len(ids), float(u.mean()), float(v.mean()), diff, p, _sentence(names, what, u, v, diff, p, seed) + _left_out(*out), *out)
+
+def _left_out(unscored, unshared):
+    said = [f"{k} row{'s'*(k > 1)} {why}" for k, why in ((unscored, "without a score"), (unshared, "that only one has")) if k]
+    return f" Left out: {', '.join(said)}." if said else ""
 
 def _row_metric(a): return next((m for m in ("mc1", "right", "net") if isinstance(a, Result) and m in a.rows[0]), "value")
 def _by_id(x, metric): return x if isinstance(x, dict) else {r["id"]: r[metric] for r in x.rows}
 
-def _sentence(names, what, u, v, d, p):
-    sure = p < 0.05 if p is not None else d.low > 0 or d.high < 0
-    test = f"McNemar p = {p:.2g}" if p is not None else "paired bootstrap"
+def _sentence(names, what, u, v, d, p, seed):
+    flips = sign_flip(u - v, seed=seed) if p is None else p
+    sure = flips < 0.05 and (p is not None or d.low > 0 or d.high < 0) # the bootstrap of a handful of rows is too sure of itself
+    test = f"McNemar p = {p:.2g}" if p is not None else f"paired bootstrap, signs flipped p = {flips:.2g}"
+    interval = f"95 % interval {100*d.low:+.1f} to {100*d.high:+.1f}" if d.low < d.high else "no interval: all rows differ by the same"
     verdict = f"{names[0] if d.value > 0 else names[1]} is better beyond what chance explains" if sure else "chance alone could explain the difference"
-    return f"{what}, {len(u)} rows: {names[0]} {100*u.mean():.1f}, {names[1]} {100*v.mean():.1f}, difference {100*d.value:+.1f} points (95 % interval {100*d.low:+.1f} to {100*d.high:+.1f}; {test}): {verdict}."
+    return f"{what}, {len(u)} rows: {names[0]} {100*u.mean():.1f}, {names[1]} {100*v.mean():.1f}, difference {100*d.value:+.1f} points ({interval}; {test}): {verdict}."
 
 def compare(a, b # `Result`s, lists of them, results files, or folders of results files
            )->list: # of `Comparison`

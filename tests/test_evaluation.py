@@ -190,6 +190,25 @@ def test_paired_compare_says_what_it_means():
     assert noise.p > 0.05 and "chance" in noise.sentence
     assert E.paired_compare({i: .5 + .01*(i % 3) for i in range(50)}, {i: .5 for i in range(50)}).p is None
 
+def test_rows_without_a_score_are_left_out_and_counted():
+    c = E.paired_compare({1: 1, 2: None, 3: 0, 4: 1}, {1: 0, 2: 1, 3: None, 5: 1, 6: 0}, names=("new", "old"))
+    assert (c.n, c.unscored, c.unshared, c.difference.value) == (1, 2, 3, 1.0) and math.isfinite(c.score_a)
+    assert "Left out: 2 rows without a score, 3 rows that only one has." in c.sentence
+    with pytest.raises(InputError) as e: E.paired_compare({1: None}, {1: 1})
+    assert "none has a value of both" in one_line(e)
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_a_handful_of_rows_proves_nothing(n):
+    for up, down in ((.9, .1), (1, 0)):
+        c = E.paired_compare({i: up for i in range(n)}, {i: down for i in range(n)})
+        assert "chance alone" in c.sentence and "no interval" in c.sentence
+    many = {**{i: .5 + i/100 for i in range(n)}, **{i: .5 for i in range(n, 300)}} # few rows of many differ
+    assert "chance alone" in E.paired_compare(many, {i: .5 - i/900 if i < n else .5 for i in range(300)}).sentence
+
+def test_signs_flipped():
+    assert E.sign_flip([.1]*6) == 2/2**6 and E.sign_flip([.1]*20) < 0.001 and E.sign_flip([.1, -.1]*20) > 0.5
+    assert "B is better" in E.paired_compare({i: .2 + i/100 for i in range(8)}, {i: .5 + i/90 for i in range(8)}).sentence
+
 def test_results_come_back(tmp_path):
     r = E.hhh(flat, E.load_benchmark(HHH), "likelihood", set_name="hhh rows", name="flat")
     E.save_results([r], tmp_path/"a.json")
