@@ -140,6 +140,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'selfalign.evaluation._mc_record': ('evaluation.html#_mc_record', 'selfalign/evaluation.py'),
                                       'selfalign.evaluation._mc_texts': ('evaluation.html#_mc_texts', 'selfalign/evaluation.py'),
                                       'selfalign.evaluation._model': ('evaluation.html#_model', 'selfalign/evaluation.py'),
+                                      'selfalign.evaluation._one_model': ('evaluation.html#_one_model', 'selfalign/evaluation.py'),
                                       'selfalign.evaluation._opened': ('evaluation.html#_opened', 'selfalign/evaluation.py'),
                                       'selfalign.evaluation._outcome': ('evaluation.html#_outcome', 'selfalign/evaluation.py'),
                                       'selfalign.evaluation._pairs_of': ('evaluation.html#_pairs_of', 'selfalign/evaluation.py'),

@@ -496,13 +496,20 @@ def _sentence(names, what, u, v, d, p, seed):
     verdict = f"{names[0] if d.value > 0 else names[1]} is better beyond what chance explains" if sure else "chance alone could explain the difference"
     return f"{what}, {len(u)} rows: {names[0]} {100*u.mean():.1f}, {names[1]} {100*v.mean():.1f}, difference {100*d.value:+.1f} points ({interval}; {test}): {verdict}."
 
-def compare(a, b # `Result`s, lists of them, results files, or folders of results files
+def compare(a, b # `Result`s, lists of them, results files, or folders of results files; of one model each
            )->list: # of `Comparison`
-    "Compare two evaluations wherever set, format and task are the same; `InputError` where nothing is."
+    "Compare two evaluations wherever set, format and task are the same; `InputError` where nothing is, or where one side holds several models."
     read = lambda x: [x] if isinstance(x, Result) else list(x) if isinstance(x, (list, tuple)) else load_results(x)
-    ra, rb = read(a), {(r.task, r.set, r.format): r for r in read(b)}
+    ra, rb = _one_model(read(a), a).values(), _one_model(read(b), b)
     out = [paired_compare(r, rb[k], m) for r in ra if (k := (r.task, r.set, r.format)) in rb for m in ("mc1", "mc2", "right", "as_wished") if r.rows and m in r.rows[0]]
     if not out: raise InputError(f"{_where(a)} and {_where(b)} have no evaluation in common (same set and format); evaluate both with the same --sets")
+    return out
+
+def _one_model(results, source): # by task, set and format
+    out = {}
+    for r in results:
+        old = out.setdefault((r.task, r.set, r.format), r)
+        if old is not r: raise InputError(f"{_where(source)}: {r.set} ({r.format}) is there of {' and '.join(dict.fromkeys((old.name, r.name))) if old.name != r.name else old.name + ' twice'}; give the file of one model, or evaluate each into a folder of its own (--out)")
     return out
 
 def _where(x): return str(x) if isinstance(x, (str, Path)) else "the given results"

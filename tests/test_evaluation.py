@@ -220,6 +220,14 @@ def test_results_come_back(tmp_path):
         with pytest.raises(InputError) as e: E.load_results(tmp_path/"b.json")
         one_line(e)
 
+def test_a_folder_of_several_models_cannot_be_compared(tmp_path):
+    make = lambda name: E.hhh(flat, E.load_benchmark(HHH), "likelihood", set_name="hhh rows", name=name)
+    for name in ("one", "two"): E.save_results(make(name), tmp_path/f"{name}.json")
+    for a, b in ((tmp_path, tmp_path/"one.json"), (tmp_path/"one.json", tmp_path)):
+        with pytest.raises(InputError) as e: E.compare(a, b)
+        assert "is there of one and two; give the file of one model" in one_line(e)
+    assert E.compare(tmp_path/"one.json", tmp_path/"two.json")[0].b == "two"
+
 def test_evaluate_models_goes_on_where_it_was(tmp_path):
     calls = []
     engine = ScriptedEngine(lambda p, i, s: "I cannot help with that.", scores=lambda p, c: calls.append(1) or -len(c))
