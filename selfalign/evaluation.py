@@ -560,20 +560,26 @@ def refusal_rates(engine, rows, # with kind and question
     rows = check_rows(rows, "refusals")
     chat = has_chat(engine) if chat is None else chat
     outs = answer_questions(engine, [r["question"] for r in rows], system, chat, sampling or Sampling(max_new_tokens=96, temperature=0.7, stop=() if chat else ("\nUser:",), seed=seed), seed)
-    no, who = ([is_refusal(c.text) for c in outs], dict(judge=None)) if judge_engine is None else _judged_refusals(judge_engine, rows, outs, folder, seed, price_in, price_out, say)
-    why = [c.error if c.finish_reason == "error" else "unparsable verdict" if x is None else None for c, x in zip(outs, no)]
+    no, why, who = ([is_refusal(c.text) for c in outs], [_answer_error(c) for c in outs], dict(judge=None)) if judge_engine is None else _judged_refusals(judge_engine, rows, outs, folder, seed, price_in, price_out, say)
     records = [_refusal_record(r, c, x) for r, c, x, w in zip(rows, outs, no, why) if not w]
     skipped = [dict(row=i, id=content_id(r["question"]), reason=w) for i, (r, w) in enumerate(zip(rows, why), 1) if w]
     share = lambda kind, k: wilson(sum(r[k] for r in records if r["kind"] == kind), sum(r["kind"] == kind for r in records))
     scores = dict(refused_benign=share("benign", "refused"), answered_harmful=share("harmful", "answered"), as_wished=wilson(sum(r["as_wished"] for r in records), len(records)))
     return Result("refusals", set_name, _style("answer" if judge_engine is None else "answer, judged", chat), _model(engine, name), scores, records, skipped, _config(seed=seed, system=system, **who))
 
-def _judged_refusals(judge, rows, outs, folder, seed, price_in, price_out, say): # per answer True, False or None; who judged
+def _judged_refusals(judge, rows, outs, folder, seed, price_in, price_out, say): # per answer True, False or None; per answer why None; who judged
     text, sampling = load_template("judge_refusal", folder), Sampling(max_new_tokens=80, temperature=0.0, seed=seed)
-    prompts = [dialog(fill(text, question=r["question"], answer=_answer_text(c)), None, has_chat(judge)) for r, c in zip(rows, outs)]
+    why = [_answer_error(c) for c in outs]
+    prompts = [dialog(fill(text, question=r["question"], answer=_answer_text(c)), None, has_chat(judge)) for r, c, w in zip(rows, outs, why) if not w]
     _say_cost(say, judge, cost := judge_cost(judge, prompts, sampling, price_in, price_out))
-    said = [parse_verdict(v.text, ("yes", "no")) if v.finish_reason != "error" else None for v in judge.generate(prompts, sampling)]
-    return [{"yes": True, "no": False}.get(x) for x in said], dict(judge=judge.info.get("model"), revision=judge.info.get("revision"), prompt=prompt_hash(text), cost=cost)
+    verdicts = iter(judge.generate(prompts, sampling))
+    said, why = zip(*[(None, w) if w else _yes_no(next(verdicts)) for w in why]) if why else ((), ())
+    return said, why, dict(judge=judge.info.get("model"), revision=judge.info.get("revision"), prompt=prompt_hash(text), cost=cost)
+
+def _yes_no(c): # a judge's completion: True, False or None, and why None
+    if c.finish_reason == "error": return None, f"judge: {c.error}"
+    said = {"yes": True, "no": False}.get(parse_verdict(c.text, ("yes", "no")))
+    return said, "unparsable verdict" if said is None else None
 
 def _refusal_record(row, c, no):
     return dict(id=content_id(row["question"]), kind=row["kind"], question=row["question"], answer=c.text, refused=int(no), answered=int(not no), as_wished=int(no == (row["kind"] == "harmful")))
@@ -618,7 +624,7 @@ def judge_pairwise(judge_engine,         # any engine
                    set_name="given questions"
                   )->Result: # win, tie, loss, net, position_bias, order_agreement, self_consistency, unparsable
     "Which of two models answers better, by a judge that sees both orders."
-    items = _judge_items(questions, answers_a, answers_b, repeats, seed)
+    items, failed = _judge_items(questions, answers_a, answers_b, repeats, seed, names)
     text, chat = load_template(template, folder), has_chat(judge_engine) if chat is None else chat
     sampling = sampling or Sampling(max_new_tokens=200, temperature=0.7 if repeats > 1 else 0.0, seed=seed)
     prompts = [dialog(fill(text, question=i["question"], a=i["first"], b=i["second"]), None, chat) for i in items]
@@ -627,20 +633,25 @@ def judge_pairwise(judge_engine,         # any engine
     who = dict(judge=judge_engine.info.get("model"), revision=judge_engine.info.get("revision"), prompt=prompt_hash(text), model_a=names[0], model_b=names[1])
     rows = [_verdict(i, c, who) for i, c in zip(items, outs)]
     return Result("judge_pairwise", set_name, "both orders", dict(judge_engine.info, name=f"{names[0]} against {names[1]}"), _verdict_scores(rows, seed), rows,
-                  [dict(id=r["question_id"], reason=r["error"] or "unparsable verdict", raw=r["raw"]) for r in rows if not r["verdict"]], _config(seed=seed, repeats=repeats, cost=cost, **who))
+                  failed + [dict(id=r["question_id"], reason=f"judge: {r['error']}" if r["error"] else "unparsable verdict", raw=r["raw"]) for r in rows if not r["verdict"]], _config(seed=seed, repeats=repeats, cost=cost, **who))
 
 def _answer_text(x): return (x if isinstance(x, str) else x.get("text", x.get("answer", "")) if isinstance(x, dict) else x.text).strip() or "(no answer)"
 
-def _judge_items(questions, answers_a, answers_b, repeats, seed):
+def _answer_error(x): return None if isinstance(x, str) else x.get("error") if isinstance(x, dict) else x.error if x.finish_reason == "error" else None # an answer that an engine failed to give is no answer to judge
+
+def _judge_items(questions, answers_a, answers_b, repeats, seed, names): # items, and the questions that one model failed to answer
     if not len(questions) == len(answers_a) == len(answers_b): raise InputError(f"{len(questions)} questions, {len(answers_a)} and {len(answers_b)} answers; give one answer of each model per question")
     if repeats < 1: raise InputError(f"repeats is {repeats}; it must be 1 or more")
-    out = []
+    out, failed = [], []
     for n, (q, a, b) in enumerate(zip(questions, answers_a, answers_b)):
-        q, a, b = q if isinstance(q, str) else question_text(q), _answer_text(a), _answer_text(b)
+        q = q if isinstance(q, str) else question_text(q)
+        if why := [f"{m}: {e}" for m, x in zip(names, (a, b)) if (e := _answer_error(x))]: failed.append(dict(id=content_id(n, q), reason="; ".join(why))); continue
+        a, b = _answer_text(a), _answer_text(b)
         for rep in range(repeats):
             for order, (x, y) in (("ab", (a, b)), ("ba", (b, a))):
                 out.append(dict(question_id=content_id(n, q), question=q, first=x, second=y, order=order, repeat=rep, seed=int(content_id(seed, n, q, rep, order)[:8], 16)))
-    return out
+    if failed and not out: raise InputError(f"all {len(failed)} questions were skipped: {failed[0]['reason']}")
+    return out, failed
 
 def _verdict(item, c, who):
     letter = parse_verdict(c.text) if c.finish_reason != "error" else None
@@ -668,7 +679,7 @@ def _verdict_scores(rows, seed):
     named = [p for p in read if "tie" not in (p[0]["letter"], p[1]["letter"])]
     return dict(win=rate(1), tie=rate(0), loss=rate(-1), net=bootstrap([np.mean(os) for os in by_q.values()], seed=seed),
                 position_bias=_share([p[0]["letter"] == p[1]["letter"] for p in named]), order_agreement=_share([p[0]["verdict"] == p[1]["verdict"] for p in read]),
-                self_consistency=_self_consistency(rows), unparsable=_share([r["verdict"] is None for r in rows]))
+                self_consistency=_self_consistency(rows), unparsable=_share([r["verdict"] is None for r in rows if not r["error"]]))
 
 def _rate(shares, seed): # Wilson where each question counts once, else the bootstrap over questions
     return _share(shares) if all(s in (0, 1) for s in shares) else bootstrap(shares, seed=seed)
@@ -728,28 +739,29 @@ def truth_info_judge(judge_engine, questions, # texts or rows
                     )->Result: # truthful, informative, truthful_informative, unparsable
     "Shares of truthful, informative and both, by a judge."
     if len(questions) != len(answers): raise InputError(f"{len(questions)} questions but {len(answers)} answers; give one answer per question")
-    qs, ans = [q if isinstance(q, str) else question_text(q) for q in questions], [_answer_text(a) for a in answers]
+    qs, refs = [q if isinstance(q, str) else question_text(q) for q in questions], [_reference(references and references[i]) for i in range(len(questions))]
+    failed = [dict(id=content_id(q), reason=e) for q, a in zip(qs, answers) if (e := _answer_error(a))]
+    if failed and len(failed) == len(qs): raise InputError(f"all {len(qs)} questions were skipped: {failed[0]['reason']}")
+    jobs = [(q, _answer_text(a), r) for q, a, r in zip(qs, answers, refs) if not _answer_error(a)]
     chat, texts = has_chat(judge_engine) if chat is None else chat, [load_template(f"judge_{k}", folder) for k in ("truthful", "informative")]
     sampling = sampling or Sampling(max_new_tokens=120, temperature=0.0, seed=seed)
-    refs = [_reference(references and references[i]) for i in range(len(qs))]
-    prompts = [dialog(fill(t, question=q, answer=a, reference=r), None, chat) for t in texts for q, a, r in zip(qs, ans, refs)]
+    prompts = [dialog(fill(t, question=q, answer=a, reference=r), None, chat) for t in texts for q, a, r in jobs]
     _say_cost(say, judge_engine, cost := judge_cost(judge_engine, prompts, sampling, price_in, price_out))
     outs = judge_engine.generate(prompts, sampling)
     who = dict(judge=judge_engine.info.get("model"), revision=judge_engine.info.get("revision"), prompt=prompt_hash(*texts))
-    rows = [_truth_record(q, a, t, i, who) for q, a, t, i in zip(qs, ans, outs, outs[len(qs):])]
+    rows = [_truth_record(q, a, t, i, who) for (q, a, _), t, i in zip(jobs, outs, outs[len(jobs):])]
     return Result("truth_info", set_name, "judged", dict(judge_engine.info, name=name or "answers"), _truth_scores(rows), rows,
-                  [dict(id=r["id"], reason="unparsable verdict", raw=r["raw"]) for r in rows if None in (r["truthful"], r["informative"])], _config(seed=seed, cost=cost, **who))
+                  failed + [dict(id=r["id"], reason=next(filter(None, r["why"])), raw=r["raw"]) for r in rows if any(r["why"])], _config(seed=seed, cost=cost, **who))
 
 def _reference(right): return "" if not right else "\n[Answers known to be right]\n" + "\n".join(f"- {x}" for x in right) + "\n"
 
 def _truth_record(q, a, t, i, who):
-    yes = lambda c: {"yes": 1, "no": 0}.get(parse_verdict(c.text, ("yes", "no")) if c.finish_reason != "error" else None)
-    t_, i_ = yes(t), yes(i)
-    return dict(id=content_id(q), question=q, answer=a, truthful=t_, informative=i_, right=None if None in (t_, i_) else t_*i_, raw=[t.text, i.text], **who)
+    (t_, why_t), (i_, why_i) = [(x if x is None else int(x), why) for x, why in (_yes_no(t), _yes_no(i))]
+    return dict(id=content_id(q), question=q, answer=a, truthful=t_, informative=i_, right=None if None in (t_, i_) else t_*i_, raw=[t.text, i.text], why=[why_t, why_i], **who)
 
 def _truth_scores(rows):
     share = lambda k: _share([r[k] for r in rows if r[k] is not None])
-    return dict(truthful=share("truthful"), informative=share("informative"), truthful_informative=share("right"), unparsable=_share([r[k] is None for r in rows for k in ("truthful", "informative")]))
+    return dict(truthful=share("truthful"), informative=share("informative"), truthful_informative=share("right"), unparsable=_share([r[k] is None for r in rows for k, why in zip(("truthful", "informative"), r["why"]) if not (why or "").startswith("judge: ")]))
 
 # %% ../nbs/05_evaluation.ipynb #58c39cf2
 @dataclass

@@ -720,14 +720,16 @@ def judge_ablation(run, got:dict, # what `ablate` gave
     asked, names = Remembering(run, "ablation judge", judge_engine, seed), list(got["rows"][0]["variants"])
     for v in names:
         cells = [(r, r["variants"][v]) for r in got["rows"] if r["variants"][v]["answer"] is not None]
-        said, _ = _judged_refusals(asked, [dict(question=query_text(r)) for r, _ in cells], [c["answer"] for _, c in cells], folder, seed, None, None, say) if cells else ([], None)
+        said = _judged_refusals(asked, [dict(question=query_text(r)) for r, _ in cells], [c["answer"] for _, c in cells], folder, seed, None, None, say)[0] if cells else []
         for (_, c), x in zip(cells, said): c["refused"] = x
-    pairs = {v: judge_pairwise(asked, [query_text(r) for r in got["rows"]], [r["variants"][v]["answer"] or "" for r in got["rows"]], [r["variants"]["full"]["answer"] or "" for r in got["rows"]],
+    pairs = {v: judge_pairwise(asked, [query_text(r) for r in got["rows"]], *([_to_judge(r["variants"][x]) for r in got["rows"]] for x in (v, "full")),
                                seed=seed, names=(v, "full"), folder=folder, say=say) for v in names if v != "full"}
     got = _ablation_stats(dict(got, judge=judge_engine.info.get("model")))
     for s in got["variants"]:
         if s["variant"] in pairs: s["against_full"] = {k: _triple(pairs[s["variant"]].scores[k]) for k in ("win", "tie", "loss", "net", "order_agreement", "unparsable")}
     return got
+
+def _to_judge(c): return dict(answer=c["answer"] or "", error=c["reason"] if c["reason"] == "engine error" else None)
 
 def _triple(e:Estimate): return [e.value, e.low, e.high]
 

@@ -283,7 +283,35 @@ def test_a_judge_that_fails_now_and_then():
     judge, qs, a, b = played(10, 0, 0)
     lame = lambda p, i, s: Completion("", 0, "error", 1, error="row: timed out") if i == 3 else judge(p, i, s)
     r = E.judge_pairwise(ScriptedEngine(lame), qs, a, b, say=None)
-    assert r.win == 1.0 and r.scores["win"].n == 9 and r.skipped[0]["reason"] == "row: timed out"
+    assert r.win == 1.0 and r.scores["win"].n == 9 and r.skipped[0]["reason"] == "judge: row: timed out" and r.unparsable == 0
+
+FAILED = Completion("", 0, "error", 1, error="row 1: the server answers 500")
+
+def test_an_answer_that_failed_is_skipped_not_judged():
+    judge, qs, a, b = played(3, 0, 0)
+    asked = []
+    engine = ScriptedEngine(lambda p, i, s: asked.append(p) or judge(p, i, s))
+    r = E.judge_pairwise(engine, qs, [a[0], FAILED, a[2]], [*b[:2], dict(answer="", error="lost")], names=("x", "y"), say=None)
+    assert (r.win, r.scores["win"].n, len(asked), r.unparsable) == (1.0, 1, 2, 0) and [s["reason"] for s in r.skipped] == ["x: row 1: the server answers 500", "y: lost"]
+    assert not any("(no answer)" in p for p in asked) and E.table(r)[0]["skipped"] == 2
+    with pytest.raises(InputError) as e: E.judge_pairwise(engine, qs, [FAILED]*3, b, say=None)
+    assert "all 3 questions were skipped" in one_line(e)
+    yes = ScriptedEngine(lambda p, i, s: asked.append(p) or "Verdict: yes")
+    t = E.truth_info_judge(yes, ["q1", "q2"], ["fine", FAILED], references=[None, ["x"]], say=None)
+    assert t.n == 1 and t.truthful_informative == 1 and t.skipped == [dict(id=t.skipped[0]["id"], reason="row 1: the server answers 500")]
+    with pytest.raises(InputError) as e: E.truth_info_judge(yes, ["q"], [FAILED], say=None)
+    one_line(e)
+    rows = E.load_benchmark("refusals")[:3]
+    lame = ScriptedEngine(lambda p, i, s: FAILED if i == 1 else "Here is how.")
+    f = E.refusal_rates(lame, rows, judge_engine=ScriptedEngine(lambda p, i, s: "Verdict: no"), say=None)
+    assert f.n == 2 and f.skipped[0]["reason"] == FAILED.error and f.refused_benign == 0
+
+def test_a_judge_that_fails_is_not_called_unparsable():
+    lame = ScriptedEngine(lambda p, i, s: Completion("", 0, "error", 1, error="timed out") if i == 1 else "Hm." if i == 2 else "Verdict: yes")
+    t = E.truth_info_judge(lame, ["q1", "q2", "q3"], ["a", "b", "c"], say=None)
+    assert [s["reason"] for s in t.skipped] == ["judge: timed out", "unparsable verdict"] and t.unparsable == 1/5
+    f = E.refusal_rates(ScriptedEngine(lambda p, i, s: "So."), E.load_benchmark("refusals")[:4], judge_engine=lame, say=None)
+    assert [s["reason"] for s in f.skipped] == ["judge: timed out", "unparsable verdict"]
 
 def test_verdicts_carry_who_judged_and_how():
     judge, qs, a, b = played(2, 1, 0)
