@@ -249,9 +249,15 @@ def _replies(run, cfg, models):
                 out[arm] = run.complete(f"evaluation {arm}", [dict(id=content_id("evaluate", arm, r["id"]), prompt=ask(r)) for r in rows], e, sampling, cfg.seed, desc=f"5 answers of {arm}")
     parsed = [parse_response(o["text"], pset) for o in out["principled"]]
     out["principled"] = [dict(o, text=p.answer or o["text"].strip()) for o, p in zip(out["principled"], parsed)]
-    cost = lambda o: dict(prompt=o["n_prompt"], answer=o["n_tokens"], seconds=o.get("seconds"))
-    write_json(run/"eval"/"replies.json", [dict(r, answers={m: out[m][i]["text"] for m in out}, cost={m: cost(out[m][i]) for m in out}, thoughts=parsed[i].thoughts if parsed[i].answer else "") for i, r in enumerate(rows)])
-    return {m: text_stats(out[m]) | dict(prompt_tokens=_mean([o["n_prompt"] for o in out[m]])) for m in out}
+    cost = lambda o: None if o["error"] else dict(prompt=o["n_prompt"], answer=o["n_tokens"], seconds=o.get("seconds"))
+    write_json(run/"eval"/"replies.json", [dict(r, answers={m: out[m][i]["text"] for m in out}, errors={m: e for m in out if (e := out[m][i]["error"])}, cost={m: cost(out[m][i]) for m in out}, thoughts=parsed[i].thoughts if parsed[i].answer else "") for i, r in enumerate(rows)])
+    stats = {m: _reply_stats(out[m]) for m in out}
+    if failed := {m: s["failed"] for m, s in stats.items() if s["failed"]}: run.say(f"5: replies that failed and are left out: {_counts(failed)}; the first: {next(o['error'] for m in out for o in out[m] if o['error'])}")
+    return stats
+
+def _reply_stats(outs): # of the rows that were answered
+    good = [o for o in outs if not o["error"]]
+    return text_stats(good) | dict(prompt_tokens=_mean([o["n_prompt"] for o in good]), failed=len(outs)-len(good))
 
 def _plain_ways(cfg): # model → (row → prompt, sampling)
     variants = system_variants(product_name(cfg), folder=cfg.annotations)
@@ -267,6 +273,7 @@ def open_questions(cfg)->list:
     return [r["turns"][0] for r in load_benchmark(name, cfg.evaluate.n_questions, cfg.seed)]
 
 # %% ../nbs/06_pipeline.ipynb #cc4253f9
+def _whole(x): return "–" if x is None else f"{x:.0f}"
 def _share(x): return "undefined" if x is None else f"{x:.0%}"
 
 def closing_table(run, # a `Run`
@@ -287,7 +294,7 @@ def closing_table(run, # a `Run`
     rows.append(("tokens generated", f"{tokens:,} at {tokens/max(seconds, 1e-9):.0f} tokens/s"))
     for stage in ("engraved", "control", "final"):
         if s.get(stage, {}).get("first_loss"): rows.append((f"training loss, {stage}", f"{s[stage]['first_loss']:.2f} → {s[stage]['last_loss']:.2f} in {s[stage]['steps']} steps"))
-    if get("evaluation", "replies"): rows.append(("prompt tokens per reply, before → after engraving", f"{get('responses', 'prompt_tokens')} + query → {get('evaluation', 'replies')['engraved']['prompt_tokens']:.0f}"))
+    if get("evaluation", "replies"): rows.append(("prompt tokens per reply, before → after engraving", f"{get('responses', 'prompt_tokens')} + query → {_whole(get('evaluation', 'replies')['engraved']['prompt_tokens'])}"))
     rows += _internal_rows(get("evaluation", "internalization")) + _reply_rows(get("evaluation", "replies")) + _score_rows(get("evaluation", "scores"))
     rows.append(("time", f"{sum(r.get('seconds', 0) for r in s.values())/60:.1f} minutes in {len(s)} stages"))
     return rows
@@ -306,7 +313,8 @@ def _closed(x, interval):
 def _reply_rows(r):
     if not r: return []
     e, f = r["engraved"], r["final"]
-    return [("mean answer, engraved → final", f"{e['words']:.0f} → {f['words']:.0f} words ({e['tokens']:.0f} → {f['tokens']:.0f} tokens)"),
+    failed = {m: k for m, x in r.items() if (k := x.get("failed"))}
+    return ([("replies that failed, left out", _counts(failed))] if failed else []) + [("mean answer, engraved → final", f"{_whole(e['words'])} → {_whole(f['words'])} words ({_whole(e['tokens'])} → {_whole(f['tokens'])} tokens)"),
             ("answers that end by themselves", f"{_share(e['stop_rate'])} → {_share(f['stop_rate'])}"),
             ("answers with a repetition", f"{_share(e['repetition_rate'])} → {_share(f['repetition_rate'])}")]
 
@@ -381,11 +389,12 @@ def four_answers(replies,   # rows of eval/replies.json
     bar = lambda x: f'<span class="bar" style="width:{12*x/top:.2f}em"></span>{x:,.0f}' if x is not None else "–"
     head = "".join(f"<tr><td><b>{escape(ARMS[m])}</b></td><td>{bar(mean(m, 'prompt'))}</td><td>{_or_dash(mean(m, 'answer'))}</td><td>{_or_dash(mean(m, 'seconds'))}</td></tr>" for m in arms)
     thought = lambda r, m: f"<details><summary>its thoughts</summary>{escape(r['thoughts'])}</details>" if m == "principled" and r.get("thoughts") else ""
-    said = lambda r, m: f'<div class="a {m}"><small><b>{escape(ARMS[m])}</b> · {_cost(r.get("cost", {}).get(m))}</small>{thought(r, m)}{escape(r["answers"][m].strip() or "(no answer)")}</div>'
+    said = lambda r, m: f'<div class="a {m}"><small><b>{escape(ARMS[m])}</b> · {_cost(r.get("cost", {}).get(m))}</small>{thought(r, m)}{escape(r["answers"][m].strip() or _no_answer(r, m))}</div>'
     body = "".join(f'<h3>{escape(query_text(r))}</h3><div class="row">{"".join(said(r, m) for m in arms)}</div>' for r in rows)
     return (f'{_PAGE}<div class="four">{f"<p>{escape(notice)}</p>" if notice else ""}<table><tr><th>answered by</th><th>prompt tokens</th><th>answer tokens</th><th>seconds</th></tr>{head}</table>'
             f"<p>Means per answer. All questions were asked together; seconds count from asking until this answer had ended, the reading of its prompt included. Under the principles, the answer's tokens include the thoughts before it.</p>{body}</div>")
 
+def _no_answer(r, m): return f"(failed: {e})" if (e := r.get("errors", {}).get(m)) else "(no answer)"
 def _or_dash(x): return "–" if x is None else f"{x:,.1f}"
 def _cost(c): return "–" if not c else f"{c['prompt']:,} + {c['answer']:,} tokens" + (f", {c['seconds']:.1f} s" if c.get("seconds") is not None else "")
 

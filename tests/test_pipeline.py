@@ -200,3 +200,28 @@ def test_a_served_run_is_scored_by_torch(engine, monkeypatch):
     cfg = p.RunConfig(engine=engine, allow_degraded=True)
     p.open_scorer(cfg); p.open_scorer(cfg, "r/final")
     assert [s for s, _ in opened] == ["torch:embedded", "torch:r/final"] and all("allow_degraded" not in o for _, o in opened)
+
+
+# --- stage 5 without a model
+
+def replies_of(tmp_path, engines, **settings):
+    "Stage 5's replies by scripted engines, with the table's rows."
+    from selfalign.pipeline import _replies, _reply_rows
+    from selfalign.runs import Run, write_jsonl
+    cfg, said = config_from(dict(model="embedded", evaluate=dict(n_questions=6), **settings)), []
+    with Run(tmp_path / "r", say=said.append) as run:
+        write_jsonl(run / "held_out.jsonl", [])
+        got = _replies(run, cfg, {m: (lambda e=e: e) for m, e in engines.items()})
+    return got, dict(_reply_rows(got)), said, json.loads((tmp_path / "r" / "eval" / "replies.json").read_text())
+
+
+def test_replies_that_failed_are_counted_and_are_no_empty_answers(tmp_path):
+    from selfalign.generation import Completion, ScriptedEngine
+    from selfalign.pipeline import four_answers
+    lame = ScriptedEngine(lambda p, i, s: Completion("", 0, "error", 9, error="row 1: <lost>") if i < 2 else "It melts the ice.")
+    fine = ScriptedEngine(lambda p, i, s: "It melts the ice.")
+    got, rows, said, stored = replies_of(tmp_path, dict(base=fine, engraved=fine, final=lame))
+    assert (got["final"]["failed"], got["final"]["n"], got["final"]["words"]) == (2, 4, 4.0) and got["base"]["failed"] == 0
+    assert rows["replies that failed, left out"] == "final 2" and "final 2; the first: row 1: <lost>" in said[0]
+    assert stored[0]["errors"] == dict(final="row 1: <lost>") and stored[0]["cost"]["final"] is None
+    assert "(failed: row 1: &lt;lost&gt;)" in four_answers(stored) and not stored[3]["errors"]
