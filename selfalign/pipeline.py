@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'ARMS', 'STEPS', 'STAGES', 'COMMANDS', 'EvaluateConfig', 'RunConfig', 'config_from', 'load_config', 'is_full',
-           'engine_string', 'base_model', 'ServerNeeded', 'LazyEngine', 'open_engine', 'open_scorer', 'exact',
-           'step_prompts', 'step_respond', 'step_engrave', 'step_verbose', 'step_clone', 'product_name',
-           'step_evaluate', 'open_questions', 'closing_table', 'print_table', 'write_report', 'step_report',
-           'four_answers', 'write_page', 'run_steps', 'check_inputs', 'StepFailed', 'usage', 'parse_run', 'UsageError',
-           'run_command', 'ScoreArgs', 'score_command', 'CompareArgs', 'compare_command', 'plan', 'pilot',
-           'question_types', 'plan_numbers', 'plan_table', 'doctor', 'Remembering', 'ablation_variants', 'ablate',
-           'judge_ablation', 'ablation_table', 'AblateArgs', 'ablate_command', 'ChatArgs', 'chat_prompt',
-           'stream_reply', 'chat_command', 'main', 'PushArgs', 'push_command']
+           'engine_string', 'base_model', 'ServerNeeded', 'LazyEngine', 'open_engine', 'known_options',
+           'engine_options', 'open_scorer', 'exact', 'step_prompts', 'step_respond', 'step_engrave', 'step_verbose',
+           'step_clone', 'product_name', 'step_evaluate', 'open_questions', 'closing_table', 'print_table',
+           'write_report', 'step_report', 'four_answers', 'write_page', 'run_steps', 'check_inputs', 'StepFailed',
+           'usage', 'parse_run', 'UsageError', 'run_command', 'ScoreArgs', 'score_command', 'CompareArgs',
+           'compare_command', 'plan', 'pilot', 'question_types', 'plan_numbers', 'plan_table', 'doctor', 'Remembering',
+           'ablation_variants', 'ablate', 'judge_ablation', 'ablation_table', 'AblateArgs', 'ablate_command',
+           'ChatArgs', 'chat_prompt', 'stream_reply', 'chat_command', 'main', 'PushArgs', 'push_command']
 
 # %% ../nbs/06_pipeline.ipynb #5f00849b
-import contextlib, dataclasses, json, os, shutil, signal, subprocess, sys, tempfile, textwrap, types, typing
+import contextlib, dataclasses, inspect, json, os, shutil, signal, subprocess, sys, tempfile, textwrap, types, typing
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from . import annotations as ann
 from .annotations import annotation_budget, budget_total, data_dir, load_preset, preset_names, query_text
 from .evaluation import (Estimate, Table, _judged_refusals, bootstrap, compare, eval_questions, evaluate_models, internalization, is_refusal, judge_pairwise, load_benchmark,
                                   sample_rows, table, text_stats, wilson)
-from .generation import Completion, Prompts, Sampling, load_engine
+from .generation import ENGINES, Completion, Prompts, Sampling, load_engine
 from .models import STAND_IN_NOTICE, best_device, load_model, load_tokenizer, model_identity, release, resolve_model
 from .novelty import Contamination
 from .principle_engraving import Context, RespondConfig, check_context, common_words, judge, load_principle_set, parse_response, respond
@@ -54,8 +54,9 @@ class RunConfig:
     seed: int = 0
     control: bool = False            # train the control arm too
     annotations: str|None = None     # folder of your own annotation files and templates
-    dtype: str|None = None           # of the torch engine: float32 | bfloat16 | float16; None = fastest that is sound here
-    batch_size: int|None = None      # rows decoded together by the torch engine; None = from memory
+    dtype: str|None = None           # of the torch or vllm engine: float32 | bfloat16 | float16; None = fastest that is sound here, for vllm the model's own
+    batch_size: int|None = None      # rows decoded together by the torch or vllm engine; None = from memory, for vllm its own choice
+    engine_options: tuple[str, ...] = () # more for the engine, as name=value: tensor_parallel_size=4 quantization=fp8 memory_share=0.8 of vllm, workers=8 of ray:…, concurrency=64 of openai
     allow_degraded: bool = False     # go on where a server cannot give all that a Sampling asks
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
     respond: RespondConfig = field(default_factory=RespondConfig)
@@ -77,6 +78,7 @@ def _value(v, hint, where):
     if v is None and type(None) in options: return None
     for t in options:
         if typing.get_origin(t) is tuple and isinstance(v, (list, tuple)): return tuple(str(x) for x in v)
+        if where.endswith(".engine_options") and isinstance(v, dict): return tuple(f"{k}={x}" for k, x in v.items()) # as YAML writes them best
         if t is float and (isinstance(v, (int, float)) and not isinstance(v, bool) or _is_number(v)): return float(v)
         if t in (bool, str, int) and type(v) is t: return v
     kind = " or ".join(getattr(t, "__name__", str(t)) for t in options)
@@ -159,10 +161,37 @@ def open_engine(cfg:RunConfig, model=None)->LazyEngine: # a context manager
     spec = engine_string(cfg, model)
     return LazyEngine(spec, **_engine_options(cfg, spec))
 
-def _engine_options(cfg, spec):
+def _engine_options(cfg, spec): # for `spec`; those of another kind of engine than the run's are not for it
     kind = _kind(spec)
-    more = dict(torch=dict(dtype=cfg.dtype, batch_size=cfg.batch_size), openai=dict(allow_degraded=cfg.allow_degraded)).get(kind, {})
-    return {k: v for k, v in more.items() if v}
+    same = spec.startswith("ray:") == cfg.engine.startswith("ray:") and kind == _kind(cfg.engine)
+    return (engine_options(cfg) if same else {}) | (dict(allow_degraded=True) if kind == "openai" and cfg.allow_degraded else {})
+
+_FIELDS = ("dtype", "batch_size", "allow_degraded") # options that have a field of their own
+
+def known_options(engine)->dict: # name → its default
+    "What the class of this kind of engine takes."
+    own = lambda kind: {k: p.default for k, p in list(inspect.signature(ENGINES[kind].__init__).parameters.items())[2:] if p.kind is not p.VAR_KEYWORD}
+    kind = _kind(engine)
+    if not engine.startswith("ray:"): return own(kind)
+    inner = own(kind) if kind != "vllm" else {k: own(kind)[k] for k in ("dtype", "tensor_parallel_size", "quantization")} # Ray hands them to vLLM under vLLM's names
+    return own("ray") | inner
+
+def engine_options(cfg:RunConfig)->dict:
+    "Options of the run's engine; `InputError` for one that this kind of engine does not take."
+    kind, known = f"{'ray:' if cfg.engine.startswith('ray:') else ''}{_kind(cfg.engine)}", known_options(cfg.engine)
+    if bad := next((k for k in ("dtype", "batch_size") if getattr(cfg, k) is not None and k not in known), None): raise InputError(f"--{bad.replace('_', '-')} is not for engine {kind}; leave it out")
+    return {k: getattr(cfg, k) for k in ("dtype", "batch_size") if getattr(cfg, k) is not None} | dict(_option(o, kind, known) for o in cfg.engine_options)
+
+def _option(text, kind, known): # (name, value)
+    name, eq, value = (x.strip() for x in text.partition("="))
+    if not eq or not value: raise InputError(f"engine_options: {text!r} is not understood; give name=value, such as tensor_parallel_size=4")
+    if name in _FIELDS: raise InputError(f"engine_options: {name} has an option of its own; give --{name.replace('_', '-')}")
+    if name not in known: raise InputError(f"engine_options: engine {kind} has no option {name}; it has {', '.join(k for k in known if k not in _FIELDS)} (--engine-options without a value clears a preset's)")
+    try: v = json.loads(value.lower() if value in ("True", "False") else value)
+    except ValueError: v = value
+    kinds = {bool: (bool,), int: (int,), float: (int, float)}.get(type(known[name]), (str, int, float, bool))
+    if not isinstance(v, kinds) or (type(v) is bool and bool not in kinds): raise InputError(f"engine_options: {name} is {value!r}; give a value like {known[name]!r}" if known[name] is not None else f"engine_options: {name} is {value!r}; give a number or a word")
+    return name, v
 
 def open_scorer(cfg:RunConfig, model=None): # an engine, loaded; a context manager
     "An engine for log-probabilities, exact on a CPU; servers give none, so torch scores what they serve: training needed the weights here anyway."
@@ -433,6 +462,7 @@ def check_inputs(cfg):
     "Everything that can be wrong before a model is loaded: engine, model, human text."
     if cfg.final_engine and cfg.final_engine == cfg.engraved_engine: raise InputError(f"--final-engine is the same as --engraved-engine ({cfg.final_engine}); serve engraved/ and final/ under names or addresses of their own")
     spec, base = engine_string(cfg), base_model(cfg)
+    engine_options(cfg)
     if _kind(spec) != "openai": resolve_model(base)
     load_principle_set(cfg.respond, cfg.annotations); ann.load_seed_tasks(folder=cfg.annotations); ann.load_seed_questions(folder=cfg.annotations)
 

@@ -225,3 +225,56 @@ def test_replies_that_failed_are_counted_and_are_no_empty_answers(tmp_path):
     assert rows["replies that failed, left out"] == "final 2" and "final 2; the first: row 1: <lost>" in said[0]
     assert stored[0]["errors"] == dict(final="row 1: <lost>") and stored[0]["cost"]["final"] is None
     assert "(failed: row 1: &lt;lost&gt;)" in four_answers(stored) and not stored[3]["errors"]
+
+
+# --- engine options
+
+@pytest.mark.parametrize("engine, options, made", [
+    ("vllm", dict(dtype="float16", batch_size=64, engine_options=["tensor_parallel_size=4", "memory_share=0.8", "quantization=fp8", "eager=true"]),
+     dict(dtype="float16", batch_size=64, tensor_parallel_size=4, memory_share=0.8, quantization="fp8", eager=True)),
+    ("vllm", dict(engine_options=dict(tensor_parallel_size=2)), dict(tensor_parallel_size=2)),
+    ("ray:torch", dict(batch_size=8, engine_options=["workers=8", "cpus_per_worker=2"]), dict(batch_size=8, workers=8, cpus_per_worker=2)),
+    ("ray:vllm", dict(dtype="bfloat16", engine_options=["workers=2", "tensor_parallel_size=2"]), dict(dtype="bfloat16", workers=2, tensor_parallel_size=2)),
+    ("torch", dict(dtype="float32", engine_options=["compile=true", "max_context=512"]), dict(dtype="float32", compile=True, max_context=512)),
+])
+def test_engine_options_reach_the_engine(engine, options, made, monkeypatch):
+    import selfalign.pipeline as p
+    opened = []
+    monkeypatch.setattr(p, "load_engine", lambda spec, **options: opened.append(options))
+    cfg = p.config_from(dict(model="embedded", engine=engine, **options))
+    p.check_inputs(cfg)
+    with pytest.raises(AttributeError): p.open_engine(cfg).generate
+    assert opened == [made] and p.config_from(json.loads(json.dumps(asdict(cfg)))) == cfg
+
+
+@pytest.mark.parametrize("engine, options, words", [
+    ("openai:http://h/v1#m", dict(dtype="float32"), "--dtype is not for engine openai; leave it out"),
+    ("openai:http://h/v1#m", dict(batch_size=4), "--batch-size is not for engine openai"),
+    ("ray:vllm", dict(batch_size=4), "--batch-size is not for engine ray:vllm"),
+    ("torch", dict(engine_options=["tensor_parallel_size=4"]), "engine torch has no option tensor_parallel_size; it has device"),
+    ("vllm", dict(engine_options=["workers=4"]), "engine vllm has no option workers"),
+    ("vllm", dict(engine_options=["dtype=float16"]), "dtype has an option of its own; give --dtype"),
+    ("vllm", dict(engine_options=["tensor_parallel_size"]), "'tensor_parallel_size' is not understood; give name=value"),
+    ("vllm", dict(engine_options=["tensor_parallel_size=many"]), "tensor_parallel_size is 'many'; give a value like 1"),
+    ("vllm", dict(engine_options=["memory_share=[1]"]), "memory_share is '[1]'; give a value like 0.9"),
+])
+def test_engine_options_that_the_engine_has_not_are_one_line(engine, options, words, tmp_path):
+    cfg = config_from(dict(model=None if ":" in engine and engine[:3] != "ray" else "embedded", engine=engine, **options))
+    with pytest.raises(InputError) as e: run_steps(tmp_path / "r", cfg)
+    assert words in str(e.value) and "\n" not in str(e.value) and not (tmp_path / "r").exists()
+
+
+def test_options_of_one_kind_do_not_reach_another(monkeypatch):
+    import selfalign.pipeline as p
+    opened = []
+    monkeypatch.setattr(p, "load_engine", lambda spec, **options: opened.append((spec, options)))
+    cfg = p.RunConfig(engine=SERVER, engine_options=("concurrency=64",), allow_degraded=True, engraved_engine="vllm:r/engraved")
+    assert p.open_engine(cfg).options == dict(concurrency=64, allow_degraded=True) and p.open_engine(cfg, "r/engraved").options == {}
+    p.open_scorer(cfg)
+    assert "concurrency" not in opened[0][1]
+
+
+def test_the_command_line_takes_engine_options():
+    from selfalign.pipeline import load_config, parse_run
+    assert parse_run("run", ["r", "--engine", "vllm", "--model", "x", "--engine-options", "tensor_parallel_size=4", "memory_share=0.8"])[1].engine_options == ("tensor_parallel_size=4", "memory_share=0.8")
+    assert load_config("paper").engine_options == ("tensor_parallel_size=4",)
