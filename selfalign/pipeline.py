@@ -6,9 +6,9 @@
 __all__ = ['KINDS', 'ARMS', 'STEPS', 'STAGES', 'COMMANDS', 'EvaluateConfig', 'RunConfig', 'config_from', 'load_config', 'is_full',
            'engine_string', 'base_model', 'ServerNeeded', 'LazyEngine', 'open_engine', 'known_options',
            'engine_options', 'open_scorer', 'exact', 'step_prompts', 'step_respond', 'step_engrave', 'step_verbose',
-           'step_clone', 'product_name', 'step_evaluate', 'open_questions', 'closing_table', 'print_table',
-           'write_report', 'step_report', 'four_answers', 'write_page', 'run_steps', 'check_inputs', 'StepFailed',
-           'usage', 'parse_run', 'UsageError', 'run_command', 'ScoreArgs', 'score_command', 'CompareArgs',
+           'step_clone', 'trained_rows', 'product_name', 'step_evaluate', 'open_questions', 'closing_table',
+           'print_table', 'write_report', 'step_report', 'four_answers', 'write_page', 'run_steps', 'check_inputs',
+           'StepFailed', 'usage', 'parse_run', 'UsageError', 'run_command', 'ScoreArgs', 'score_command', 'CompareArgs',
            'compare_command', 'plan', 'pilot', 'question_types', 'plan_numbers', 'plan_table', 'doctor', 'Remembering',
            'ablation_variants', 'ablate', 'judge_ablation', 'ablation_table', 'AblateArgs', 'ablate_command',
            'ChatArgs', 'chat_prompt', 'stream_reply', 'chat_command', 'main', 'PushArgs', 'push_command']
@@ -219,8 +219,10 @@ def step_respond(run, cfg):
 
 def step_engrave(run, cfg):
     "3: the engraved model, and the control arm."
+    todo = [s for s in ("engraved", "control") if not run.done(s)]
     engrave(run, base_model(cfg), cfg.engrave, name=product_name(cfg), **_seeded(cfg))
     if cfg.control: engrave_control(run, base_model(cfg), cfg.engrave, name=product_name(cfg), **_seeded(cfg))
+    _say_trained(run, 3, todo)
 
 def step_verbose(run, cfg):
     "4, first half: verbose answers."
@@ -228,7 +230,18 @@ def step_verbose(run, cfg):
 
 def step_clone(run, cfg):
     "4, second half: the final model."
+    todo = [s for s in ("final",) if not run.done(s)]
     clone(run, base_model(cfg), cfg.clone, name=product_name(cfg), **_seeded(cfg))
+    _say_trained(run, 4, todo)
+
+def _say_trained(run, number, stages):
+    for s in stages:
+        if rec := run.manifest["stages"].get(s): run.say(f"{number}: {s}: rows trained on: {trained_rows(rec)}")
+
+def trained_rows(rec:dict # the manifest's record of a fine-tune
+                )->str:
+    "How many rows a fine-tune saw, how many did not fit at all, and how many were cut."
+    return f"{rec['rows']:,}; lost, as no answer token fits max_length: {rec['lost']:,}; truncated, so without their end: {rec['truncated']:,}"
 
 def product_name(cfg): return cfg.respond.product_name or cfg.respond.name
 
@@ -322,6 +335,7 @@ def closing_table(run, # a `Run`
     tokens, seconds = sum(g["tokens"] for g in gen), sum(g["seconds"] for g in gen)
     rows.append(("tokens generated", f"{tokens:,} at {tokens/max(seconds, 1e-9):.0f} tokens/s"))
     for stage in ("engraved", "control", "final"):
+        if s.get(stage, {}).get("rows") is not None: rows.append((f"training rows, {stage}", trained_rows(s[stage])))
         if s.get(stage, {}).get("first_loss"): rows.append((f"training loss, {stage}", f"{s[stage]['first_loss']:.2f} → {s[stage]['last_loss']:.2f} in {s[stage]['steps']} steps"))
     if get("evaluation", "replies"): rows.append(("prompt tokens per reply, before → after engraving", f"{get('responses', 'prompt_tokens')} + query → {_whole(get('evaluation', 'replies')['engraved']['prompt_tokens'])}"))
     rows += _internal_rows(get("evaluation", "internalization")) + _reply_rows(get("evaluation", "replies")) + _score_rows(get("evaluation", "scores"))

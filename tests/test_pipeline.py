@@ -113,7 +113,7 @@ def test_another_batch_size_is_the_same_run_and_another_seed_is_not(done, small)
 def test_the_report_is_one_file_that_loads_nothing(done):
     html = (done[0] / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"""(?:src|href)=["']https?://(?!www\.w3\.org)[^"']*\.(?:js|css|png)""", html)
-    assert "gap closed" in html and "Side by side" in html and "data:image/png;base64" in html
+    assert "gap closed" in html and "lost: no answer token fits" in html and "Side by side" in html and "data:image/png;base64" in html
 
 
 def test_model_text_cannot_be_markup_in_the_report(done, tmp_path):
@@ -278,3 +278,15 @@ def test_the_command_line_takes_engine_options():
     from selfalign.pipeline import load_config, parse_run
     assert parse_run("run", ["r", "--engine", "vllm", "--model", "x", "--engine-options", "tensor_parallel_size=4", "memory_share=0.8"])[1].engine_options == ("tensor_parallel_size=4", "memory_share=0.8")
     assert load_config("paper").engine_options == ("tensor_parallel_size=4",)
+
+
+def test_lost_and_truncated_training_rows_are_said(tmp_path):
+    from selfalign.pipeline import _say_trained, closing_table, trained_rows
+    from selfalign.runs import Run
+    rec, said = dict(rows=1200, lost=3, truncated=40), []
+    assert "1,200; lost, as no answer token fits max_length: 3; truncated, so without their end: 40" == trained_rows(rec)
+    with Run(tmp_path / "r", say=said.append) as run:
+        run.manifest["stages"]["engraved"] = rec
+        _say_trained(run, 3, ["engraved", "control"])
+        assert dict(closing_table(run))["training rows, engraved"] == trained_rows(rec)
+    assert said == [f"3: engraved: rows trained on: {trained_rows(rec)}"]
