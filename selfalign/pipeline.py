@@ -364,8 +364,8 @@ def _reply_rows(r):
 def _score_rows(scores):
     out = []
     for x in scores or []:
-        for k in ("mc1", "overall"):
-            if k in x and x[k][0] is not None: out.append((f"{x['set']} ({x['format']}) {k}, {x['model']}", f"{x[k][0]:.2f} ({x[k][1]:.2f} to {x[k][2]:.2f})"))
+        for k in ("mc1", "overall", "refused_benign", "answered_harmful"):
+            if k in x and x[k][0] is not None: out.append((f"{x['set']} ({x['format']}) {k.replace('_', ' ')}, {x['model']}", f"{x[k][0]:.2f} ({x[k][1]:.2f} to {x[k][2]:.2f})"))
     return out
 
 def print_table(rows, say=print):

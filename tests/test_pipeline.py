@@ -290,3 +290,10 @@ def test_lost_and_truncated_training_rows_are_said(tmp_path):
         _say_trained(run, 3, ["engraved", "control"])
         assert dict(closing_table(run))["training rows, engraved"] == trained_rows(rec)
     assert said == [f"3: engraved: rows trained on: {trained_rows(rec)}"]
+
+
+def test_presets_measure_refusals_and_the_table_shows_them_with_intervals():
+    from selfalign.pipeline import _score_rows, load_config
+    assert all("refusals" in load_config(p).evaluate.sets for p in ("demo", "workstation", "paper", "dromedary2"))
+    rows = dict(_score_rows([dict(model="final", set="refusals", format="answer, chat", refused_benign=[.2, .09, .39], answered_harmful=[.4, .2, .64], as_wished=[.7, .5, .8])]))
+    assert rows == {"refusals (answer, chat) refused benign, final": "0.20 (0.09 to 0.39)", "refusals (answer, chat) answered harmful, final": "0.40 (0.20 to 0.64)"}
