@@ -8,10 +8,10 @@ __all__ = ['SUBSETS', 'CHECKS', 'OUR_SETS', 'BENCHMARKS', 'VICUNA_URL', 'MC_FORM
            'sample_rows', 'question_text', 'eval_questions', 'Result', 'prompt_hash', 'save_results', 'load_results',
            'score_pairs', 'pair_key', 'shuffled', 'pick', 'has_chat', 'dialog', 'options', 'truthfulqa_mc', 'hhh',
            'Table', 'table', 'over_seeds', 'Comparison', 'mcnemar', 'sign_flip', 'paired_compare', 'compare',
-           'answer_questions', 'repeats_itself', 'text_stats', 'is_refusal', 'refusal_rates', 'parse_verdict',
-           'judge_cost', 'judge_pairwise', 'bradley_terry', 'truth_info_judge', 'Internalization', 'gap_share',
-           'internalization', 'evaluate_one', 'formats_of', 'evaluate_models', 'checkpoint_scores', 'can_score',
-           'paper_results', 'plot_scores', 'plot_tax', 'plot_steps', 'plot_internalization']
+           'answer_questions', 'repeats_itself', 'text_stats', 'text_scores', 'is_refusal', 'refusal_rates',
+           'parse_verdict', 'judge_cost', 'judge_pairwise', 'bradley_terry', 'truth_info_judge', 'Internalization',
+           'gap_share', 'internalization', 'evaluate_one', 'formats_of', 'evaluate_models', 'checkpoint_scores',
+           'can_score', 'paper_results', 'plot_scores', 'plot_tax', 'plot_steps', 'plot_internalization']
 
 # %% ../nbs/05_evaluation.ipynb #8fee2028
 import contextlib, csv, hashlib, json, math, os, random, re
@@ -420,13 +420,15 @@ def table(results, # one or several `Result`s
     if any(r.model.get("stand_in") for r in results): out.note = f"\\* {STAND_IN}"
     return out
 
-def over_seeds(results # of the same evaluation with several seeds
+def over_seeds(results # of the same evaluations in several runs, which differ by their seed
               )->Table:
-    "Mean ± standard deviation of each metric over runs."
-    out = Table()
-    for m in results[0].scores:
-        x = [r[m] for r in results if r[m] is not None]
-        out.append(dict(metric=m, runs=len(x), mean=float(np.mean(x)), sd=float(np.std(x, ddof=1)) if len(x) > 1 else None))
+    "Mean ± standard deviation of each metric over runs, for each model, set and format; `selfalign compare RUN RUN RUN …` shows it."
+    out, same = Table(), defaultdict(list)
+    for r in results: same[r.name, r.set, r.format].append(r)
+    for (name, set_, format), rs in same.items():
+        for m in dict.fromkeys(m for r in rs for m in r.scores):
+            x = [r.scores[m].value for r in rs if m in r.scores and r.scores[m].value is not None]
+            if x: out.append(dict(model=name, set=set_, format=format, metric=m, runs=len(x), seeds=", ".join(dict.fromkeys(str(r.config.get("seed")) for r in rs)), mean=float(np.mean(x)), sd=float(np.std(x, ddof=1)) if len(x) > 1 else None))
     return out
 
 # %% ../nbs/05_evaluation.ipynb #97f11fa1
@@ -541,6 +543,14 @@ def text_stats(completions # `Completion`s, dicts with "text" (or "answer"), or 
     known = lambda k: [x for c in completions if not isinstance(c, str) and (x := get(c, k)) is not None]
     return dict(n=len(texts), words=mean([len(t.split()) for t in texts]), tokens=mean(known("n_tokens")),
                 stop_rate=mean([x == "stop" for x in known("finish_reason")]), repetition_rate=mean([repeats_itself(t) for t in texts]))
+
+def text_scores(rows,  # dicts with "text" or "answer", n_tokens and finish_reason
+                seed=0 # of the bootstrap
+               )->dict: # words, tokens, stop_rate, repetition_rate -> Estimate
+    "`text_stats` with intervals: the bootstrap's for means, Wilson's for shares."
+    texts = [r.get("text") or r.get("answer") or "" for r in rows]
+    return dict(words=bootstrap([len(t.split()) for t in texts], seed=seed), tokens=bootstrap([r["n_tokens"] for r in rows], seed=seed),
+                stop_rate=wilson(sum(r["finish_reason"] == "stop" for r in rows), len(rows)), repetition_rate=wilson(sum(map(repeats_itself, texts)), len(rows)))
 
 # %% ../nbs/05_evaluation.ipynb #a9a2c3f1
 _NO = r"(can('|no)?t|can not|could not|couldn't|won't|will not)"
@@ -869,9 +879,8 @@ def _answers_result(engine, rows, seed, system, chat, set_name, name):
     chat = has_chat(engine) if chat is None else chat
     outs = answer_questions(engine, [question_text(r) for r in rows], system, chat, seed=seed)
     rec = [dict(id=content_id(question_text(r)), question=question_text(r), answer=c.text, n_tokens=c.n_tokens, finish_reason=c.finish_reason, error=c.error) for r, c in zip(rows, outs)]
-    stats = text_stats([r for r in rec if not r["error"]])
-    scores = {k: Estimate(stats[k], None, None, stats["n"]) for k in ("words", "tokens", "stop_rate", "repetition_rate")}
-    return Result("answers", set_name, _style("answer", chat), _model(engine, name), scores, [r for r in rec if not r["error"]],
+    good = [r for r in rec if not r["error"]]
+    return Result("answers", set_name, _style("answer", chat), _model(engine, name), text_scores(good, seed), good,
                   [dict(id=r["id"], reason=r["error"]) for r in rec if r["error"]], _config(seed=seed, system=system))
 
 # %% ../nbs/05_evaluation.ipynb #1fc6b820

@@ -9,9 +9,10 @@ __all__ = ['KINDS', 'ARMS', 'STEPS', 'STAGES', 'COMMANDS', 'EvaluateConfig', 'Ru
            'step_clone', 'trained_rows', 'product_name', 'step_evaluate', 'open_questions', 'closing_table',
            'print_table', 'write_report', 'step_report', 'four_answers', 'write_page', 'run_steps', 'check_inputs',
            'StepFailed', 'usage', 'parse_run', 'UsageError', 'run_command', 'ScoreArgs', 'score_command', 'CompareArgs',
-           'compare_command', 'plan', 'pilot', 'question_types', 'plan_numbers', 'plan_table', 'doctor', 'Remembering',
-           'ablation_variants', 'ablate', 'judge_ablation', 'ablation_table', 'AblateArgs', 'ablate_command',
-           'ChatArgs', 'chat_prompt', 'stream_reply', 'chat_command', 'main', 'PushArgs', 'push_command']
+           'compare_command', 'seeds_table', 'plan', 'pilot', 'question_types', 'plan_numbers', 'plan_table', 'doctor',
+           'Remembering', 'ablation_variants', 'ablate', 'judge_ablation', 'ablation_table', 'AblateArgs',
+           'ablate_command', 'ChatArgs', 'chat_prompt', 'stream_reply', 'chat_command', 'main', 'PushArgs',
+           'push_command']
 
 # %% ../nbs/06_pipeline.ipynb #5f00849b
 import contextlib, dataclasses, inspect, json, os, shutil, signal, subprocess, sys, tempfile, textwrap, types, typing
@@ -23,8 +24,8 @@ from typing import Annotated
 import tyro
 from . import annotations as ann
 from .annotations import annotation_budget, budget_total, data_dir, load_preset, preset_names, query_text
-from .evaluation import (Estimate, Table, _judged_refusals, bootstrap, compare, eval_questions, evaluate_models, internalization, is_refusal, judge_pairwise, load_benchmark,
-                                  sample_rows, table, text_stats, wilson)
+from .evaluation import (Estimate, Result, Table, _judged_refusals, bootstrap, compare, eval_questions, evaluate_models, internalization, is_refusal, judge_pairwise, load_benchmark, load_results,
+                                  over_seeds, sample_rows, table, text_scores, text_stats, wilson)
 from .generation import ENGINES, Completion, Prompts, Sampling, load_engine
 from .models import STAND_IN_NOTICE, best_device, load_model, load_tokenizer, model_identity, release, resolve_model
 from .novelty import Contamination
@@ -299,7 +300,7 @@ def _replies(run, cfg, models):
 
 def _reply_stats(outs): # of the rows that were answered
     good = [o for o in outs if not o["error"]]
-    return text_stats(good) | dict(prompt_tokens=_mean([o["n_prompt"] for o in good]), failed=len(outs)-len(good))
+    return text_stats(good) | dict(intervals={k: [e.low, e.high] for k, e in text_scores(good).items()}, prompt_tokens=_mean([o["n_prompt"] for o in good]), failed=len(outs)-len(good))
 
 def _plain_ways(cfg): # model → (row → prompt, sampling)
     variants = system_variants(product_name(cfg), folder=cfg.annotations)
@@ -357,9 +358,13 @@ def _reply_rows(r):
     if not r: return []
     e, f = r["engraved"], r["final"]
     failed = {m: k for m, x in r.items() if (k := x.get("failed"))}
-    return ([("replies that failed, left out", _counts(failed))] if failed else []) + [("mean answer, engraved → final", f"{_whole(e['words'])} → {_whole(f['words'])} words ({_whole(e['tokens'])} → {_whole(f['tokens'])} tokens)"),
-            ("answers that end by themselves", f"{_share(e['stop_rate'])} → {_share(f['stop_rate'])}"),
-            ("answers with a repetition", f"{_share(e['repetition_rate'])} → {_share(f['repetition_rate'])}")]
+    return ([("replies that failed, left out", _counts(failed))] if failed else []) + [
+        ("mean answer, engraved → final", f"{_told(e, 'words', _whole)} → {_told(f, 'words', _whole)} words, {_told(e, 'tokens', _whole)} → {_told(f, 'tokens', _whole)} tokens"),
+        *((what, f"{_told(e, k, _share)} → {_told(f, k, _share)}") for what, k in (("answers that end by themselves", "stop_rate"), ("answers with a repetition", "repetition_rate")))]
+
+def _told(r, k, show): # with its 95 % interval, where the run has one
+    low, high = r.get("intervals", {}).get(k) or (None, None)
+    return show(r[k]) + (f" ({show(low)} to {show(high)})" if low is not None else "")
 
 def _score_rows(scores):
     out = []
@@ -506,7 +511,7 @@ class StepFailed(Exception):
 COMMANDS = dict(demo="the whole method on the embedded model, in runs/demo", run="all stages in one run folder", prompts="stage 1: write prompts", respond="stage 2: answer under the principles, filter",
                 engrave="stage 3: fine-tune without the principles", clone="stage 4: verbose answers, final model", evaluate="stage 5: the evidence of a run, or scores of any models",
                 report="report.html, answers.html and figures of a run", plan="a pilot: what a run of this size would take here", chat="talk to base and final model side by side",
-                compare="compare two evaluations, paired", ablate="answer a run's prompts with principles or exemplars left out, and show what changes", doctor="check this machine: versions, GPU, disk, models",
+                compare="compare two evaluations, paired; or several runs over their seeds", ablate="answer a run's prompts with principles or exemplars left out, and show what changes", doctor="check this machine: versions, GPU, disk, models",
                 push="list what would go to the Hugging Face hub; --send sends it")
 _STEPS_OF = dict(demo=tuple(STEPS), run=tuple(STEPS), prompts=("prompts",), respond=("respond",), engrave=("engrave",), clone=("verbose", "clone"), evaluate=("evaluate",), report=("report",))
 
@@ -591,13 +596,36 @@ def score_command(argv, say=print):
 @dataclass(frozen=True)
 class CompareArgs:
     "Options of `selfalign compare A B`."
-    a: Annotated[str, tyro.conf.arg(metavar="A")] # results file or folder of `selfalign evaluate`
+    a: Annotated[str, tyro.conf.arg(metavar="A")] # results file or folder of `selfalign evaluate`, or a run
     b: Annotated[str, tyro.conf.arg(metavar="B")] # another, with the same sets
+    more: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[C …]")] = () # further ones, for --over-seeds
+    over_seeds: bool = False # mean ± standard deviation over runs that differ by their seed, instead of the paired comparison; so for more than two
 
 def compare_command(argv, say=print):
-    "`selfalign compare A B`: two results files or folders, paired by row."
-    x = _options(CompareArgs, argv, "compare", "Compare two evaluations row by row: each metric's difference with its interval.")
-    for c in compare(x.a, x.b): say(c.sentence)
+    "`selfalign compare A B`: two results files or folders, paired by row; `selfalign compare --over-seeds RUN RUN RUN …`: mean ± standard deviation of every score over runs that differ by their seed."
+    x = _options(CompareArgs, argv, "compare", "Compare two evaluations row by row: each metric's difference with its interval. Or, over runs that differ by their seed (--over-seeds, or more than two), the mean ± standard deviation of every score.")
+    if x.more or x.over_seeds: return say(repr(seeds_table((x.a, x.b, *x.more))))
+    for c in compare(*map(_sets_of, (x.a, x.b))): say(c.sentence)
+
+def _sets_of(path): return Path(path)/"eval"/"sets" if (Path(path)/"manifest.json").exists() else path
+
+def seeds_table(paths # runs, or results files and folders
+               )->Table:
+    "Every score of every model over these runs, and how much of the principles' effect each put into the weights."
+    out = over_seeds([r for p in paths for r in (_run_results(Path(p)) if (Path(p)/"manifest.json").exists() else load_results(p))])
+    if not any(r["runs"] > 1 for r in out): raise InputError(f"{', '.join(map(str, paths))}: no score of the same model, set and format in two of them; give runs, or results that carry the same model names")
+    for r in out: r["mean ± sd"] = f"{r.pop('mean'):.3f}" + (f" ± {sd:.3f}" if (sd := r.pop("sd")) is not None else "")
+    return out
+
+def _run_results(run): # of its sets, its replies and its internalization
+    man = json.loads((run/"manifest.json").read_text())
+    rec, seed = man["stages"].get("evaluation", {}), dict(seed=man.get("config", {}).get("seed"))
+    if not rec.get("done"): raise InputError(f"{run}: stage 5 is not finished; run `selfalign evaluate {run}` first")
+    result = lambda set_, name, scores: Result("run", set_, "plain prompt", dict(name=name), {k: Estimate(v, None, None, n) for k, v, n in scores if v is not None}, [], config=seed)
+    i, replies = rec.get("internalization") or {}, rec.get("replies") or {}
+    return [*(load_results(run/"eval"/"sets") if (run/"eval"/"sets").is_dir() else []),
+            *(result("replies", m, [(k, r.get(k), r["n"]) for k in ("words", "tokens", "stop_rate", "repetition_rate")]) for m, r in replies.items()),
+            *(result("held out", m, [("gap_closed", i.get(k), i["n"])]) for m, k in (("engraved", "gap_closed"), ("control", "control_gap_closed")) if i.get(k) is not None)]
 
 def _options(cls, argv, prog, about): # an instance of `cls`
     return tyro.cli(cls, args=list(argv), prog=f"selfalign {prog}", description=about, config=(tyro.conf.PositionalRequiredArgs,))

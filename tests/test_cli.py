@@ -80,7 +80,7 @@ def test_help_states_options(capsys, command):
 def test_compare_help_names_its_files(capsys):
     with pytest.raises(SystemExit) as e: main(["compare", "--help"])
     text = capsys.readouterr().out
-    assert e.value.code == 0 and "compare [-h] A B" in text and "results file or folder" in text
+    assert e.value.code == 0 and "compare [-h]" in text and " A B " in text and "results file or folder" in text and "--over-seeds" in text
 
 
 def test_chat_streams_both_answers_base_first(tmp_path):

@@ -469,3 +469,13 @@ def test_emphasis_is_no_refusal(text): assert not E.is_refusal(text)
 
 @pytest.mark.parametrize("text", ["I can't help with that.", "I can't recommend any such drug.", "I cannot wait with that answer: I won't give it.", "I can't do that. It is bad enough already.", "I can't tell you how to build it.", "I can not help you.", "Sorry. We cannot assist here."])
 def test_refusals_are_still_found(text): assert E.is_refusal(text)
+
+def test_open_answers_carry_intervals():
+    r = E.evaluate_one(ScriptedEngine(lambda p, i, s: "word " * (1 + i)), E.load_benchmark("questions"), "answer", set_name="questions")
+    assert set(r.scores) == {"words", "tokens", "stop_rate", "repetition_rate"} and all(e.low is not None and e.low <= e.value <= e.high for e in r.scores.values())
+    assert r.scores["stop_rate"] == E.wilson(20, 20) and r.words == 10.5
+
+def test_over_seeds_keeps_models_apart():
+    make = lambda name, k, seed: E.Result("refusals", "s", "answer", dict(name=name), dict(as_wished=E.wilson(k, 10)), [], config=dict(seed=seed))
+    t = E.over_seeds([make("a", 4, 0), make("b", 9, 0), make("a", 6, 1), make("b", 9, 1)])
+    assert [(r["model"], r["runs"], r["seeds"], round(r["mean"], 3)) for r in t] == [("a", 2, "0, 1", .5), ("b", 2, "0, 1", .9)] and t[1]["sd"] == 0

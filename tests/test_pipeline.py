@@ -297,3 +297,35 @@ def test_presets_measure_refusals_and_the_table_shows_them_with_intervals():
     assert all("refusals" in load_config(p).evaluate.sets for p in ("demo", "workstation", "paper", "dromedary2"))
     rows = dict(_score_rows([dict(model="final", set="refusals", format="answer, chat", refused_benign=[.2, .09, .39], answered_harmful=[.4, .2, .64], as_wished=[.7, .5, .8])]))
     assert rows == {"refusals (answer, chat) refused benign, final": "0.20 (0.09 to 0.39)", "refusals (answer, chat) answered harmful, final": "0.40 (0.20 to 0.64)"}
+
+
+def seeded_run(path, seed, share, gap):
+    "A finished stage 5, as its files say it."
+    from selfalign import evaluation as E
+    from selfalign.generation import ScriptedEngine
+    rows = E.load_benchmark("refusals")[:20]
+    E.save_results(E.refusal_rates(ScriptedEngine(lambda p, i, s: "I can't do that." if i < 20*share else "So."), rows, seed=seed, set_name="refusals", name="final"), path / "eval" / "sets" / "a.json")
+    rec = dict(done=True, internalization=dict(gap_closed=gap, n=9), replies=dict(final=dict(n=4, words=10.0*seed, tokens=None, stop_rate=.5, repetition_rate=0.)))
+    (path / "manifest.json").write_text(json.dumps(dict(config=dict(seed=seed, model="embedded"), stages=dict(evaluation=rec))))
+
+
+def test_scores_over_seeds(tmp_path, capsys):
+    from selfalign.pipeline import main, seeds_table
+    for seed, share, gap in ((1, .2, .5), (2, .4, .7), (3, .6, .6)): seeded_run(tmp_path / f"s{seed}", seed, share, gap)
+    assert main(["compare", *(str(tmp_path / f"s{i}") for i in (1, 2, 3))]) == 0
+    text = capsys.readouterr().out
+    got = {(r["set"], r["metric"]): r for r in seeds_table([tmp_path / f"s{i}" for i in (1, 2, 3)])}
+    assert got["refusals", "refused_benign"]["mean ± sd"] == "0.400 ± 0.200" and got["held out", "gap_closed"]["mean ± sd"] == "0.600 ± 0.100"
+    assert got["replies", "words"]["mean ± sd"] == "20.000 ± 10.000" and got["replies", "words"]["seeds"] == "1, 2, 3" and "0.400 ± 0.200" in text
+    assert main(["compare", "--over-seeds", str(tmp_path / "s1"), str(tmp_path / "s2")]) == 0 and "0.300 ± 0.141" in capsys.readouterr().out
+    (tmp_path / "s1" / "manifest.json").write_text('{"stages": {}}')
+    assert main(["compare", *(str(tmp_path / f"s{i}") for i in (1, 2, 3))]) == 1 and "stage 5 is not finished" in capsys.readouterr().err
+
+
+def test_replies_carry_intervals(tmp_path):
+    from selfalign.generation import ScriptedEngine
+    fine = ScriptedEngine(lambda p, i, s: "It melts the ice " * (1 + i))
+    got, rows, _, _ = replies_of(tmp_path, dict(base=fine, engraved=fine, final=fine))
+    low, high = got["final"]["intervals"]["words"]
+    assert low < got["final"]["words"] < high and set(got["final"]["intervals"]) == {"words", "tokens", "stop_rate", "repetition_rate"}
+    assert f"14 ({low:.0f} to {high:.0f}) → 14 (" in rows["mean answer, engraved → final"] and "100% (61% to 100%)" in rows["answers that end by themselves"]
