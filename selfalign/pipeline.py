@@ -11,8 +11,8 @@ __all__ = ['KINDS', 'ARMS', 'STEPS', 'STAGES', 'COMMANDS', 'EvaluateConfig', 'Ru
            'StepFailed', 'usage', 'parse_run', 'UsageError', 'run_command', 'ScoreArgs', 'score_command', 'CompareArgs',
            'compare_command', 'seeds_table', 'plan', 'pilot', 'question_types', 'plan_numbers', 'plan_table', 'doctor',
            'Remembering', 'ablation_variants', 'ablate', 'judge_ablation', 'ablation_table', 'AblateArgs',
-           'ablate_command', 'ChatArgs', 'chat_prompt', 'stream_reply', 'chat_command', 'main', 'PushArgs',
-           'push_command']
+           'ablate_command', 'JudgeArgs', 'read_questions', 'saved_answers', 'judge_command', 'ChatArgs', 'chat_prompt',
+           'stream_reply', 'chat_command', 'main', 'PushArgs', 'push_command']
 
 # %% ../nbs/06_pipeline.ipynb #5f00849b
 import contextlib, dataclasses, inspect, json, os, shutil, signal, subprocess, sys, tempfile, textwrap, types, typing
@@ -24,13 +24,13 @@ from typing import Annotated
 import tyro
 from . import annotations as ann
 from .annotations import annotation_budget, budget_total, data_dir, load_preset, preset_names, query_text
-from .evaluation import (Estimate, Result, Table, _judged_refusals, bootstrap, compare, eval_questions, evaluate_models, internalization, is_refusal, judge_pairwise, load_benchmark, load_results,
-                                  over_seeds, sample_rows, table, text_scores, text_stats, wilson)
+from .evaluation import (Estimate, Result, Table, _judged_refusals, bootstrap, compare, eval_questions, answer_questions, evaluate_models, has_chat, internalization, is_refusal, judge_pairwise, load_benchmark, load_results,
+                                  over_seeds, question_text, sample_rows, save_results, table, text_scores, text_stats, wilson)
 from .generation import ENGINES, Completion, Prompts, Sampling, load_engine
 from .models import STAND_IN_NOTICE, best_device, load_model, load_tokenizer, model_identity, release, resolve_model
 from .novelty import Contamination
 from .principle_engraving import Context, RespondConfig, check_context, common_words, judge, load_principle_set, parse_response, respond
-from .runs import InputError, Run, content_id, read_jsonl, versions, write_json
+from .runs import InputError, Run, content_id, iter_jsonl, read_jsonl, versions, write_json, write_jsonl
 from .sft import EngraveConfig, answer_plainly, engrave, engrave_control, plain_messages, refresh_cards, system_variants, _counts
 from .topic_prompting import PromptsConfig, expected_prompts, pilot_config, write_prompts
 from .verbose_cloning import CloneConfig, clone, write_verbose
@@ -512,6 +512,7 @@ COMMANDS = dict(demo="the whole method on the embedded model, in runs/demo", run
                 engrave="stage 3: fine-tune without the principles", clone="stage 4: verbose answers, final model", evaluate="stage 5: the evidence of a run, or scores of any models",
                 report="report.html, answers.html and figures of a run", plan="a pilot: what a run of this size would take here", chat="talk to base and final model side by side",
                 compare="compare two evaluations, paired; or several runs over their seeds", ablate="answer a run's prompts with principles or exemplars left out, and show what changes", doctor="check this machine: versions, GPU, disk, models",
+                judge="a judge says which of two models answers better, in both orders",
                 push="list what would go to the Hugging Face hub; --send sends it")
 _STEPS_OF = dict(demo=tuple(STEPS), run=tuple(STEPS), prompts=("prompts",), respond=("respond",), engrave=("engrave",), clone=("verbose", "clone"), evaluate=("evaluate",), report=("report",))
 
@@ -588,10 +589,11 @@ def score_command(argv, say=print):
     while argv and not argv[0].startswith("-"): models.append(argv.pop(0))
     if not models and not any(a in ("-h", "--help") for a in argv): raise UsageError("selfalign evaluate needs a run folder or models: hub ids, folders, engine strings, or 'embedded'")
     a = tyro.cli(ScoreArgs, args=argv, prog="selfalign evaluate MODEL…", description="Score models on multiple-choice sets; several models in one table.")
-    spec = lambda m: m if m.partition(":")[0] in (*KINDS, "ray") and ":" in m else f"torch:{m}"
-    opener = lambda m: (lambda: load_engine(spec(m), **exact(spec(m), {"dtype": a.dtype} if a.dtype else {})))
+    opener = lambda m: (lambda: load_engine(_spec(m), **exact(_spec(m), {"dtype": a.dtype} if a.dtype else {})))
     results = evaluate_models({m: opener(m) for m in models}, a.sets, a.out, n=a.n, seed=a.seed, say=say)
     say(repr(table(results))); say(f"\nresults: {a.out}")
+
+def _spec(m): return m if m.partition(":")[0] in (*KINDS, "ray") and ":" in m else f"torch:{m}"
 
 @dataclass(frozen=True)
 class CompareArgs:
@@ -855,7 +857,7 @@ def ablate_command(argv, say=print):
     path = Path(a.run)
     if not (path/"manifest.json").exists(): raise InputError(f"{path}: no run here; write prompts first, such as selfalign prompts {path} --preset demo")
     if a.n < 1: raise InputError(f"--n is {a.n}; give 1 or more prompts")
-    if a.judge and (a.judge.removeprefix("ray:").partition(":")[0] not in KINDS or not is_full(a.judge)): raise InputError(f"--judge {a.judge}: give a full engine string, such as torch:embedded or openai:http://localhost:8000/v1#name")
+    if a.judge and (_kind(a.judge) not in KINDS or not is_full(a.judge)): raise InputError(f"--judge {a.judge}: give a full engine string, such as torch:embedded or openai:http://localhost:8000/v1#name")
     with Run(path, say=say) as run:
         cfg = config_from(run.manifest.get("config") or {}, where=str(path/"manifest.json"))
         with open_engine(cfg) as e: got = ablate(run, e, cfg, [d for d in a.drop.split(",") if d.strip()], a.n)
@@ -865,6 +867,76 @@ def ablate_command(argv, say=print):
     say(repr(ablation_table(got)))
     if _stand_in(path): say(f"\nmodel: {STAND_IN_NOTICE}")
     say(f"\nanswers, reasons and cited rules of every prompt: {path/'eval'/'ablation.json'}")
+
+# %% ../nbs/06_pipeline.ipynb #b1c80a02
+@dataclass(frozen=True)
+class JudgeArgs:
+    "Options of `selfalign judge A B`."
+    a: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="A")] # model, engine string, or file of saved answers (JSONL with question and answer, or results of `selfalign evaluate`)
+    b: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="B")] # the other
+    questions: str               # questions, vicuna or another set, or a JSONL file with a question, an instruction or turns in each row
+    judge: str                   # engine string of the judge, such as torch:embedded or openai:http://localhost:8000/v1#name
+    n: int|None = None           # questions, drawn by seed; None = all
+    repeats: int = 1             # verdicts per order
+    seed: int = 0
+    out: str = "judged"          # folder for answers, verdicts and the result
+    max_new_tokens: int = 512    # most tokens per answer of A and B
+    temperature: float = 0.7     # of the answers of A and B
+    price_in: float|None = None  # of the judge, currency per million prompt tokens; None = no estimate of the cost
+    price_out: float|None = None # the same per million new tokens; None = as price_in
+    annotations: str|None = None # folder with a rubric of your own, judge_pairwise.txt
+
+    def __post_init__(self):
+        _checked(self, "judge", dict(n=1, repeats=1, seed=0, max_new_tokens=1, temperature=0, price_in=0, price_out=0))
+        if _kind(self.judge) not in KINDS or not is_full(self.judge): raise InputError(f"--judge {self.judge}: give a full engine string, such as torch:embedded or openai:http://localhost:8000/v1#name")
+        if self.a == self.b: raise InputError(f"A and B are both {self.a}; give two models")
+
+def _checked(cfg, where, least): # least: name → smallest value; a setting that is None is left out
+    for k, lo in least.items():
+        v = getattr(cfg, k)
+        if v is not None and not (isinstance(v, (int, float)) and lo <= v < float("inf")): raise InputError(f"{where}.{k} is {v!r}; give {lo} or more")
+
+def _asked(row): return query_text(row) if row.get("instruction") else question_text(row)
+
+def read_questions(source, # name of a set, or a JSONL file
+                   n=None, seed=0)->list: # texts
+    "The questions of a set, or of any rows with a question, an instruction or turns."
+    if not Path(source).exists(): return [question_text(r) for r in load_benchmark(source, n, seed)]
+    found = [(i, _asked(r)) for i, r in iter_jsonl(source)]
+    if not found or (bad := [i for i, q in found if not q.strip()]): raise InputError(f"{source}{f':{bad[0]}' if found else ''}: no question; each row needs a question, an instruction or turns")
+    return sample_rows(list(dict.fromkeys(q for _, q in found)), n, seed)
+
+def saved_answers(path, # JSONL with question (or instruction) and answer, or a results file
+                  questions)->list: # dicts with answer and error, in the order of the questions
+    "Answers found by their question; one that is not there carries an error, so that it is skipped and counted."
+    rows = read_jsonl(path) if str(path).endswith(".jsonl") else [r for x in load_results(path) for r in x.rows]
+    have = {_asked(r): r for r in rows if isinstance(r.get("answer"), str)}
+    if not any(q in have for q in questions): raise InputError(f"{path}: no answer to any of the {len(questions)} questions; each row needs the question's text and an answer")
+    return [dict(answer=have[q]["answer"], error=have[q].get("error")) if q in have else dict(answer="", error="no saved answer") for q in questions]
+
+def _answers_of(source, questions, run, a): # saved ones, or a model's, journaled
+    if Path(source).is_file(): return saved_answers(source, questions)
+    with load_engine(_spec(source)) as e:
+        sampling = Sampling(max_new_tokens=a.max_new_tokens, temperature=a.temperature, top_p=0.9, stop=() if has_chat(e) else ("\nUser:",), seed=a.seed)
+        return answer_questions(Remembering(run, "answers", e, a.seed), questions, sampling=sampling, seed=a.seed)
+
+def judge_command(argv, say=print):
+    "`selfalign judge A B --questions FILE --judge ENGINE`: who answers better, by a judge that sees both orders; resumable."
+    a = tyro.cli(JudgeArgs, args=list(argv), prog="selfalign judge", description="Let a judge say which of two models answers better. Each question is judged in both orders; a model wins where both verdicts name it. What it will take is told before the judge is asked; the same command goes on where it was stopped.")
+    questions = read_questions(a.questions, a.n, a.seed)
+    with Run(a.out, say=say) as run:
+        run.save() # a folder that was stopped half-way is known again
+        answers = [_answers_of(x, questions, run, a) for x in (a.a, a.b)]
+        with load_engine(a.judge) as j:
+            got = judge_pairwise(Remembering(run, "verdicts", j, a.seed), questions, *answers, repeats=a.repeats, seed=a.seed, names=(a.a, a.b), folder=a.annotations, price_in=a.price_in, price_out=a.price_out, say=say, set_name=str(a.questions))
+        path = run/f"judged-{content_id(a.a, a.b, a.questions, got.config['judge'], got.config['prompt'], a.n, a.repeats, a.seed)[:8]}.json"
+        save_results(got, path)
+        write_jsonl(path.with_suffix(".jsonl"), [dict(question=q, **{k: _shown(x) for k, x in zip("ab", pair)}) for q, *pair in zip(questions, *answers)])
+    say(repr(table(got)))
+    if got.skipped: say(f"skipped: {_counts(dict(Counter(s['reason'] for s in got.skipped).most_common(4)))}")
+    say(f"\njudge: {got.config['judge']}, revision {got.config['revision']}, rubric {got.config['prompt']}\nverdicts: {path}\nanswers: {path.with_suffix('.jsonl')}")
+
+def _shown(x): return dict(answer=x["answer"], error=x["error"]) if isinstance(x, dict) else dict(answer=x.text, error=x.error)
 
 # %% ../nbs/06_pipeline.ipynb #23b48906
 @dataclass(frozen=True)
@@ -989,6 +1061,7 @@ def _dispatch(argv):
     if command == "evaluate" and not (rest and (Path(rest[0])/"manifest.json").exists()): score_command(rest)
     elif command == "compare": compare_command(rest)
     elif command == "ablate": ablate_command(rest)
+    elif command == "judge": judge_command(rest)
     elif command == "chat": chat_command(rest)
     elif command == "push": push_command(rest)
     elif command == "doctor":
