@@ -26,6 +26,22 @@ def said(capsys, *argv):
     (("run", "{tmp}/r", "--preset", "{tmp}/bad.yaml"), "bad.yaml:2: not valid YAML"),
     (("run", "{tmp}/r", "--preset", "{tmp}/odd.yaml"), "unknown setting 'self_instrct'"),
     (("run", "{tmp}/r", "--preset", "demo", "--prompts.novelty", "1.5"), "prompts.novelty is 1.5; give a value from 0 to 1"),
+    (("run", "{tmp}/r", "--preset", "demo", "--evaluate.max-rows", "0"), "evaluate.max_rows is 0; give a whole number, 1 or more"),
+    (("run", "{tmp}/r", "--preset", "demo", "--evaluate.n-questions", "-1"), "evaluate.n_questions is -1; give a whole number, 0 or more"),
+    (("run", "{tmp}/r", "--preset", "demo", "--evaluate.max-new-tokens", "0"), "evaluate.max_new_tokens is 0"),
+    (("run", "{tmp}/r", "--preset", "demo", "--evaluate.temperature", "-0.5"), "evaluate.temperature is -0.5; give 0 or more"),
+    (("run", "{tmp}/r", "--preset", "demo", "--evaluate.temperature", "nan"), "evaluate.temperature is nan"),
+    (("run", "{tmp}/r", "--preset", "demo", "--evaluate.sets", "facts", "fax"), "evaluate.sets: fax: no such set or file"),
+    (("run", "{tmp}/r", "--preset", "demo", "--evaluate.sets", "facts", "{tmp}/full/odd.jsonl"), "odd.jsonl:1: not the schema of a known set"),
+    (("run", "{tmp}/r", "--preset", "demo", "--evaluate.sets", "facts", "facts"), "evaluate.sets names facts twice"),
+    (("run", "{tmp}/r", "--preset", "demo", "--seed", "-1"), "seed is -1; give a whole number, 0 or more"),
+    (("run", "{tmp}/r", "--preset", "demo", "--batch-size", "0"), "batch_size is 0; give a whole number, 1 or more"),
+    (("run", "{tmp}/r", "--preset", "demo", "--dtype", "float8"), "dtype is 'float8'; give float32, bfloat16, float16"),
+    (("run", "{tmp}/r", "--preset", "demo", "--engine-options", "workers=2"), "engine torch has no option workers"),
+    (("run", "{tmp}/r", "--preset", "demo", "--engraved-engine", "http://h/v1"), "engraved_engine is 'http://h/v1'; give a full engine string"),
+    (("run", "{tmp}/r", "--preset", "demo", "--final-engine", "openai"), "final_engine is 'openai'; give a full engine string"),
+    (("evaluate", "embedded", "--n", "0"), "n is 0; give a whole number, 1 or more"),
+    (("evaluate", "embedded", "--dtype", "int8"), "dtype is 'int8'"),
     (("respond", "{tmp}/empty", "--preset", "demo"), "stage 'prompts' is not finished"),
     (("report", "{tmp}/empty", "--preset", "demo"), "nothing to report yet"),
     (("evaluate", "/no/such/model"), "no such model"),
@@ -33,7 +49,7 @@ def said(capsys, *argv):
     (("judge", "x", "y", "--questions", "/no/such.jsonl", "--judge", "torch:embedded"), "no such set or file"),
     (("judge", "x", "y", "--questions", "questions", "--judge", "warp"), "--judge warp: give a full engine string"),
     (("judge", "x", "x", "--questions", "questions", "--judge", "torch:embedded"), "A and B are both x; give two models"),
-    (("judge", "x", "y", "--questions", "questions", "--judge", "torch:embedded", "--repeats", "0"), "judge.repeats is 0; give 1 or more"),
+    (("judge", "x", "y", "--questions", "questions", "--judge", "torch:embedded", "--repeats", "0"), "judge.repeats is 0; give a whole number, 1 or more"),
     (("judge", "x", "y", "--questions", "{tmp}/full/odd.jsonl", "--judge", "torch:embedded"), "odd.jsonl:2: no question; each row needs"),
     (("judge", "{tmp}/full/ok.jsonl", "y", "--questions", "questions", "--judge", "torch:embedded", "--out", "{tmp}/j"), "ok.jsonl: no answer to any of the 20 questions"),
     (("ablate", "{tmp}/none"), "no run here; write prompts first"),
@@ -55,7 +71,7 @@ def test_a_mistake_is_one_line_and_exit_code_1(tmp_path, capsys, argv, words):
     (tmp_path / "odd.yaml").write_text("prompts: {self_instrct: 3}\n")
     code, _, err = said(capsys, *(a.replace("{tmp}", str(tmp_path)) for a in argv))
     assert code == 1 and words in err and err.startswith("error: ") and len(err.strip().splitlines()) == 1 and "Traceback" not in err
-    assert (tmp_path / "full" / "thesis.txt").read_text() == "mine"
+    assert (tmp_path / "full" / "thesis.txt").read_text() == "mine" and not (tmp_path / "r" / "manifest.json").exists()
 
 
 @pytest.mark.parametrize("file, text, words", [
