@@ -212,7 +212,12 @@ class Result:
 
 def prompt_hash(*templates)->str: return hashlib.sha256("\x00".join(templates).encode()).hexdigest()[:16]
 
-def _config(**kw): return dict(kw, versions=versions(), commit=git_commit(data_dir()))
+def _config(**kw): return dict(kw, versions=versions(), commit=_own_commit())
+
+def _own_commit(): # of a checkout; None for an installed package, whose folder may lie in somebody else's repository
+    root = data_dir().parent
+    return git_commit(root) if (root/"nbs").is_dir() and (root/"settings.ini").is_file() else None
+
 def _model(engine, name=None): return dict(getattr(engine, "info", {}), name=name or getattr(engine, "name", None), stand_in=bool(getattr(engine, "stand_in", False)))
 
 def save_results(results, # one or several
@@ -934,10 +939,19 @@ def can_score(engine)->bool:
 def _leave_out(say, name, set_name, format):
     if say: say(f"{name} · {set_name} · {format}: left out, this engine gives no log-probabilities; use torch: or vllm:")
 
-def _saved(out_dir, engine, name, set_name, rows, format, kw, say):
-    made_from = content_id(_model(engine), rows, format, kw)
+def _prompt_of(rows, format): # hash of the template that asks these rows; open questions have none
+    name = {"truthfulqa": MC_FORMATS, "hhh": HHH_FORMATS}.get(schema(rows[0], "rows"), {}).get(format, (None,))[-1]
+    return name and prompt_hash(load_template(name))
+
+def _result_path(out_dir, name, set_name, format): # the plain name, or one of its own where another model or set has that
     slug = lambda s: re.sub(r"\W+", "-", str(s)).strip("-")
-    path = Path(out_dir)/f"{slug(name)}-{slug(Path(set_name).stem)}-{slug(format)}.json" if out_dir else None
+    path = Path(out_dir)/f"{slug(name)}-{slug(Path(set_name).stem)}-{slug(format)}.json"
+    if not path.exists() or ((old := load_results(path)[0]).name, old.set) == (name, set_name): return path
+    return path.with_stem(f"{path.stem}-{content_id(name, set_name)[:6]}")
+
+def _saved(out_dir, engine, name, set_name, rows, format, kw, say):
+    made_from = content_id(_model(engine), rows, format, kw, _prompt_of(rows, format))
+    path = _result_path(out_dir, name, set_name, format) if out_dir else None
     if path and path.exists() and (old := load_results(path)[0]).config.get("made_from") == made_from: return old
     r = evaluate_one(engine, rows, format, set_name=set_name, name=name, **kw)
     r.config["made_from"] = made_from

@@ -479,3 +479,36 @@ def test_over_seeds_keeps_models_apart():
     make = lambda name, k, seed: E.Result("refusals", "s", "answer", dict(name=name), dict(as_wished=E.wilson(k, 10)), [], config=dict(seed=seed))
     t = E.over_seeds([make("a", 4, 0), make("b", 9, 0), make("a", 6, 1), make("b", 9, 1)])
     assert [(r["model"], r["runs"], r["seeds"], round(r["mean"], 3)) for r in t] == [("a", 2, "0, 1", .5), ("b", 2, "0, 1", .9)] and t[1]["sd"] == 0
+
+def test_another_template_is_another_evaluation(tmp_path, monkeypatch):
+    calls, load = [], E.load_template
+    engine = ScriptedEngine(scores=lambda p, c: calls.append(p) or -len(c))
+    run = lambda: E.evaluate_models({"m": engine}, sets=("facts", "choices"), out_dir=tmp_path, n=4, say=None)
+    first = run(); n = len(calls); run()
+    assert len(calls) == n
+    monkeypatch.setattr(E, "load_template", lambda name, folder=None: "New. " + load(name, folder) if name == "eval_hhh_paper" else load(name, folder))
+    again = run()
+    assert len(calls) > n and all("New. " in p for p in calls[n:])
+    assert [a.config["prompt"] == b.config["prompt"] for a, b in zip(first, again)] == [True, True, False, True]
+
+def test_sets_and_models_of_the_same_name_keep_files_of_their_own(tmp_path):
+    rows = [json.loads(l) for l in MC.read_text(encoding="utf-8").splitlines()]
+    for d, some in (("x", rows[:3]), ("y", rows[3:7])):
+        (tmp_path/d).mkdir(); (tmp_path/d/"set.jsonl").write_text("\n".join(map(json.dumps, some)))
+    sets, calls = [str(tmp_path/d/"set.jsonl") for d in "xy"], []
+    engines = {m: ScriptedEngine(scores=lambda p, c: calls.append(1) or -len(c)) for m in ("a/b", "a-b")}
+    run = lambda: E.evaluate_models(engines, sets, tmp_path/"out", ("lm-eval",), say=None)
+    first, n = run(), len(calls)
+    assert len(list((tmp_path/"out").glob("*.json"))) == 4 and {(r.name, r.set, r.n) for r in E.load_results(tmp_path/"out")} == {(m, s, k) for m in engines for s, k in zip(sets, (3, 4))}
+    assert [r.scores for r in run()] == [r.scores for r in first] and len(calls) == n
+
+def test_an_installed_package_does_not_record_the_commit_around_it(tmp_path, monkeypatch):
+    import subprocess
+    git = lambda *a: subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@y", *a], check=True, capture_output=True)
+    git("init"); (tmp_path/"mine.txt").write_text("x"); git("add", "."); git("commit", "-m", "mine")
+    (tmp_path/"venv"/"selfalign"/"data").mkdir(parents=True)
+    monkeypatch.setattr(E, "data_dir", lambda: tmp_path/"venv"/"selfalign"/"data")
+    assert E._config()["commit"] is None
+    for p in ("venv/selfalign/nbs", ): (tmp_path/p).mkdir()
+    (tmp_path/"venv"/"selfalign"/"settings.ini").write_text("")
+    assert E._config()["commit"] # a checkout
