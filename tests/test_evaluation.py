@@ -512,3 +512,14 @@ def test_an_installed_package_does_not_record_the_commit_around_it(tmp_path, mon
     for p in ("venv/selfalign/nbs", ): (tmp_path/p).mkdir()
     (tmp_path/"venv"/"selfalign"/"settings.ini").write_text("")
     assert E._config()["commit"] # a checkout
+
+@pytest.mark.parametrize("format", list(E.HHH_FORMATS))
+def test_hhh_rows_with_percent_braces_and_newlines_are_text(format):
+    seen = []
+    says, x, y = "100%s of {input} {a} %d\n\nHuman: {0}?", "{b} 5%\nA: {input}", "No %(a)s {}\n\n{answer}"
+    nasty = dict(subset="other", input=says, targets=dict(choices=[x, y], labels=[1, 0]))
+    r = E.hhh(ScriptedEngine(scores=lambda p, c: seen.append((p, c)) or -float(len(c))), [nasty, E.load_benchmark(HHH)[0]], format)
+    mine = [(p, c) for p, c in seen if says in p]
+    assert r.n == 2 and not r.skipped and all(math.isfinite(s) for row in r.rows for s in row["scores"])
+    if format == "likelihood": assert {c for _, c in mine} == {f" {x}", f" {y}"}
+    else: assert len(mine) == 4 and {c for _, c in mine} == {" A", " B"} and all(any(f"A: {a}\n\nB: {b}" in p for p, _ in mine) for a, b in ((x, y), (y, x)))
