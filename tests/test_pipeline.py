@@ -37,7 +37,7 @@ def small():
                      balance="median", temperature=0.8),
         respond=dict(max_new_tokens=64, min_chars=20, limit=10),
         engrave=dict(train, held_out=0.4), clone=dict(max_new_tokens=48, min_chars=10, train=train),
-        evaluate=dict(sets=["facts"], max_rows=3, n_questions=2, max_new_tokens=32)))
+        evaluate=dict(sets=["facts", "refusals"], max_rows=3, n_questions=2, max_new_tokens=32)))
 
 
 def test_every_stage_leaves_its_files(done):
@@ -49,6 +49,7 @@ def test_every_stage_leaves_its_files(done):
     man = json.loads((out / "manifest.json").read_text())
     assert all(man["stages"][s]["done"] for s in ("prompts", "responses", "control answers", "engraved", "control", "verbose", "final", "evaluation"))
     assert man["config"]["seed"] == 0 and man["versions"]["torch"] and man["human_lines"] < 300
+    assert {f"refusals (answer, chat) {k}, {m}" for k in ("refused benign", "answered harmful") for m in ("base", "engraved", "final")} <= {a for a, _ in table}
     assert any("gap closed" in a for a, _ in table) and any("human lines" in a for a, _ in table)
 
 
