@@ -533,6 +533,10 @@ def answer_questions(engine, questions, # texts
     sampling = sampling or Sampling(max_new_tokens=256, temperature=0.7, stop=() if chat else ("\n\nUser:", "\nUser:"), seed=seed)
     return engine.generate([dialog(q, system, chat) for q in questions], sampling, seeds=[int(content_id(seed, q)[:8], 16) for q in questions])
 
+def _answer_error(x): # of an answer that an engine failed to give: it is no answer to judge
+    if isinstance(x, str): return None
+    return x.get("error") if isinstance(x, dict) else x.error if x.finish_reason == "error" else None
+
 def repeats_itself(text:str, n=8)->bool:
     "Does some run of `n` words occur twice?"
     w = re.findall(r"\w+", text.lower())
@@ -653,8 +657,6 @@ def judge_pairwise(judge_engine,         # any engine
                   failed + [dict(id=r["question_id"], reason=f"judge: {r['error']}" if r["error"] else "unparsable verdict", raw=r["raw"]) for r in rows if not r["verdict"]], _config(seed=seed, repeats=repeats, cost=cost, **who))
 
 def _answer_text(x): return (x if isinstance(x, str) else x.get("text", x.get("answer", "")) if isinstance(x, dict) else x.text).strip() or "(no answer)"
-
-def _answer_error(x): return None if isinstance(x, str) else x.get("error") if isinstance(x, dict) else x.error if x.finish_reason == "error" else None # an answer that an engine failed to give is no answer to judge
 
 def _judge_items(questions, answers_a, answers_b, repeats, seed, names): # items, and the questions that one model failed to answer
     if not len(questions) == len(answers_a) == len(answers_b): raise InputError(f"{len(questions)} questions, {len(answers_a)} and {len(answers_b)} answers; give one answer of each model per question")
