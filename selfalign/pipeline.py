@@ -941,7 +941,7 @@ def saved_answers(path, # JSONL with question (or instruction) and answer, or a 
 
 def _answers_of(source, questions, run, a): # saved ones, or a model's, journaled
     if Path(source).is_file(): return saved_answers(source, questions)
-    with load_engine(_spec(source)) as e:
+    with LazyEngine(_spec(source)) as e: # gives its memory back before the next one comes
         sampling = Sampling(max_new_tokens=a.max_new_tokens, temperature=a.temperature, top_p=0.9, stop=() if has_chat(e) else ("\nUser:",), seed=a.seed)
         return answer_questions(Remembering(run, "answers", e, a.seed), questions, sampling=sampling, seed=a.seed)
 
