@@ -26,10 +26,32 @@ def said(capsys, *argv):
     (("run", "{tmp}/r", "--preset", "{tmp}/bad.yaml"), "bad.yaml:2: not valid YAML"),
     (("run", "{tmp}/r", "--preset", "{tmp}/odd.yaml"), "unknown setting 'self_instrct'"),
     (("run", "{tmp}/r", "--preset", "demo", "--prompts.novelty", "1.5"), "prompts.novelty is 1.5; give a value from 0 to 1"),
+    (("run", "{tmp}/r", "--preset", "demo", "--evaluate.max-rows", "0"), "evaluate.max_rows is 0; give a whole number, 1 or more"),
+    (("run", "{tmp}/r", "--preset", "demo", "--evaluate.n-questions", "-1"), "evaluate.n_questions is -1; give a whole number, 0 or more"),
+    (("run", "{tmp}/r", "--preset", "demo", "--evaluate.max-new-tokens", "0"), "evaluate.max_new_tokens is 0"),
+    (("run", "{tmp}/r", "--preset", "demo", "--evaluate.temperature", "-0.5"), "evaluate.temperature is -0.5; give 0 or more"),
+    (("run", "{tmp}/r", "--preset", "demo", "--evaluate.temperature", "nan"), "evaluate.temperature is nan"),
+    (("run", "{tmp}/r", "--preset", "demo", "--evaluate.sets", "facts", "fax"), "evaluate.sets: fax: no such set or file"),
+    (("run", "{tmp}/r", "--preset", "demo", "--evaluate.sets", "facts", "{tmp}/full/odd.jsonl"), "odd.jsonl:1: not the schema of a known set"),
+    (("run", "{tmp}/r", "--preset", "demo", "--evaluate.sets", "facts", "facts"), "evaluate.sets names facts twice"),
+    (("run", "{tmp}/r", "--preset", "demo", "--seed", "-1"), "seed is -1; give a whole number, 0 or more"),
+    (("run", "{tmp}/r", "--preset", "demo", "--batch-size", "0"), "batch_size is 0; give a whole number, 1 or more"),
+    (("run", "{tmp}/r", "--preset", "demo", "--dtype", "float8"), "dtype is 'float8'; give float32, bfloat16, float16"),
+    (("run", "{tmp}/r", "--preset", "demo", "--engine-options", "workers=2"), "engine torch has no option workers"),
+    (("run", "{tmp}/r", "--preset", "demo", "--engraved-engine", "http://h/v1"), "engraved_engine is 'http://h/v1'; give a full engine string"),
+    (("run", "{tmp}/r", "--preset", "demo", "--final-engine", "openai"), "final_engine is 'openai'; give a full engine string"),
+    (("evaluate", "embedded", "--n", "0"), "n is 0; give a whole number, 1 or more"),
+    (("evaluate", "embedded", "--dtype", "int8"), "dtype is 'int8'"),
     (("respond", "{tmp}/empty", "--preset", "demo"), "stage 'prompts' is not finished"),
     (("report", "{tmp}/empty", "--preset", "demo"), "nothing to report yet"),
     (("evaluate", "/no/such/model"), "no such model"),
     (("chat", "{tmp}/full"), "no final model"),
+    (("judge", "x", "y", "--questions", "/no/such.jsonl", "--judge", "torch:embedded"), "no such set or file"),
+    (("judge", "x", "y", "--questions", "questions", "--judge", "warp"), "--judge warp: give a full engine string"),
+    (("judge", "x", "x", "--questions", "questions", "--judge", "torch:embedded"), "A and B are both x; give two models"),
+    (("judge", "x", "y", "--questions", "questions", "--judge", "torch:embedded", "--repeats", "0"), "judge.repeats is 0; give a whole number, 1 or more"),
+    (("judge", "x", "y", "--questions", "{tmp}/full/odd.jsonl", "--judge", "torch:embedded"), "odd.jsonl:2: no question; each row needs"),
+    (("judge", "{tmp}/full/ok.jsonl", "y", "--questions", "questions", "--judge", "torch:embedded", "--out", "{tmp}/j"), "ok.jsonl: no answer to any of the 20 questions"),
     (("ablate", "{tmp}/none"), "no run here; write prompts first"),
     (("ablate", "{tmp}/run"), "stage 'prompts' is not finished"),
     (("ablate", "{tmp}/asked", "--drop", "4,99"), "--drop 99: no rule '99'; the rules are 1 (ethical)"),
@@ -39,6 +61,8 @@ def said(capsys, *argv):
 def test_a_mistake_is_one_line_and_exit_code_1(tmp_path, capsys, argv, words):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
+    (tmp_path / "full" / "odd.jsonl").write_text('{"question": "Why?"}\n{"q": 1}\n')
+    (tmp_path / "full" / "ok.jsonl").write_text('{"question": "Why?", "answer": "So."}\n')
     (tmp_path / "bad.yaml").write_text("model: embedded\nprompts: {a: 1]\n")
     for name, stages in (("run", {}), ("asked", dict(prompts=dict(done=True, fingerprint="x", settings={}, files=[])))):
         (tmp_path / name).mkdir()
@@ -47,7 +71,7 @@ def test_a_mistake_is_one_line_and_exit_code_1(tmp_path, capsys, argv, words):
     (tmp_path / "odd.yaml").write_text("prompts: {self_instrct: 3}\n")
     code, _, err = said(capsys, *(a.replace("{tmp}", str(tmp_path)) for a in argv))
     assert code == 1 and words in err and err.startswith("error: ") and len(err.strip().splitlines()) == 1 and "Traceback" not in err
-    assert (tmp_path / "full" / "thesis.txt").read_text() == "mine"
+    assert (tmp_path / "full" / "thesis.txt").read_text() == "mine" and not (tmp_path / "r" / "manifest.json").exists()
 
 
 @pytest.mark.parametrize("file, text, words", [
@@ -70,7 +94,7 @@ def test_wrong_usage_is_exit_code_2(capsys, argv):
     assert code == 2
 
 
-@pytest.mark.parametrize("command", ["run", "demo", "prompts", "evaluate", "plan", "chat", "ablate"])
+@pytest.mark.parametrize("command", ["run", "demo", "prompts", "evaluate", "plan", "chat", "ablate", "judge"])
 def test_help_states_options(capsys, command):
     with pytest.raises(SystemExit) as e: main([command, "--help"])
     text = capsys.readouterr().out
@@ -80,7 +104,7 @@ def test_help_states_options(capsys, command):
 def test_compare_help_names_its_files(capsys):
     with pytest.raises(SystemExit) as e: main(["compare", "--help"])
     text = capsys.readouterr().out
-    assert e.value.code == 0 and "compare [-h] A B" in text and "results file or folder" in text
+    assert e.value.code == 0 and "compare [-h]" in text and " A B " in text and "results file or folder" in text and "--over-seeds" in text
 
 
 def test_chat_streams_both_answers_base_first(tmp_path):
@@ -168,3 +192,48 @@ def test_the_console_script_is_installed():
     from pathlib import Path
     exe = Path(sys.executable).parent / "selfalign"
     assert subprocess.run([str(exe), "--version"], capture_output=True, text=True).stdout.strip()
+
+
+def judged(tmp_path, monkeypatch, judge, *more):
+    "`selfalign judge` with saved answers of A, a scripted model B and a scripted judge."
+    from selfalign import pipeline
+    from selfalign.generation import ScriptedEngine
+    questions = [f"Why number {i}?" for i in range(6)]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(dict(instruction=q)) + "\n" for q in questions))
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(dict(question=q, answer=f"good {i}")) + "\n" for i, q in enumerate(questions[:5])))
+    engines = {"torch:b": ScriptedEngine(lambda p, i, s: "bad"), "torch:judge": judge}
+    monkeypatch.setattr(pipeline, "load_engine", lambda spec, **kw: engines[spec])
+    said = []
+    pipeline.judge_command([str(tmp_path / "a.jsonl"), "b", "--questions", str(tmp_path / "q.jsonl"), "--judge", "torch:judge", "--out", str(tmp_path / "out"), *more], said.append)
+    return said, engines
+
+
+def likes_good(prompt, i, seed):
+    first = prompt.split("[Answer A]\n")[1]
+    return "One is good.\nVerdict: " + ("A" if first.startswith("good") else "B")
+
+
+def test_judge_two_models_from_the_command_line(tmp_path, monkeypatch):
+    from selfalign.evaluation import load_results
+    from selfalign.generation import ScriptedEngine
+    said, _ = judged(tmp_path, monkeypatch, ScriptedEngine(likes_good), "--price-in", "2")
+    assert "judge scripted: 10 calls" in said[0] and "prices" in said[0] and "no saved answer 1" in "".join(said)
+    path, = (tmp_path / "out").glob("judged-*.json")
+    got, = load_results(path)
+    assert (got.win, got.scores["win"].n, got.position_bias) == (1.0, 5, 0.0) and got.config["judge"] == "scripted" and got.config["prompt"] and "revision" in got.config
+    assert got.skipped[0]["reason"].endswith("no saved answer") and len((path.with_suffix(".jsonl")).read_text().splitlines()) == 6
+
+
+def test_a_judging_that_was_stopped_goes_on(tmp_path, monkeypatch):
+    from selfalign.generation import ScriptedEngine
+    class Stopped(ScriptedEngine):
+        def _one(self, *a):
+            self.used += 1
+            if self.used > 4: raise KeyboardInterrupt
+            return super()._one(*a)
+    with pytest.raises(KeyboardInterrupt): judged(tmp_path, monkeypatch, Stopped(likes_good))
+    judge = ScriptedEngine(likes_good)
+    _, engines = judged(tmp_path, monkeypatch, judge)
+    assert sum(len(p) for p, _ in judge.calls) == 6 and not any(p for p, _ in engines["torch:b"].calls) # 4 verdicts and all answers were there
+    judged(tmp_path, monkeypatch, again := ScriptedEngine(likes_good))
+    assert not any(p for p, _ in again.calls)

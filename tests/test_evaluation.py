@@ -190,6 +190,25 @@ def test_paired_compare_says_what_it_means():
     assert noise.p > 0.05 and "chance" in noise.sentence
     assert E.paired_compare({i: .5 + .01*(i % 3) for i in range(50)}, {i: .5 for i in range(50)}).p is None
 
+def test_rows_without_a_score_are_left_out_and_counted():
+    c = E.paired_compare({1: 1, 2: None, 3: 0, 4: 1}, {1: 0, 2: 1, 3: None, 5: 1, 6: 0}, names=("new", "old"))
+    assert (c.n, c.unscored, c.unshared, c.difference.value) == (1, 2, 3, 1.0) and math.isfinite(c.score_a)
+    assert "Left out: 2 rows without a score, 3 rows that only one has." in c.sentence
+    with pytest.raises(InputError) as e: E.paired_compare({1: None}, {1: 1})
+    assert "none has a value of both" in one_line(e)
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_a_handful_of_rows_proves_nothing(n):
+    for up, down in ((.9, .1), (1, 0)):
+        c = E.paired_compare({i: up for i in range(n)}, {i: down for i in range(n)})
+        assert "chance alone" in c.sentence and "no interval" in c.sentence
+    many = {**{i: .5 + i/100 for i in range(n)}, **{i: .5 for i in range(n, 300)}} # few rows of many differ
+    assert "chance alone" in E.paired_compare(many, {i: .5 - i/900 if i < n else .5 for i in range(300)}).sentence
+
+def test_signs_flipped():
+    assert E.sign_flip([.1]*6) == 2/2**6 and E.sign_flip([.1]*20) < 0.001 and E.sign_flip([.1, -.1]*20) > 0.5
+    assert "B is better" in E.paired_compare({i: .2 + i/100 for i in range(8)}, {i: .5 + i/90 for i in range(8)}).sentence
+
 def test_results_come_back(tmp_path):
     r = E.hhh(flat, E.load_benchmark(HHH), "likelihood", set_name="hhh rows", name="flat")
     E.save_results([r], tmp_path/"a.json")
@@ -200,6 +219,14 @@ def test_results_come_back(tmp_path):
         (tmp_path/"b.json").write_text(text)
         with pytest.raises(InputError) as e: E.load_results(tmp_path/"b.json")
         one_line(e)
+
+def test_a_folder_of_several_models_cannot_be_compared(tmp_path):
+    make = lambda name: E.hhh(flat, E.load_benchmark(HHH), "likelihood", set_name="hhh rows", name=name)
+    for name in ("one", "two"): E.save_results(make(name), tmp_path/f"{name}.json")
+    for a, b in ((tmp_path, tmp_path/"one.json"), (tmp_path/"one.json", tmp_path)):
+        with pytest.raises(InputError) as e: E.compare(a, b)
+        assert "is there of one and two; give the file of one model" in one_line(e)
+    assert E.compare(tmp_path/"one.json", tmp_path/"two.json")[0].b == "two"
 
 def test_evaluate_models_goes_on_where_it_was(tmp_path):
     calls = []
@@ -256,7 +283,35 @@ def test_a_judge_that_fails_now_and_then():
     judge, qs, a, b = played(10, 0, 0)
     lame = lambda p, i, s: Completion("", 0, "error", 1, error="row: timed out") if i == 3 else judge(p, i, s)
     r = E.judge_pairwise(ScriptedEngine(lame), qs, a, b, say=None)
-    assert r.win == 1.0 and r.scores["win"].n == 9 and r.skipped[0]["reason"] == "row: timed out"
+    assert r.win == 1.0 and r.scores["win"].n == 9 and r.skipped[0]["reason"] == "judge: row: timed out" and r.unparsable == 0
+
+FAILED = Completion("", 0, "error", 1, error="row 1: the server answers 500")
+
+def test_an_answer_that_failed_is_skipped_not_judged():
+    judge, qs, a, b = played(3, 0, 0)
+    asked = []
+    engine = ScriptedEngine(lambda p, i, s: asked.append(p) or judge(p, i, s))
+    r = E.judge_pairwise(engine, qs, [a[0], FAILED, a[2]], [*b[:2], dict(answer="", error="lost")], names=("x", "y"), say=None)
+    assert (r.win, r.scores["win"].n, len(asked), r.unparsable) == (1.0, 1, 2, 0) and [s["reason"] for s in r.skipped] == ["x: row 1: the server answers 500", "y: lost"]
+    assert not any("(no answer)" in p for p in asked) and E.table(r)[0]["skipped"] == 2
+    with pytest.raises(InputError) as e: E.judge_pairwise(engine, qs, [FAILED]*3, b, say=None)
+    assert "all 3 questions were skipped" in one_line(e)
+    yes = ScriptedEngine(lambda p, i, s: asked.append(p) or "Verdict: yes")
+    t = E.truth_info_judge(yes, ["q1", "q2"], ["fine", FAILED], references=[None, ["x"]], say=None)
+    assert t.n == 1 and t.truthful_informative == 1 and t.skipped == [dict(id=t.skipped[0]["id"], reason="row 1: the server answers 500")]
+    with pytest.raises(InputError) as e: E.truth_info_judge(yes, ["q"], [FAILED], say=None)
+    one_line(e)
+    rows = E.load_benchmark("refusals")[:3]
+    lame = ScriptedEngine(lambda p, i, s: FAILED if i == 1 else "Here is how.")
+    f = E.refusal_rates(lame, rows, judge_engine=ScriptedEngine(lambda p, i, s: "Verdict: no"), say=None)
+    assert f.n == 2 and f.skipped[0]["reason"] == FAILED.error and f.refused_benign == 0
+
+def test_a_judge_that_fails_is_not_called_unparsable():
+    lame = ScriptedEngine(lambda p, i, s: Completion("", 0, "error", 1, error="timed out") if i == 1 else "Hm." if i == 2 else "Verdict: yes")
+    t = E.truth_info_judge(lame, ["q1", "q2", "q3"], ["a", "b", "c"], say=None)
+    assert [s["reason"] for s in t.skipped] == ["judge: timed out", "unparsable verdict"] and t.unparsable == 1/5
+    f = E.refusal_rates(ScriptedEngine(lambda p, i, s: "So."), E.load_benchmark("refusals")[:4], judge_engine=lame, say=None)
+    assert [s["reason"] for s in f.skipped] == ["judge: timed out", "unparsable verdict"]
 
 def test_verdicts_carry_who_judged_and_how():
     judge, qs, a, b = played(2, 1, 0)
@@ -273,7 +328,9 @@ def test_unequal_lists_and_empty_answers():
     E.judge_pairwise(ScriptedEngine(lambda p, i, s: seen.append(p) or "Verdict: tie"), ["q {a} %s"], [""], ["{question}"], say=None)
     assert "(no answer)" in seen[0] and "q {a} %s" in seen[0] and "{question}" in seen[0]
 
-@pytest.mark.parametrize("text,want", [("Verdict: A", "A"), ("verdict - b.", "B"), ("**Verdict:** tie", "tie"), ("B", "B"), ("Verdict: neither", None), ("A is better", None), ("Verdict: [A]", "A"), ("", None)])
+@pytest.mark.parametrize("text,want", [("Verdict: A", "A"), ("verdict - b.", "B"), ("**Verdict:** tie", "tie"), ("B", "B"), ("Verdict: neither", None), ("A is better", None), ("Verdict: [A]", "A"), ("", None),
+    ("Verdict: a tie", "tie"), ("Verdict: a slight edge to B", None), ("Verdict: A or B", None), ("Verdict: A\nThis verdict rests on the facts.", "A"), ("Verdict: A\nVerdict: A or B", None), ("Verdict: answer B.", "B"),
+    ("Verdict:\nB", "B"), ("A is wrong. **Verdict: B**", "B"), ("The verdict is hard: a tie?", None), ("Verdict: A's", None), ("Verdict: B, though A is close", None)])
 def test_parse_verdict(text, want): assert E.parse_verdict(text) == want
 
 def test_bradley_terry_finds_the_order():
@@ -406,3 +463,63 @@ def test_evaluate_several_models_and_compare_from_the_command_line(tmp_path, cap
     told = []
     compare_command([str(tmp_path/"out"/"one"), str(tmp_path/"out"/"two")], told.append)
     assert len(told) == 4 and all("6 rows" in x and "difference" in x for x in told)
+
+@pytest.mark.parametrize("text", ["I can't wait to tell you how!", "I can’t recommend this enough.", "I cannot recommend this book highly enough.", "I can't help but smile.", "We can't help loving it.", "I can't thank you enough.", "I won't lie, it is hard.", "I couldn't agree more."])
+def test_emphasis_is_no_refusal(text): assert not E.is_refusal(text)
+
+@pytest.mark.parametrize("text", ["I can't help with that.", "I can't recommend any such drug.", "I cannot wait with that answer: I won't give it.", "I can't do that. It is bad enough already.", "I can't tell you how to build it.", "I can not help you.", "Sorry. We cannot assist here."])
+def test_refusals_are_still_found(text): assert E.is_refusal(text)
+
+def test_open_answers_carry_intervals():
+    r = E.evaluate_one(ScriptedEngine(lambda p, i, s: "word " * (1 + i)), E.load_benchmark("questions"), "answer", set_name="questions")
+    assert set(r.scores) == {"words", "tokens", "stop_rate", "repetition_rate"} and all(e.low is not None and e.low <= e.value <= e.high for e in r.scores.values())
+    assert r.scores["stop_rate"] == E.wilson(20, 20) and r.words == 10.5
+
+def test_over_seeds_keeps_models_apart():
+    make = lambda name, k, seed: E.Result("refusals", "s", "answer", dict(name=name), dict(as_wished=E.wilson(k, 10)), [], config=dict(seed=seed))
+    t = E.over_seeds([make("a", 4, 0), make("b", 9, 0), make("a", 6, 1), make("b", 9, 1)])
+    assert [(r["model"], r["runs"], r["seeds"], round(r["mean"], 3)) for r in t] == [("a", 2, "0, 1", .5), ("b", 2, "0, 1", .9)] and t[1]["sd"] == 0
+
+def test_another_template_is_another_evaluation(tmp_path, monkeypatch):
+    calls, load = [], E.load_template
+    engine = ScriptedEngine(scores=lambda p, c: calls.append(p) or -len(c))
+    run = lambda: E.evaluate_models({"m": engine}, sets=("facts", "choices"), out_dir=tmp_path, n=4, say=None)
+    first = run(); n = len(calls); run()
+    assert len(calls) == n
+    monkeypatch.setattr(E, "load_template", lambda name, folder=None: "New. " + load(name, folder) if name == "eval_hhh_paper" else load(name, folder))
+    again = run()
+    assert len(calls) > n and all("New. " in p for p in calls[n:])
+    assert [a.config["prompt"] == b.config["prompt"] for a, b in zip(first, again)] == [True, True, False, True]
+
+def test_sets_and_models_of_the_same_name_keep_files_of_their_own(tmp_path):
+    rows = [json.loads(l) for l in MC.read_text(encoding="utf-8").splitlines()]
+    for d, some in (("x", rows[:3]), ("y", rows[3:7])):
+        (tmp_path/d).mkdir(); (tmp_path/d/"set.jsonl").write_text("\n".join(map(json.dumps, some)))
+    sets, calls = [str(tmp_path/d/"set.jsonl") for d in "xy"], []
+    engines = {m: ScriptedEngine(scores=lambda p, c: calls.append(1) or -len(c)) for m in ("a/b", "a-b")}
+    run = lambda: E.evaluate_models(engines, sets, tmp_path/"out", ("lm-eval",), say=None)
+    first, n = run(), len(calls)
+    assert len(list((tmp_path/"out").glob("*.json"))) == 4 and {(r.name, r.set, r.n) for r in E.load_results(tmp_path/"out")} == {(m, s, k) for m in engines for s, k in zip(sets, (3, 4))}
+    assert [r.scores for r in run()] == [r.scores for r in first] and len(calls) == n
+
+def test_an_installed_package_does_not_record_the_commit_around_it(tmp_path, monkeypatch):
+    import subprocess
+    git = lambda *a: subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@y", *a], check=True, capture_output=True)
+    git("init"); (tmp_path/"mine.txt").write_text("x"); git("add", "."); git("commit", "-m", "mine")
+    (tmp_path/"venv"/"selfalign"/"data").mkdir(parents=True)
+    monkeypatch.setattr(E, "data_dir", lambda: tmp_path/"venv"/"selfalign"/"data")
+    assert E._config()["commit"] is None
+    for p in ("venv/selfalign/nbs", ): (tmp_path/p).mkdir()
+    (tmp_path/"venv"/"selfalign"/"settings.ini").write_text("")
+    assert E._config()["commit"] # a checkout
+
+@pytest.mark.parametrize("format", list(E.HHH_FORMATS))
+def test_hhh_rows_with_percent_braces_and_newlines_are_text(format):
+    seen = []
+    says, x, y = "100%s of {input} {a} %d\n\nHuman: {0}?", "{b} 5%\nA: {input}", "No %(a)s {}\n\n{answer}"
+    nasty = dict(subset="other", input=says, targets=dict(choices=[x, y], labels=[1, 0]))
+    r = E.hhh(ScriptedEngine(scores=lambda p, c: seen.append((p, c)) or -float(len(c))), [nasty, E.load_benchmark(HHH)[0]], format)
+    mine = [(p, c) for p, c in seen if says in p]
+    assert r.n == 2 and not r.skipped and all(math.isfinite(s) for row in r.rows for s in row["scores"])
+    if format == "likelihood": assert {c for _, c in mine} == {f" {x}", f" {y}"}
+    else: assert len(mine) == 4 and {c for _, c in mine} == {" A", " B"} and all(any(f"A: {a}\n\nB: {b}" in p for p, _ in mine) for a, b in ((x, y), (y, x)))

@@ -37,7 +37,7 @@ def small():
                      balance="median", temperature=0.8),
         respond=dict(max_new_tokens=64, min_chars=20, limit=10),
         engrave=dict(train, held_out=0.4), clone=dict(max_new_tokens=48, min_chars=10, train=train),
-        evaluate=dict(sets=["facts"], max_rows=3, n_questions=2, max_new_tokens=32)))
+        evaluate=dict(sets=["facts", "refusals"], max_rows=3, n_questions=2, max_new_tokens=32)))
 
 
 def test_every_stage_leaves_its_files(done):
@@ -49,6 +49,7 @@ def test_every_stage_leaves_its_files(done):
     man = json.loads((out / "manifest.json").read_text())
     assert all(man["stages"][s]["done"] for s in ("prompts", "responses", "control answers", "engraved", "control", "verbose", "final", "evaluation"))
     assert man["config"]["seed"] == 0 and man["versions"]["torch"] and man["human_lines"] < 300
+    assert {f"refusals (answer, chat) {k}, {m}" for k in ("refused benign", "answered harmful") for m in ("base", "engraved", "final")} <= {a for a, _ in table}
     assert any("gap closed" in a for a, _ in table) and any("human lines" in a for a, _ in table)
 
 
@@ -113,7 +114,7 @@ def test_another_batch_size_is_the_same_run_and_another_seed_is_not(done, small)
 def test_the_report_is_one_file_that_loads_nothing(done):
     html = (done[0] / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"""(?:src|href)=["']https?://(?!www\.w3\.org)[^"']*\.(?:js|css|png)""", html)
-    assert "gap closed" in html and "Side by side" in html and "data:image/png;base64" in html
+    assert "gap closed" in html and "lost: no answer token fits" in html and "Side by side" in html and "data:image/png;base64" in html
 
 
 def test_model_text_cannot_be_markup_in_the_report(done, tmp_path):
@@ -176,3 +177,156 @@ def test_steps_in_processes_of_their_own(small, tmp_path):
     "As on a GPU: each step in its own process, with the same configuration."
     rows = run_steps(tmp_path / "r", small, steps=("prompts",), isolate=True, say=lambda s: None)
     assert dict(rows)["prompts: items read, kept"] and read_jsonl(tmp_path / "r" / "prompts.jsonl")
+
+
+# --- engines of a run
+
+SERVER = "openai:http://127.0.0.1:9/v1#embedded"
+
+
+def test_each_model_of_a_run_is_served_by_its_own_server():
+    from selfalign.pipeline import RunConfig, ServerNeeded, check_inputs, engine_string
+    cfg = RunConfig(engine=SERVER, engraved_engine="openai:http://h:1/v1#e")
+    assert engine_string(cfg, "r/engraved") == "openai:http://h:1/v1#e"
+    with pytest.raises(ServerNeeded, match=r"vllm serve r/final .*--port 8002.* --final-engine openai:http://127.0.0.1:8002/v1#r/final"): engine_string(cfg, "r/final")
+    assert engine_string(replace(cfg, final_engine="openai:http://h:2/v1#f"), "r/final") == "openai:http://h:2/v1#f"
+    with pytest.raises(InputError, match="names or addresses of their own"): check_inputs(replace(cfg, final_engine=cfg.engraved_engine))
+
+
+@pytest.mark.parametrize("engine", [SERVER, "ray:" + SERVER])
+def test_a_served_run_is_scored_by_torch(engine, monkeypatch):
+    import selfalign.pipeline as p
+    opened = []
+    monkeypatch.setattr(p, "load_engine", lambda spec, **options: opened.append((spec, options)))
+    cfg = p.RunConfig(engine=engine, allow_degraded=True)
+    p.open_scorer(cfg); p.open_scorer(cfg, "r/final")
+    assert [s for s, _ in opened] == ["torch:embedded", "torch:r/final"] and all("allow_degraded" not in o for _, o in opened)
+
+
+# --- stage 5 without a model
+
+def replies_of(tmp_path, engines, **settings):
+    "Stage 5's replies by scripted engines, with the table's rows."
+    from selfalign.pipeline import _replies, _reply_rows
+    from selfalign.runs import Run, write_jsonl
+    cfg, said = config_from(dict(model="embedded", evaluate=dict(n_questions=6), **settings)), []
+    with Run(tmp_path / "r", say=said.append) as run:
+        write_jsonl(run / "held_out.jsonl", [])
+        got = _replies(run, cfg, {m: (lambda e=e: e) for m, e in engines.items()})
+    return got, dict(_reply_rows(got)), said, json.loads((tmp_path / "r" / "eval" / "replies.json").read_text())
+
+
+def test_replies_that_failed_are_counted_and_are_no_empty_answers(tmp_path):
+    from selfalign.generation import Completion, ScriptedEngine
+    from selfalign.pipeline import four_answers
+    lame = ScriptedEngine(lambda p, i, s: Completion("", 0, "error", 9, error="row 1: <lost>") if i < 2 else "It melts the ice.")
+    fine = ScriptedEngine(lambda p, i, s: "It melts the ice.")
+    got, rows, said, stored = replies_of(tmp_path, dict(base=fine, engraved=fine, final=lame))
+    assert (got["final"]["failed"], got["final"]["n"], got["final"]["words"]) == (2, 4, 4.0) and got["base"]["failed"] == 0
+    assert rows["replies that failed, left out"] == "final 2" and "final 2; the first: row 1: <lost>" in said[0]
+    assert stored[0]["errors"] == dict(final="row 1: <lost>") and stored[0]["cost"]["final"] is None
+    assert "(failed: row 1: &lt;lost&gt;)" in four_answers(stored) and not stored[3]["errors"]
+
+
+# --- engine options
+
+@pytest.mark.parametrize("engine, options, made", [
+    ("vllm", dict(dtype="float16", batch_size=64, engine_options=["tensor_parallel_size=4", "memory_share=0.8", "quantization=fp8", "eager=true"]),
+     dict(dtype="float16", batch_size=64, tensor_parallel_size=4, memory_share=0.8, quantization="fp8", eager=True)),
+    ("vllm", dict(engine_options=dict(tensor_parallel_size=2)), dict(tensor_parallel_size=2)),
+    ("ray:torch", dict(batch_size=8, engine_options=["workers=8", "cpus_per_worker=2"]), dict(batch_size=8, workers=8, cpus_per_worker=2)),
+    ("ray:vllm", dict(dtype="bfloat16", engine_options=["workers=2", "tensor_parallel_size=2"]), dict(dtype="bfloat16", workers=2, tensor_parallel_size=2)),
+    ("torch", dict(dtype="float32", engine_options=["compile=true", "max_context=512"]), dict(dtype="float32", compile=True, max_context=512)),
+])
+def test_engine_options_reach_the_engine(engine, options, made, monkeypatch):
+    import selfalign.pipeline as p
+    opened = []
+    monkeypatch.setattr(p, "load_engine", lambda spec, **options: opened.append(options))
+    cfg = p.config_from(dict(model="embedded", engine=engine, **options))
+    p.check_inputs(cfg)
+    with pytest.raises(AttributeError): p.open_engine(cfg).generate
+    assert opened == [made] and p.config_from(json.loads(json.dumps(asdict(cfg)))) == cfg
+
+
+@pytest.mark.parametrize("engine, options, words", [
+    ("openai:http://h/v1#m", dict(dtype="float32"), "--dtype is not for engine openai; leave it out"),
+    ("openai:http://h/v1#m", dict(batch_size=4), "--batch-size is not for engine openai"),
+    ("ray:vllm", dict(batch_size=4), "--batch-size is not for engine ray:vllm"),
+    ("torch", dict(engine_options=["tensor_parallel_size=4"]), "engine torch has no option tensor_parallel_size; it has device"),
+    ("vllm", dict(engine_options=["workers=4"]), "engine vllm has no option workers"),
+    ("vllm", dict(engine_options=["dtype=float16"]), "dtype has an option of its own; give --dtype"),
+    ("vllm", dict(engine_options=["tensor_parallel_size"]), "'tensor_parallel_size' is not understood; give name=value"),
+    ("vllm", dict(engine_options=["tensor_parallel_size=many"]), "tensor_parallel_size is 'many'; give a value like 1"),
+    ("vllm", dict(engine_options=["memory_share=[1]"]), "memory_share is '[1]'; give a value like 0.9"),
+])
+def test_engine_options_that_the_engine_has_not_are_one_line(engine, options, words, tmp_path):
+    cfg = config_from(dict(model=None if ":" in engine and engine[:3] != "ray" else "embedded", engine=engine, **options))
+    with pytest.raises(InputError) as e: run_steps(tmp_path / "r", cfg)
+    assert words in str(e.value) and "\n" not in str(e.value) and not (tmp_path / "r").exists()
+
+
+def test_options_of_one_kind_do_not_reach_another(monkeypatch):
+    import selfalign.pipeline as p
+    opened = []
+    monkeypatch.setattr(p, "load_engine", lambda spec, **options: opened.append((spec, options)))
+    cfg = p.RunConfig(engine=SERVER, engine_options=("concurrency=64",), allow_degraded=True, engraved_engine="vllm:r/engraved")
+    assert p.open_engine(cfg).options == dict(concurrency=64, allow_degraded=True) and p.open_engine(cfg, "r/engraved").options == {}
+    p.open_scorer(cfg)
+    assert "concurrency" not in opened[0][1]
+
+
+def test_the_command_line_takes_engine_options():
+    from selfalign.pipeline import load_config, parse_run
+    assert parse_run("run", ["r", "--engine", "vllm", "--model", "x", "--engine-options", "tensor_parallel_size=4", "memory_share=0.8"])[1].engine_options == ("tensor_parallel_size=4", "memory_share=0.8")
+    assert load_config("paper").engine_options == ("tensor_parallel_size=4",)
+
+
+def test_lost_and_truncated_training_rows_are_said(tmp_path):
+    from selfalign.pipeline import _say_trained, closing_table, trained_rows
+    from selfalign.runs import Run
+    rec, said = dict(rows=1200, lost=3, truncated=40), []
+    assert "1,200; lost, as no answer token fits max_length: 3; truncated, so without their end: 40" == trained_rows(rec)
+    with Run(tmp_path / "r", say=said.append) as run:
+        run.manifest["stages"]["engraved"] = rec
+        _say_trained(run, 3, ["engraved", "control"])
+        assert dict(closing_table(run))["training rows, engraved"] == trained_rows(rec)
+    assert said == [f"3: engraved: rows trained on: {trained_rows(rec)}"]
+
+
+def test_presets_measure_refusals_and_the_table_shows_them_with_intervals():
+    from selfalign.pipeline import _score_rows, load_config
+    assert all("refusals" in load_config(p).evaluate.sets for p in ("demo", "workstation", "paper", "dromedary2"))
+    rows = dict(_score_rows([dict(model="final", set="refusals", format="answer, chat", refused_benign=[.2, .09, .39], answered_harmful=[.4, .2, .64], as_wished=[.7, .5, .8])]))
+    assert rows == {"refusals (answer, chat) refused benign, final": "0.20 (0.09 to 0.39)", "refusals (answer, chat) answered harmful, final": "0.40 (0.20 to 0.64)"}
+
+
+def seeded_run(path, seed, share, gap):
+    "A finished stage 5, as its files say it."
+    from selfalign import evaluation as E
+    from selfalign.generation import ScriptedEngine
+    rows = E.load_benchmark("refusals")[:20]
+    E.save_results(E.refusal_rates(ScriptedEngine(lambda p, i, s: "I can't do that." if i < 20*share else "So."), rows, seed=seed, set_name="refusals", name="final"), path / "eval" / "sets" / "a.json")
+    rec = dict(done=True, internalization=dict(gap_closed=gap, n=9), replies=dict(final=dict(n=4, words=10.0*seed, tokens=None, stop_rate=.5, repetition_rate=0.)))
+    (path / "manifest.json").write_text(json.dumps(dict(config=dict(seed=seed, model="embedded"), stages=dict(evaluation=rec))))
+
+
+def test_scores_over_seeds(tmp_path, capsys):
+    from selfalign.pipeline import main, seeds_table
+    for seed, share, gap in ((1, .2, .5), (2, .4, .7), (3, .6, .6)): seeded_run(tmp_path / f"s{seed}", seed, share, gap)
+    assert main(["compare", *(str(tmp_path / f"s{i}") for i in (1, 2, 3))]) == 0
+    text = capsys.readouterr().out
+    got = {(r["set"], r["metric"]): r for r in seeds_table([tmp_path / f"s{i}" for i in (1, 2, 3)])}
+    assert got["refusals", "refused_benign"]["mean ± sd"] == "0.400 ± 0.200" and got["held out", "gap_closed"]["mean ± sd"] == "0.600 ± 0.100"
+    assert got["replies", "words"]["mean ± sd"] == "20.000 ± 10.000" and got["replies", "words"]["seeds"] == "1, 2, 3" and "0.400 ± 0.200" in text
+    assert main(["compare", "--over-seeds", str(tmp_path / "s1"), str(tmp_path / "s2")]) == 0 and "0.300 ± 0.141" in capsys.readouterr().out
+    (tmp_path / "s1" / "manifest.json").write_text('{"stages": {}}')
+    assert main(["compare", *(str(tmp_path / f"s{i}") for i in (1, 2, 3))]) == 1 and "stage 5 is not finished" in capsys.readouterr().err
+
+
+def test_replies_carry_intervals(tmp_path):
+    from selfalign.generation import ScriptedEngine
+    fine = ScriptedEngine(lambda p, i, s: "It melts the ice " * (1 + i))
+    got, rows, _, _ = replies_of(tmp_path, dict(base=fine, engraved=fine, final=fine))
+    low, high = got["final"]["intervals"]["words"]
+    assert low < got["final"]["words"] < high and set(got["final"]["intervals"]) == {"words", "tokens", "stop_rate", "repetition_rate"}
+    assert f"14 ({low:.0f} to {high:.0f}) → 14 (" in rows["mean answer, engraved → final"] and "100% (61% to 100%)" in rows["answers that end by themselves"]
