@@ -814,6 +814,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'selfalign/principle_engraving.py'),
                                                'selfalign.principle_engraving.exemplar_leakage': ( 'principle_engraving.html#exemplar_leakage',
                                                                                                    'selfalign/principle_engraving.py'),
+                                               'selfalign.principle_engraving.finished': ( 'principle_engraving.html#finished',
+                                                                                           'selfalign/principle_engraving.py'),
                                                'selfalign.principle_engraving.foreign_name': ( 'principle_engraving.html#foreign_name',
                                                                                                'selfalign/principle_engraving.py'),
                                                'selfalign.principle_engraving.judge': ( 'principle_engraving.html#judge',

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['FILTERS', 'cited_rules', 'uncite', 'PrincipleSet', 'Response', 'parse_response', 'Context', 'missing_role',
            'missing_answer', 'next_turn', 'thoughts_in_answer', 'segments', 'loop_start', 'repetition', 'common_words',
-           'exemplar_leakage', 'apology', 'cliche', 'token_limit', 'too_short', 'echo', 'foreign_name', 'other_script',
-           'languages_of', 'wrong_language', 'apply_filters', 'turned_down', 'RespondConfig', 'load_principle_set',
-           'check_context', 'judge', 'respond', 'rule_usage', 'rule_pairs', 'rule_usage_by', 'plot_rules']
+           'exemplar_leakage', 'apology', 'cliche', 'finished', 'token_limit', 'too_short', 'echo', 'foreign_name',
+           'other_script', 'languages_of', 'wrong_language', 'apply_filters', 'turned_down', 'RespondConfig',
+           'load_principle_set', 'check_context', 'judge', 'respond', 'rule_usage', 'rule_pairs', 'rule_usage_by',
+           'plot_rules']
 
 # %% ../nbs/02_principle_engraving.ipynb #f9c01e8f
 import re
@@ -273,11 +274,11 @@ def loop_start(text:str,
     return min(found, default=None)
 
 def repetition(r, row, ctx):
-    "Cut where the answer begins to repeat itself; reject when more than half goes."
+    "Cut where the answer begins to repeat itself; reject when more than half goes, or where the preset wants no cut answers."
     at = loop_start(r.answer, query_text(row))
     if at is None: return
     whole, r.answer, r.ended, r.edits = len(r.answer), r.answer[:at].rstrip(), False, [*r.edits, "repetition"]
-    if len(r.answer) < whole/2: return "repetition"
+    if len(r.answer) < whole/2 or ctx.on_limit == "reject": return "repetition"
 
 # %% ../nbs/02_principle_engraving.ipynb #ea22b4d7
 def common_words(tasks:list=None # SeedTask; the packaged ones if None
@@ -316,13 +317,20 @@ def cliche(r, row, ctx):
     if _CLICHE.search(r.answer): return "cliché"
     if _BLANK.search(r.answer) and not re.search(r"(?i)\btemplates?\b|\bblanks?\b|\bplaceholders?\b|\bfill[- ]in|__|\[", query_text(row)): return "cliché"
 
+_OPEN = re.compile(r"(?:[:：]|(?:^|\n)[ \t>*]*(?:[-*•]|\(?\d{1,3}[.):]|[a-zA-Z][.)])|\b(?:[A-Z]|Dr|Mrs?|Ms|Prof|St|Mt|vs|e\.g|i\.e|cf|approx|No|Nr|Fig|bzw|ca|z\. ?B|d\. ?h)\.)[*_]*\s*$") # what ends with this goes on
+
+def finished(text:str)->str: # "" where nothing is finished
+    "A cut text up to its last whole sentence or line, without a bare list marker, a lead-in, an abbreviation or an unclosed code fence at its end."
+    if text.count("```") % 2: text = text[:text.rindex("```")]
+    ends = [m.end() for m in _SENTENCE_END.finditer(text)]
+    return next((text[:e].rstrip() for e in reversed(ends) if not _OPEN.search(text, max(0, e-40), e)), "")
+
 def token_limit(r, row, ctx):
     "An answer cut at the token limit loses its unfinished sentence and teaches no end of turn, or is rejected."
     if r.ended: return
     if ctx.on_limit == "reject": return "token limit"
-    ends = [m.end() for m in _SENTENCE_END.finditer(r.answer)]
-    if not ends: return "token limit"
-    if r.answer[ends[-1]:].strip(): r.answer, r.edits = r.answer[:ends[-1]].rstrip(), [*r.edits, "token limit"]
+    if not (kept := finished(r.answer)): return "token limit"
+    if kept != r.answer.rstrip(): r.answer, r.edits = kept, [*r.edits, "token limit"]
 
 def too_short(r, row, ctx):
     "Fewer characters than the preset asks for."

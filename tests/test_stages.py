@@ -145,6 +145,22 @@ def test_a_row_cut_at_the_limit_loses_its_half_sentence_and_its_end_of_turn():  
     assert verdict(THOUGHTS + LONG + " And then the ri", reason="length", on_limit="reject") == "token limit"
 
 
+@pytest.mark.parametrize("tail", ["\n2.", "\n- ", "\n(b) ", " It was led by Dr.", " It was led by Dr. Ines M. Oli", " Here is how:", "\nThe code:\n```py\nx = 1.\ny =", "\n**3.** Th"])
+def test_what_a_cut_leaves_open_goes_too(tail):
+    assert verdict(THOUGHTS + LONG + tail, reason="length")["answer"] == LONG
+
+
+def test_what_a_cut_leaves_whole_stays():
+    for whole in (LONG + "\n1. Dig.\n2. Rake the bed", LONG + "\n```py\nx = 1\n```"): assert verdict(THOUGHTS + whole + "\nAnd th", reason="length")["answer"] == whole
+    assert verdict(THOUGHTS + "Steps:\n1. Dig a bed that is as deep as a spade and as long as the wall", reason="length") == "token limit"
+
+
+def test_a_loop_that_ended_by_itself_is_no_token_limit():
+    loops = THOUGHTS + LONG + " " + LONG.replace("river", "brook") + " It never ends at all, they say." * 3
+    assert verdict(loops)["edits"] == ["repetition"]
+    assert verdict(loops, on_limit="reject") == "repetition"
+
+
 def test_the_next_turn_is_cut_and_ends_the_answer():
     for tail in ("\n\nUser: Thanks", "\n\nAster: And more", "\n### Example 7\nUser: x"):
         got = verdict(THOUGHTS + LONG + tail, reason="length")
