@@ -772,6 +772,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                        'selfalign/principle_engraving.py'),
                                                'selfalign.principle_engraving.RespondConfig': ( 'principle_engraving.html#respondconfig',
                                                                                                 'selfalign/principle_engraving.py'),
+                                               'selfalign.principle_engraving.RespondConfig.__post_init__': ( 'principle_engraving.html#respondconfig.__post_init__',
+                                                                                                              'selfalign/principle_engraving.py'),
                                                'selfalign.principle_engraving.RespondConfig.sampling': ( 'principle_engraving.html#respondconfig.sampling',
                                                                                                          'selfalign/principle_engraving.py'),
                                                'selfalign.principle_engraving.Response': ( 'principle_engraving.html#response',

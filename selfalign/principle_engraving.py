@@ -445,6 +445,14 @@ class RespondConfig:
     on_limit: str = "keep"        # "keep" an answer cut at the token limit without its last sentence, or "reject" it
     limit: int|None = None        # answer at most so many prompts; all if None
 
+    def __post_init__(self):
+        most = float("inf")
+        for k, ok, want in (("on_limit", self.on_limit in ("keep", "reject"), "'keep' or 'reject'"), ("temperature", 0 <= self.temperature < most, "0 or more"), ("top_p", 0 < self.top_p <= 1, "a value above 0 and at most 1"),
+                            ("max_new_tokens", self.max_new_tokens >= 1, "1 or more"), ("min_chars", self.min_chars >= 0, "0 or more"), ("limit", self.limit is None or self.limit >= 1, "1 or more, or leave it out for all"),
+                            ("name", bool(self.name.strip()), "the assistant's name"), ("product_name", self.product_name is None or bool(self.product_name.strip()), "a name, or leave it out"),
+                            ("principles", bool(self.principles), "at least one file")):
+            if not ok: raise InputError(f"respond.{k} is {getattr(self, k)!r}; give {want}")
+
     def sampling(self, pset)->Sampling:
         return Sampling(max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_p=self.top_p, stop=pset.stop, banned_first=self.banned_first)
 
@@ -472,7 +480,7 @@ def judge(row:dict,        # a prompt row
     info = dict(thoughts=r.thoughts, cited=r.cited, unknown_rules=r.unknown, mismatched_rules=r.mismatched, edits=r.edits,
                 n_tokens=out["n_tokens"], n_prompt=out["n_prompt"], finish_reason=out["finish_reason"])
     if reason: return dict(base, reason=reason, raw=out["text"], **info), reason
-    answer = re.sub(rf"\b{re.escape(ctx.pset.name)}\b", product_name, r.answer) if product_name else r.answer
+    answer = re.sub(rf"\b{re.escape(ctx.pset.name)}\b", lambda m: product_name, r.answer) if product_name else r.answer
     return dict(base, answer=answer, ended=r.ended, **info, raw=out["text"]), None
 
 # %% ../nbs/02_principle_engraving.ipynb #96929aa2
@@ -483,9 +491,9 @@ def respond(run,            # a `selfalign.runs.Run` whose stage "prompts" is fi
     "Stage 2: answer every prompt under the principles, filter, prune; writes `responses.jsonl` and its rejects."
     pset = load_principle_set(cfg, folder)
     settings = dict(asdict(cfg), seed=seed, prompt=content_id(pset.render("")), model=model_identity(engine.info), after=run.fingerprint("prompts"))
+    if not run.done("responses"): check_context(pset, engine, cfg.max_new_tokens) # before the stage notes its settings, which the remedy changes
     with run.stage("responses", settings, files=["responses.jsonl"]) as rec:
         if rec is None: return run.manifest["stages"]["responses"]
-        check_context(pset, engine, cfg.max_new_tokens)
         rows = read_jsonl(run/"prompts.jsonl")[:cfg.limit]
         jobs = [dict(id=content_id("respond", r["id"]), prompt=lambda r=r: pset.render(query_text(r))) for r in rows]
         outs = run.complete("responses", jobs, engine, cfg.sampling(pset), seed, desc="2 answers")

@@ -1,5 +1,6 @@
 """Stages 1, 2 and 4 with scripted models: what is kept, what is rejected and why, and the defects of the released code that must not come back."""
 import random
+import re
 
 import pytest
 
@@ -177,6 +178,37 @@ def test_stage_2_keeps_rows_and_reasons(tmp_path):
     with Run(tmp_path / "r", say=lambda s: None) as run: rec = pe.respond(run, ScriptedEngine(scripted), RespondConfig(min_chars=40, product_name="Nova"))
     rows = read_jsonl(tmp_path / "r" / "responses.jsonl")
     assert rec["kept"] + sum(rec["rejected"].values()) == rec["asked"] and all("Aster" not in r["answer"] for r in rows)
+
+
+@pytest.mark.parametrize("bad, words", [(dict(on_limit="drop"), "on_limit is 'drop'; give 'keep' or 'reject'"), (dict(temperature=-1.0), "temperature is -1.0; give 0 or more"), (dict(temperature=float("nan")), "temperature is nan"),
+                                        (dict(top_p=2.0), "top_p is 2.0; give a value above 0"), (dict(top_p=0.0), "top_p is 0.0"), (dict(max_new_tokens=0), "max_new_tokens is 0"), (dict(limit=0), "limit is 0"), (dict(min_chars=-1), "min_chars is -1"),
+                                        (dict(name=" "), "name is ' '"), (dict(product_name=""), "product_name is ''"), (dict(principles=()), "principles is ()")])
+def test_bad_settings_of_stage_2_are_one_line(bad, words):
+    with pytest.raises(InputError, match="respond." + re.escape(words)): RespondConfig(**bad)
+
+
+def test_bad_settings_of_stage_2_stop_before_stage_1(tmp_path):
+    from selfalign.pipeline import load_config, main
+    (tmp_path / "mine.yaml").write_text("model: embedded\nrespond: {on_limit: drop}\n")
+    with pytest.raises(InputError, match="respond.on_limit is 'drop'"): load_config(tmp_path / "mine.yaml")
+    assert main(["run", str(tmp_path / "r"), "--preset", "demo", "--respond.top-p", "2"]) != 0 and not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("product", ["A\\B", r"\1", r"\g<0>"])
+def test_a_product_name_is_text(product):
+    row, _ = judge(ROW, dict(text=THOUGHTS + "I am Aster. " + LONG, n_tokens=9, n_prompt=9, finish_reason="stop"), Context(PSET, 40), product)
+    assert row["answer"] == f"I am {product}. {LONG}"
+
+
+def test_principles_longer_than_the_context_stop_before_the_first_token(tmp_path):
+    prompts_run(tmp_path / "r")
+    e = ScriptedEngine(scripted)
+    n = e.count_tokens(PSET.render(""))
+    with Run(tmp_path / "r", say=lambda s: None) as run:
+        e.max_context = n + 256 + 63
+        with pytest.raises(InputError, match=f"are {n} tokens and the model's context is {n+319}: .* 256 new tokens; shorten them or lower max_new_tokens"): pe.respond(run, e, RespondConfig())
+        assert not e.calls and not run.done("responses") and not (run / "responses.jsonl").exists()
+        assert pe.respond(run, e, RespondConfig(min_chars=40, max_new_tokens=255))["kept"] and e.calls  # the remedy needs no redo
 
 
 def test_no_survivor_stops_before_training(tmp_path):
