@@ -173,6 +173,20 @@ def test_citations_by_number_and_name_are_checked():
     assert (got["cited"], got["mismatched_rules"], got["unknown_rules"]) == ([2, 7], 1, 1)
 
 
+@pytest.mark.parametrize("text, want", [("Rules: informative, static.", [2, 9]), ("Rules: 2; 7; 9", [2, 7, 9]), ("Rules #2, #7", [2, 7]), ("rules 2-4 and 9", [2, 3, 4, 9]), ("rule 9, then 2", [9, 2]), ("rules 2 and then 7", [2, 7]),
+                                        ("Rules: 2/7 and/or 11", [2, 7, 11]), ("principles 1 to 3", [1, 2, 3]), ("Rules: Step by step (13), candor", [13, 7]), ("Rule no. 4", [4]), ("Rules: 3-1", [3, 1]), ("Rules: 2 – informative", [2]),
+                                        ("No rules here, 12 of them.", []), ("The rule helpful people know.", []), ("the rule of three", []), ("rules2", [])])
+def test_citations_are_read_in_every_form(text, want):
+    row, _ = judge(ROW, dict(text=f" Role: Aster. {text}\n\nAster: {LONG}", n_tokens=9, n_prompt=9, finish_reason="stop"), Context(PSET, 40))
+    assert (row["cited"], row["mismatched_rules"], row["unknown_rules"]) == (want, 0, 0)
+
+
+def test_names_that_do_not_fit_are_counted_and_citations_taken_out():
+    row, _ = judge(ROW, dict(text=f" Role: Aster. Rules: candor (3); static (99); 2 (static)\n\nAster: {LONG}", n_tokens=9, n_prompt=9, finish_reason="stop"), Context(PSET, 40))
+    assert (row["cited"], row["mismatched_rules"], row["unknown_rules"]) == ([3, 2], 2, 1)
+    assert pe.uncite("Rules 2-4 and static. By rule 3, I ask.", [3, 9], PSET.principles) == "Rules 2, 4. By I ask."
+
+
 def test_stage_2_keeps_rows_and_reasons(tmp_path):
     prompts_run(tmp_path / "r")
     with Run(tmp_path / "r", say=lambda s: None) as run: rec = pe.respond(run, ScriptedEngine(scripted), RespondConfig(min_chars=40, product_name="Nova"))
