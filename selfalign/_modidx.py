@@ -778,6 +778,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                               'selfalign/principle_engraving.py'),
                                                'selfalign.principle_engraving.RespondConfig.sampling': ( 'principle_engraving.html#respondconfig.sampling',
                                                                                                          'selfalign/principle_engraving.py'),
+                                               'selfalign.principle_engraving.RespondConfig.words': ( 'principle_engraving.html#respondconfig.words',
+                                                                                                      'selfalign/principle_engraving.py'),
                                                'selfalign.principle_engraving.Response': ( 'principle_engraving.html#response',
                                                                                            'selfalign/principle_engraving.py'),
                                                'selfalign.principle_engraving._any': ( 'principle_engraving.html#_any',

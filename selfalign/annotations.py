@@ -11,7 +11,7 @@ __all__ = ['data_dir', 'data_path', 'read_yaml', 'load_template', 'fill', 'Princ
 # %% ../nbs/core/annotations.ipynb #61099ee8
 import math, re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
@@ -77,6 +77,7 @@ class Turn:
 class Exemplar:
     "A worked conversation of one or more turns."
     turns: tuple
+    where: str = field(default="", compare=False) # file and place, for messages
 
 def _entries(path, keys, what):
     rows = read_yaml(path)
@@ -118,7 +119,7 @@ def load_exemplars(paths="annotations/exemplars.yaml", # one file or several, jo
             for t in e["turns"]:
                 bad = [k for k in ("user", "thoughts", "answer") if not isinstance(t, dict) or not isinstance(t.get(k), str) or not t[k].strip()]
                 if bad: raise InputError(f"{p}: exemplar {i}: a turn has no {', '.join(bad)}; every turn needs user, thoughts and answer as text")
-            out.append(Exemplar(tuple(Turn(*(t[k].strip() for k in ("user", "thoughts", "answer"))) for t in e["turns"])))
+            out.append(Exemplar(tuple(Turn(*(t[k].strip() for k in ("user", "thoughts", "answer"))) for t in e["turns"]), f"{p}: exemplar {i}"))
     return out
 
 # %% ../nbs/core/annotations.ipynb #65698e13

@@ -11,7 +11,7 @@ __all__ = ['RULE_WORDS', 'FILTERS', 'cited_rules', 'uncite', 'PrincipleSet', 'Re
            'rule_usage_by', 'plot_rules']
 
 # %% ../nbs/02_principle_engraving.ipynb #f9c01e8f
-import re
+import copy, re
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property
@@ -77,6 +77,8 @@ def uncite(thoughts:str, gone, principles=(), words=RULE_WORDS)->str:
 # %% ../nbs/02_principle_engraving.ipynb #228dca49
 _BREAK = "[\n\r\x0b\x0c\x85\u2028\u2029]" # all that some reader takes for the end of a line
 
+_WORDS = ("user", "role", "thoughts_label", "rule_words", "example_words") # what another language changes
+
 @dataclass(frozen=True)
 class PrincipleSet:
     "Principles and exemplars, checked, and the prompt they make."
@@ -86,21 +88,31 @@ class PrincipleSet:
     name: str = "Aster"        # the assistant's working name
     user: str = "User"         # how the other side is called
     role: str = "Role: {name}" # the words that thoughts open with
+    thoughts_label: str = "(internal thoughts)"      # stands behind the name where it thinks
+    rule_words: tuple = RULE_WORDS                   # how thoughts and header call a rule
+    example_words: tuple = ("Examples", "Example")   # headings: of the section, of each
 
     def __post_init__(self):
         if self.header is None: object.__setattr__(self, "header", load_template("principles"))
         if not self.principles: raise InputError("no principles; give at least one")
         if not self.exemplars: raise InputError("no exemplars; give at least one, the model learns the format from them")
+        for k, v in [(k, getattr(self, k)) for k in ("name", *_WORDS)]:
+            words = (v,) if isinstance(v, str) else tuple(v)
+            if not words or not all(w.strip() for w in words): raise InputError(f"{k} is {v!r}; give words that are not empty")
+            if k in ("rule_words", "example_words"): object.__setattr__(self, k, words)
+        if self.name == self.user: raise InputError(f"name and user are both {self.name!r}; give names that differ")
+        if len(self.example_words) != 2: raise InputError(f"example_words is {self.example_words!r}; give two headings, of the section and of each exemplar")
         known = {p.number: p.name for p in self.principles}
         for i, e in enumerate(self.exemplars, 1):
-            for t in e.turns: self._check(i, t, known)
+            for t in e.turns: self._check(e.where or f"exemplar {i}", t, known)
 
-    def _check(self, i, turn, known):
+    def _check(self, where, turn, known):
         if not turn.thoughts.startswith(self.role.split("{")[0]):
-            raise InputError(f"exemplar {i}: its thoughts do not open with {self.role!r}; state the role first")
+            raise InputError(f"{where}: its thoughts do not open with {self.role!r}; state the role first")
+        if not self.cites(turn.thoughts): raise InputError(f"{where}: its thoughts cite no rule ({' '.join(turn.thoughts.split())[:60]!r}); name one, as in '{self.rule_words[0]} {min(known)}', or give your word for rules as rule_words, now {', '.join(self.rule_words)}")
         for n, name in self.cites(turn.thoughts):
-            if n not in known: raise InputError(f"exemplar {i} cites rule {n}, which does not exist; the rules are {_ranges(known)}")
-            if name and name != known[n]: raise InputError(f"exemplar {i} calls rule {n} {name!r}, but its name is {known[n]!r}; use the rule's own name")
+            if n not in known: raise InputError(f"{where} cites rule {n}, which does not exist; the rules are {_ranges(known)}")
+            if name and known[n] and name != known[n]: raise InputError(f"{where} calls rule {n} {name!r}, but its name is {known[n]!r}; use the rule's own name")
 
     @classmethod
     def load(cls, principles="annotations/principles.yaml", exemplars="annotations/exemplars.yaml", folder=None, **kwargs):
@@ -109,17 +121,17 @@ class PrincipleSet:
                    kwargs.pop("header", None) or load_template("principles", folder), **kwargs)
 
     @property
-    def thoughts_cue(self)->str: return f"{self.name} (internal thoughts):"
+    def thoughts_cue(self)->str: return f"{self.name}{'' if self.thoughts_label[0] == '（' else ' '}{self.thoughts_label}:"
     @property
     def answer_cue(self)->str: return f"{self.name}:"
     @property
-    def stop(self)->tuple: return (f"\n{self.user}:", f"\n{self.thoughts_cue}", "\n## Example", "\n### Example")
+    def stop(self)->tuple: return (f"\n{self.user}:", f"\n{self.thoughts_cue}", f"\n## {self.example_words[1]}", f"\n### {self.example_words[1]}")
     @property
     def role_words(self)->str: return fill(self.role, name=self.name)
 
     def cites(self, thoughts:str)->list:
         "What `cited_rules` finds, with the names and words of this set."
-        return cited_rules(thoughts, self.principles)
+        return cited_rules(thoughts, self.principles, self.rule_words)
 
     def rules(self)->str:
         "The numbered rules as the model reads them."
@@ -134,9 +146,11 @@ class PrincipleSet:
         "The set without these rules; its exemplars stay and no longer cite them. `InputError` for a rule that does not exist."
         known = {p.number: p.name for p in self.principles}
         if missing := [n for n in numbers if n not in known]: raise InputError(f"rule {missing[0]} cannot be left out, it does not exist; the rules are {_ranges(known)}")
-        return replace(self, principles=tuple(p for p in self.principles if p.number not in numbers), exemplars=self._uncited(numbers))
+        out = copy.copy(self) # not checked again: an exemplar may cite nothing now
+        for k, v in dict(principles=tuple(p for p in self.principles if p.number not in numbers), exemplars=self._uncited(numbers)).items(): object.__setattr__(out, k, v)
+        return out
 
-    def _uncited(self, numbers): return tuple(replace(e, turns=tuple(replace(t, thoughts=uncite(t.thoughts, numbers, self.principles)) for t in e.turns)) for e in self.exemplars)
+    def _uncited(self, numbers): return tuple(replace(e, turns=tuple(replace(t, thoughts=uncite(t.thoughts, numbers, self.principles, self.rule_words)) for t in e.turns)) for e in self.exemplars)
 
     def prefix(self,
                thoughts=True, # False leaves them out of the exemplars
@@ -144,15 +158,15 @@ class PrincipleSet:
                exemplars=True # False leaves them out
               )->str: # the part all queries share, about 1,700 tokens
         "Header, rules and exemplars; each part may be left out, to see what it does."
-        header, shown = fill(self.header, name=self.name), self.exemplars if rules else self._uncited([p.number for p in self.principles])
-        if not thoughts: header = "\n".join(l for l in header.splitlines() if "thinks in private" not in l)
-        if not rules: header = _without_sentences(header, r"(?i)\brules?\b")
-        shown = "".join(f"### Example {i}\n" + "".join(self.turn(t, thoughts) for t in e.turns) for i, e in enumerate(shown, 1))
-        return f"{header}\n" + (f"{self.rules()}\n" if rules else "") + (f"## Examples\n{shown}### Example {len(self.exemplars)+1}\n" if exemplars else "\n")
+        (section, each), header = self.example_words, self.header if thoughts else "\n".join(l for l in self.header.splitlines() if not l.startswith("{private}"))
+        header, shown = fill(header, name=self.name, private=""), self.exemplars if rules else self._uncited([p.number for p in self.principles])
+        if not rules: header = _without_sentences(header, rf"(?i){_any(self.rule_words)}")
+        shown = "".join(f"### {each} {i}\n" + "".join(self.turn(t, thoughts) for t in e.turns) for i, e in enumerate(shown, 1))
+        return f"{header}\n" + (f"{self.rules()}\n" if rules else "") + (f"## {section}\n{shown}### {each} {len(self.exemplars)+1}\n" if exemplars else "\n")
 
     def quote(self, text:str)->str:
         "A user's text with every line that looks like a turn marked as quoted, so that it cannot open a turn."
-        who = rf"(?:{re.escape(self.user)}|{re.escape(self.name)})\s*(?:\(internal thoughts\)\s*)?:"
+        who = rf"(?:{re.escape(self.user)}|{re.escape(self.name)})\s*(?:{re.escape(self.thoughts_label)}\s*)?[:：]"
         return re.sub(rf"(?i)(?:\A|(?<={_BREAK}))(?=(?:(?!{_BREAK})\s)*(?:{who}|###))", "> ", text)
 
     def render(self, query:str, thoughts=True, **parts)->str:
@@ -160,7 +174,7 @@ class PrincipleSet:
         return f"{self.prefix(thoughts, **parts)}{self.user}: {self.quote(query)}\n\n{self.thoughts_cue if thoughts else self.answer_cue}"
 
 def _without_sentences(text, pattern):
-    kept = (" ".join(s for s in re.split(r"(?<=[.!?])\s+", l) if not re.search(pattern, s)) for l in text.splitlines())
+    kept = (" ".join(s for s in re.split(r"(?<=[.!?])\s+|(?<=[。！？])", l) if not re.search(pattern, s)) for l in text.splitlines())
     return "\n".join(l for l in kept if l)
 
 def _ranges(numbers):
@@ -185,7 +199,7 @@ def parse_response(text:str,          # what came after the cue for thoughts
                    ended=True         # did generation stop by itself?
                   )->Response:
     "Split a completion into thoughts and answer, and read the citations."
-    cue = re.search(rf"(?m)^[ \t]*{re.escape(pset.answer_cue)}", text)
+    cue = re.search(rf"(?m)^[ \t]*{re.escape(pset.name)}[:：]", text)
     thoughts, answer = (text[:cue.start()], text[cue.end():].strip()) if cue else (text, None)
     known, cites = {p.number: p.name for p in pset.principles}, pset.cites(thoughts)
     return Response(thoughts.strip(), answer or None, thoughts.strip().startswith(pset.role_words), [n for n, _ in cites if n in known],
@@ -202,9 +216,9 @@ class Context:
 
     @cached_property
     def turn(self): # how a turn, or a section of the prompt, begins
-        name, user = re.escape(self.pset.name), re.escape(self.pset.user)
-        speaker = rf"(?i:(?:an? |the )?{user})(?: \d+)?(?: \([^)\n]*\))?\s*:|{name}(?: [A-Z\d])?\s*(?:\([^)\n]*(?:\)|$)|:|$)"
-        return re.compile(rf"(?m)^[ \t*]*(?:\w{{1,12}}: )?(?:{speaker}|##+ (?i:example)|#+ [^\n]*\b{name}\b)")
+        name, user, label, example = (re.escape(x) for x in (self.pset.name, self.pset.user, self.pset.thoughts_label, self.pset.example_words[1]))
+        speaker = rf"(?i:(?:an? |the )?{user})(?: \d+)?(?: \([^)\n]*\))?\s*[:：]|{name}(?: [A-Z\d])?\s*(?:{label}|\([^)\n]*(?:\)|$)|[:：]|$)"
+        return re.compile(rf"(?m)^[ \t*]*(?:\w{{1,12}}: )?(?:{speaker}|##+ (?i:{example})|#+ [^\n]*\b{name}\b)")
 
     @cached_property
     def evidence(self): # of each exemplar: phrases of five words, of three in a short turn, unusual words
@@ -217,11 +231,12 @@ class Context:
     @cached_property
     def thinking(self): # how thoughts sound: always, at the beginning of an answer, and where the query does not speak of rules
         name, role = re.escape(self.pset.name), re.escape(self.pset.role.split("{")[0].strip())
-        rules = "|".join(re.escape(p.name) for p in self.pset.principles)
-        n = "(?:" + "|".join(str(p.number) for p in self.pset.principles) + r")\b"
-        return (re.compile(rf"(?i)internal thoughts|{role} {name}\b|\b{n} \((?:{rules})\)|\b(?:{rules}) \({n}\)|\b\d{{1,2}} \([a-z -]{{3,}}\), (?:and )?\d{{1,2}} \([a-z -]{{3,}}\)"),
+        rules = "|".join(re.escape(p.name) for p in self.pset.principles if p.name) or "(?!)"
+        word, label = _any(self.pset.rule_words), re.escape(self.pset.thoughts_label.strip("()（） "))
+        n = "(?:" + "|".join(str(p.number) for p in self.pset.principles) + r")(?![0-9A-Za-z_])"
+        return (re.compile(rf"(?i){label}|{role} {name}(?![0-9A-Za-z_])|\b{n} \((?:{rules})\)|\b(?:{rules}) \({n}\)|\b\d{{1,2}} \([a-z -]{{3,}}\), (?:and )?\d{{1,2}} \([a-z -]{{3,}}\)"),
                 re.compile(rf"(?i)\W*(?:my role:|requests?: (?:an?|the|some)\b|(?:{name}(?:'s)? )?(?:thoughts?|thinks)\b[^.\n]{{0,20}}:|(?:kind|type) of request|the request is\b|(?:first, )?(?:{rules}): |the user (?:asks|wants|is asking|requests|has asked|would like|needs)\b)"),
-                re.compile(rf"(?i)\b(?:rules?|principles?)[:,]? {n}(?! of\b)|\b(?:rules?|principles?) (?:used|followed|applied|that (?:apply|applies))\b|\bmy (?:own )?(?:rules|principles)\b|\b(?:apply|applied|follow|followed|use|used) the principles\b(?! of)|^rules?: (?:{rules})"))
+                re.compile(rf"(?i){word}[:,：]? ?{n}(?! of\b)|{word} (?:used|followed|applied|that (?:apply|applies))\b|\bmy (?:own )?(?:rules|principles)\b|\b(?:apply|applied|follow|followed|use|used) the principles\b(?! of)|^{word}: (?:{rules})"))
 
 def missing_role(r, row, ctx):
     "The thoughts do not open with the role statement."
@@ -241,7 +256,7 @@ def thoughts_in_answer(r, row, ctx):
     "The answer holds private thoughts: the cue, the role statement, the kind of request, or rules as something it goes by."
     always, opening, citing = ctx.thinking
     if always.search(r.answer) or opening.match(r.answer): return "thoughts in answer"
-    if citing.search(r.answer) and not re.search(r"(?i)\b(?:rules?|principles?)\b", query_text(row)): return "thoughts in answer"
+    if citing.search(r.answer) and not re.search(rf"(?i){_any(ctx.pset.rule_words)}", query_text(row)): return "thoughts in answer"
 
 # %% ../nbs/02_principle_engraving.ipynb #62f0efa8
 _MARK = re.compile(r"^\s*(?:[-*•]|\(?\d{1,3}[.):]|[a-zA-Z][.)])\s+")
@@ -474,6 +489,11 @@ class RespondConfig:
     principles: tuple[str, ...] = ("annotations/principles.yaml",) # files, joined in order
     exemplars: tuple[str, ...] = ("annotations/exemplars.yaml",)   # files, joined in order
     name: str = "Aster"           # the assistant's working name in the prompt
+    user: str = "User"            # this and the next four: the words of another language, see `PrincipleSet`
+    role: str = "Role: {name}"
+    thoughts_label: str = "(internal thoughts)"
+    rule_words: tuple[str, ...] = RULE_WORDS
+    example_words: tuple[str, ...] = ("Examples", "Example")
     product_name: str|None = None # takes the working name's place in the answers; the same name if None
     max_new_tokens: int = 256     # for thoughts and answer together
     temperature: float = 0.5
@@ -491,12 +511,16 @@ class RespondConfig:
                             ("principles", bool(self.principles), "at least one file")):
             if not ok: raise InputError(f"respond.{k} is {getattr(self, k)!r}; give {want}")
 
+    def words(self)->dict:
+        "The words that differ from the English ones."
+        return {k: getattr(self, k) for k in _WORDS if tuple(getattr(self, k)) != tuple(getattr(RespondConfig, k))}
+
     def sampling(self, pset)->Sampling:
         return Sampling(max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_p=self.top_p, stop=pset.stop, banned_first=self.banned_first)
 
 def load_principle_set(cfg:RespondConfig, folder=None)->PrincipleSet:
     "The principle set of a configuration."
-    return PrincipleSet.load(list(cfg.principles), list(cfg.exemplars), folder, name=cfg.name)
+    return PrincipleSet.load(list(cfg.principles), list(cfg.exemplars), folder, name=cfg.name, **cfg.words())
 
 def check_context(pset, engine, max_new_tokens):
     "`InputError` where the principles leave no room for a query and an answer."
@@ -518,7 +542,7 @@ def judge(row:dict,        # a prompt row
     info = dict(thoughts=r.thoughts, cited=r.cited, unknown_rules=r.unknown, mismatched_rules=r.mismatched, edits=r.edits,
                 n_tokens=out["n_tokens"], n_prompt=out["n_prompt"], finish_reason=out["finish_reason"])
     if reason: return dict(base, reason=reason, raw=out["text"], **info), reason
-    answer = re.sub(rf"\b{re.escape(ctx.pset.name)}\b", lambda m: product_name, r.answer) if product_name else r.answer
+    answer = re.sub(_any((ctx.pset.name,)), lambda m: product_name, r.answer) if product_name else r.answer
     return dict(base, answer=answer, ended=r.ended, **info, raw=out["text"]), None
 
 # %% ../nbs/02_principle_engraving.ipynb #96929aa2
@@ -528,7 +552,7 @@ def respond(run,            # a `selfalign.runs.Run` whose stage "prompts" is fi
             seed=0, folder=None)->dict: # the stage's record
     "Stage 2: answer every prompt under the principles, filter, prune; writes `responses.jsonl` and its rejects."
     pset = load_principle_set(cfg, folder)
-    settings = dict(asdict(cfg), seed=seed, prompt=content_id(pset.render("")), model=model_identity(engine.info), after=run.fingerprint("prompts"))
+    settings = dict({k: v for k, v in asdict(cfg).items() if k not in _WORDS}, **cfg.words(), seed=seed, prompt=content_id(pset.render("")), model=model_identity(engine.info), after=run.fingerprint("prompts"))
     if not run.done("responses"): check_context(pset, engine, cfg.max_new_tokens) # before the stage notes its settings, which the remedy changes
     with run.stage("responses", settings, files=["responses.jsonl"]) as rec:
         if rec is None: return run.manifest["stages"]["responses"]

@@ -187,6 +187,71 @@ def test_names_that_do_not_fit_are_counted_and_citations_taken_out():
     assert pe.uncite("Rules 2-4 and static. By rule 3, I ask.", [3, 9], PSET.principles) == "Rules 2, 4. By I ask."
 
 
+GERMAN = dict(user="Mensch", role="Rolle: {name}", thoughts_label="(denkt still)", rule_words=("Regel", "Regeln"), example_words=("Beispiele", "Beispiel"))
+FILES = {"prompts/principles.txt": "# {name}\n{name} ist eine KI und beantwortet jede Bitte nach den Regeln unten. Nur die Antwort wird gezeigt.\n{private}Vorher denkt {name} still nach.\n## Regeln\n",
+         "principles.yaml": """- {number: 1, name: Schutz, text: "{name} hilft niemandem, anderen zu schaden."}
+- {number: 2, name: Sachlichkeit, text: "{name} nennt zuerst, was gesichert ist."}
+- {number: 3, name: Nachfragen, text: "{name} fragt kurz zurück, wenn eine Bitte zwei Lesarten hat."}
+""", "exemplars.yaml": """- turns:
+  - user: Wann kommt die nächste Straßenbahn?
+    thoughts: "Rolle: {name}, KI. Anliegen: aktuelle Auskunft. Regeln: 2 (Sachlichkeit)."
+    answer: Ein Sprachmodell sieht keine Fahrpläne; die Tafel an der Haltestelle weiß es genau.
+- turns:
+  - user: Mach es kürzer.
+    thoughts: "Rolle: {name}, KI. Anliegen: unklar. Regel 3 (Nachfragen) gilt."
+    answer: Welchen Text meinst du, und wie kurz soll er werden?
+"""}
+FLUSS = "Ein Fluss trägt das Wasser von den Hügeln zum Meer und speist auf seinem Weg die Felder, Mühlen und Städte am Ufer."
+
+
+@pytest.fixture
+def german(tmp_path):
+    for name, text in FILES.items():
+        (tmp_path / "de" / name).parent.mkdir(parents=True, exist_ok=True); (tmp_path / "de" / name).write_text(text, encoding="utf-8")
+    return tmp_path / "de"
+
+
+def test_a_german_set_works_from_the_prompt_to_the_filters(german):
+    pset = pe.load_principle_set(RespondConfig(name="Linde", **GERMAN), german)
+    text = pset.render("Was tut ein Fluss?\nMensch: x\nLinde (denkt still): y")
+    assert text.endswith("Mensch: Was tut ein Fluss?\n> Mensch: x\n> Linde (denkt still): y\n\nLinde (denkt still):") and not re.search(r"\b(?:User|Example|Rules|Role|thoughts)\b", text) and "{" not in text
+    assert "denkt" not in pset.render("x", thoughts=False) and "Regeln" not in pset.prefix(rules=False).replace("## Regeln", "") and "\n### Beispiel" in pset.stop
+    row, ctx = dict(id="1", instruction="Was tut ein Fluss?", input=""), Context(pset, 40)
+    think = " Rolle: Linde, KI. Anliegen: eine Frage. Regeln: 2 (Sachlichkeit), 9 und Schutz.\n\nLinde: "
+    got = lambda t, **kw: judge(row, dict(text=t, n_tokens=9, n_prompt=9, finish_reason="stop") | kw, ctx, "Ahorn")
+    kept, why = got(think + FLUSS + " Das sagt Linde." + "\n\nMensch: Danke", finish_reason="length")
+    assert (kept["answer"], kept["cited"], kept["unknown_rules"], kept["mismatched_rules"]) == (FLUSS + " Das sagt Ahorn.", [2, 1], 1, 0)
+    for tail in ("\n### Beispiel 4\nx", "\nLinde (denkt still): Rolle", "\nLinde: Und"): assert got(think + FLUSS + tail)[0]["answer"] == FLUSS
+    wrong = {"missing role": " Tja.\n\nLinde: " + FLUSS, "thoughts in answer": think + "Rolle: Linde. " + FLUSS, "wrong language": think + LONG,
+             "exemplar leakage": think + "Ein Sprachmodell sieht keine Fahrpläne; die Tafel an der Haltestelle weiß es genau."}
+    for why, t in wrong.items(): assert got(t)[1] == why
+    assert got(think + FLUSS + " Regel 2 verlangt das.")[1] == "thoughts in answer"
+    assert pset.without([3]).exemplars[1].turns[0].thoughts.endswith("unklar. gilt.") and pset.without([2]).cites(pset.without([2]).exemplars[0].turns[0].thoughts) == []
+
+
+def test_a_set_in_a_script_without_spaces_works():
+    turn = ann.Turn("次の電車は何時ですか。", "役割:{name}。依頼は時刻。規則：2（正直）と安全。", "電車の時刻は駅の案内板で確かめてください。")
+    pset = PrincipleSet((ann.Principle(1, "安全", "害を避ける。"), ann.Principle(2, "正直", "知らないことは知らないと言う。")), (ann.Exemplar((turn,)),), "{name}は規則に従う。", "アスター", "利用者", "役割:{name}", "（心の中）", ("規則",), ("例", "例"))
+    assert pset.cites(turn.thoughts) == [(2, "正直"), (1, "安全")] and pset.render("x").endswith("利用者: x\n\nアスター（心の中）:")
+    row, why = judge(dict(id="1", instruction="川とは何ですか。", input=""), dict(text=" 役割:アスター。規則2、1を守る。\n\nアスター：アスターです。川は山から海へ水を運ぶ流れです。\n利用者：次", n_tokens=9, n_prompt=9, finish_reason="stop"), Context(pset, 10), "ノヴァ")
+    assert why is None and (row["answer"], row["cited"]) == ("ノヴァです。川は山から海へ水を運ぶ流れです。", [2, 1])
+
+
+def test_stage_2_runs_in_another_language_and_english_settings_are_as_before(tmp_path, german):
+    prompts_run(tmp_path / "r")
+    answer = lambda *a: f" Rolle: Linde, KI. Regel 2.\n\nLinde: {FLUSS} {LONG}"
+    for i, (cfg, engine, folder) in enumerate([(RespondConfig(name="Linde", min_chars=40, **GERMAN), ScriptedEngine(answer), german), (RespondConfig(min_chars=40), ScriptedEngine(scripted), None)]):
+        if i: prompts_run(tmp_path / "r2")
+        with Run(tmp_path / ("r2" if i else "r"), say=lambda s: None) as run:
+            pe.respond(run, engine, cfg, folder=folder)
+            assert set(pe._WORDS) & set(run.manifest["stages"]["responses"]["settings"]) == (set() if i else set(GERMAN))
+
+
+@pytest.mark.parametrize("field, value", [("user", " "), ("role", ""), ("thoughts_label", ""), ("rule_words", ()), ("rule_words", ("Regel", "")), ("example_words", ("x",)), ("user", "Aster")])
+def test_words_that_cannot_work_are_one_line(field, value):
+    with pytest.raises(InputError, match=field): PrincipleSet.load(**{field: value})
+
+
 def test_stage_2_keeps_rows_and_reasons(tmp_path):
     prompts_run(tmp_path / "r")
     with Run(tmp_path / "r", say=lambda s: None) as run: rec = pe.respond(run, ScriptedEngine(scripted), RespondConfig(min_chars=40, product_name="Nova"))
