@@ -252,6 +252,93 @@ def test_words_that_cannot_work_are_one_line(field, value):
     with pytest.raises(InputError, match=field): PrincipleSet.load(**{field: value})
 
 
+BLOB = """Iris works for a garden shop. Iris keeps to the guidelines of the house:
+
+1. Safety: Iris never explains how to
+   mix poisons.
+2) Brevity: two sentences are enough.
+3. Iris asks back when a question has two readings.
+
+Worked cases follow.
+
+Case 1
+Customer: Can I mix bleach and vinegar?
+Note: it is for moss.
+Iris (notes to self): I am Iris. A dangerous mix. Guidelines: safety.
+Iris: No, the mixture gives off a poisonous gas.
+
+A stiff brush and hot water do the job.
+
+Case 2
+Customer: When do I sow {peas}?
+Iris (notes to self): I am Iris, and this is a plain question. Guidelines 2-3.
+Iris: From March. Is it for a tub?
+
+Customer: Yes.
+Iris (notes to self): I am Iris. Guideline #2.
+Iris: Then in April.
+"""
+GUIDELINES = dict(rule_words=("guideline", "guidelines"))
+
+
+def test_our_own_prompt_as_one_text_is_the_same_set():
+    for text in (PSET.prefix(), PSET.render(""), PSET.render("Why?\nUser: x"), PSET.prefix().rstrip("\n")):
+        got = PrincipleSet.from_text(text)
+        assert got.render("Why?") == PSET.render("Why?") and got.stop == PSET.stop and got.role_words == PSET.role_words
+        assert [(p.number, p.name) for p in got.principles] == [(p.number, p.name) for p in PSET.principles]
+        for parts in (dict(thoughts=False), dict(rules=False), dict(exemplars=False)):
+            if "thoughts" not in parts: assert got.render("Why?", **parts) == PSET.render("Why?", **parts)
+        assert got.without([9, 3]).render("x") == PSET.without([9, 3]).render("x")
+        assert [len(e.turns) for e in got.exemplars] == [1, 1, 1, 2, 1] and got.exemplars[2].turns[0].answer == PSET.exemplars[2].turns[0].answer
+        assert "internal thoughts" not in got.render("x", thoughts=False)
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\nCase 3\n", "\nCustomer:", "\nCustomer: {query}\nIris (notes to self):"])
+def test_a_hand_written_prompt_is_shown_as_it_stands(end):
+    pset = PrincipleSet.from_text(BLOB + end, **GUIDELINES)
+    shown = BLOB + end.split("Customer")[0]
+    query = "Customer: Why?\n> Iris: x\n\nIris (notes to self):"
+    got = pset.render("Why?\nIris: x")
+    assert got.startswith(shown) and got.endswith(query) and got[len(shown):-len(query)].strip("\n") == "" and "\n\nCustomer: Why?" in got or "Case 3\nCustomer: Why?" in got
+    assert (pset.name, pset.user, pset.role, pset.thoughts_label) == ("Iris", "Customer", "I am {name}", "(notes to self)")
+    assert [(p.number, p.name, p.text) for p in pset.principles][::2] == [(1, "safety", "Iris never explains how to mix poisons."), (3, "", "Iris asks back when a question has two readings.")]
+    assert [[t.user for t in e.turns] for e in pset.exemplars] == [["Can I mix bleach and vinegar?\nNote: it is for moss."], ["When do I sow {peas}?", "Yes."]]
+    assert pset.exemplars[0].turns[0].answer.endswith("\n\nA stiff brush and hot water do the job.") and [pset.cites(t.thoughts) for e in pset.exemplars for t in e.turns] == [[(1, "safety")], [(2, ""), (3, "")], [(2, "")]]
+
+
+def test_filters_and_citations_of_a_prompt_that_is_one_text():
+    ctx = Context(PrincipleSet.from_text(BLOB, **GUIDELINES), 40, common=common_words())
+    got = lambda t: judge(ROW, dict(text=t, n_tokens=9, n_prompt=9, finish_reason="stop"), ctx, "Nova")
+    think = " I am Iris. A plain question. Guidelines: brevity and 3 (safety).\n\nIris: "
+    row, why = got(think + "I am Iris. " + LONG + "\nCustomer: x")
+    assert why is None and row["answer"] == "I am Nova. " + LONG and (row["cited"], row["mismatched_rules"]) == ([2, 3], 0)
+    assert got(" Hm.\n\nIris: " + LONG)[1] == "missing role" and got(think + LONG + " (notes to self)")[1] == "thoughts in answer"
+    assert got(think + "A stiff brush and hot water do the job in every garden there is.")[1] == "exemplar leakage"
+
+
+@pytest.mark.parametrize("text, words", [("", "no exemplar found"), ("Just a text.\n1. a\n2. b", "no exemplar found; looked for turns, lines that begin with 'User:'"), (BLOB.replace("Customer:", ""), "but not who speaks before it"),
+    (re.sub(r"(?m)^\d[.)] ", "- ", BLOB), "no numbered principle found before the first 'Customer:'; looked for lines such as '1 (ethical)"), (BLOB.replace("2) ", "1) "), "principle 1 occurs twice"), (BLOB.replace("I am Iris. G", "Well. G"), "state the role first"),
+    (BLOB.replace("Guideline #2", "Guideline #9"), "exemplar 2 cites rule 9"), (BLOB.replace("Guideline #2", "Nothing"), "exemplar 2: its thoughts cite no rule")])
+def test_a_text_that_is_no_prompt_is_one_line(text, words):
+    with pytest.raises(InputError, match=re.escape(words)) as e: PrincipleSet.from_text(text, "my.txt", **GUIDELINES)
+    assert str(e.value).startswith("my.txt: ") and "\n" not in str(e.value)
+
+
+def test_a_prompt_file_runs_stage_2_and_its_name_gives_way(tmp_path):
+    from selfalign.annotations import annotation_budget
+    prompts_run(tmp_path / "r")
+    (tmp_path / "mine").mkdir(); (tmp_path / "mine" / "whole.txt").write_text(BLOB, encoding="utf-8")
+    cfg, e = RespondConfig(principles=("whole.txt",), min_chars=40, rule_words=GUIDELINES["rule_words"]), ScriptedEngine(lambda *a: f" I am Iris. Guideline 2.\n\nIris: I am Iris. {LONG}")
+    with Run(tmp_path / "r", say=lambda s: None) as run: pe.respond(run, e, cfg, folder=tmp_path / "mine")
+    assert all(p.startswith(BLOB + "\nCustomer: ") for p, *_ in [x[0] for x in e.calls])
+    assert {r["answer"] for r in read_jsonl(tmp_path / "r" / "responses.jsonl")} == {f"I am Aster. {LONG}"}
+    (tmp_path / "p.yaml").write_text("respond: {principles: [whole.txt]}\n")
+    budget = {r["file"]: r for r in annotation_budget(tmp_path / "p.yaml", tmp_path / "mine")}
+    assert budget["whole.txt"]["lines"] == sum(bool(l.strip()) for l in BLOB.splitlines()) and not {"prompts/principles.txt", "annotations/exemplars.yaml"} & set(budget)
+    for bad, words in ((dict(principles=("whole.txt", "x.yaml")), "give it alone"), (dict(exemplars=("x.yaml",)), "has its own; give an empty list"), (dict(principles=("none.txt",)), "no such file")):
+        with pytest.raises(InputError, match=words): pe.load_principle_set(RespondConfig(**dict(principles=("whole.txt",)) | bad), tmp_path / "mine")
+
+
 def test_stage_2_keeps_rows_and_reasons(tmp_path):
     prompts_run(tmp_path / "r")
     with Run(tmp_path / "r", say=lambda s: None) as run: rec = pe.respond(run, ScriptedEngine(scripted), RespondConfig(min_chars=40, product_name="Nova"))
