@@ -181,6 +181,10 @@ def test_citations_are_read_in_every_form(text, want):
     assert (row["cited"], row["mismatched_rules"], row["unknown_rules"]) == (want, 0, 0)
 
 
+def test_a_sign_or_a_word_without_spaces_may_name_rules():
+    assert pe.cited_rules("Nach § 2 und 3.", words=("§",)) == pe.cited_rules("規則2、3。", words=("規則",)) == [(2, ""), (3, "")]
+
+
 def test_names_that_do_not_fit_are_counted_and_citations_taken_out():
     row, _ = judge(ROW, dict(text=f" Role: Aster. Rules: candor (3); static (99); 2 (static)\n\nAster: {LONG}", n_tokens=9, n_prompt=9, finish_reason="stop"), Context(PSET, 40))
     assert (row["cited"], row["mismatched_rules"], row["unknown_rules"]) == ([3, 2], 2, 1)
