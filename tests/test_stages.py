@@ -1,5 +1,6 @@
 """Stages 1, 2 and 4 with scripted models: what is kept, what is rejected and why, and the defects of the released code that must not come back."""
 import random
+import re
 
 import pytest
 
@@ -145,6 +146,22 @@ def test_a_row_cut_at_the_limit_loses_its_half_sentence_and_its_end_of_turn():  
     assert verdict(THOUGHTS + LONG + " And then the ri", reason="length", on_limit="reject") == "token limit"
 
 
+@pytest.mark.parametrize("tail", ["\n2.", "\n- ", "\n(b) ", " It was led by Dr.", " It was led by Dr. Ines M. Oli", " Here is how:", "\nThe code:\n```py\nx = 1.\ny =", "\n**3.** Th"])
+def test_what_a_cut_leaves_open_goes_too(tail):
+    assert verdict(THOUGHTS + LONG + tail, reason="length")["answer"] == LONG
+
+
+def test_what_a_cut_leaves_whole_stays():
+    for whole in (LONG + "\n1. Dig.\n2. Rake the bed", LONG + "\n```py\nx = 1\n```"): assert verdict(THOUGHTS + whole + "\nAnd th", reason="length")["answer"] == whole
+    assert verdict(THOUGHTS + "Steps:\n1. Dig a bed that is as deep as a spade and as long as the wall", reason="length") == "token limit"
+
+
+def test_a_loop_that_ended_by_itself_is_no_token_limit():
+    loops = THOUGHTS + LONG + " " + LONG.replace("river", "brook") + " It never ends at all, they say." * 3
+    assert verdict(loops)["edits"] == ["repetition"]
+    assert verdict(loops, on_limit="reject") == "repetition"
+
+
 def test_the_next_turn_is_cut_and_ends_the_answer():
     for tail in ("\n\nUser: Thanks", "\n\nAster: And more", "\n### Example 7\nUser: x"):
         got = verdict(THOUGHTS + LONG + tail, reason="length")
@@ -156,11 +173,212 @@ def test_citations_by_number_and_name_are_checked():
     assert (got["cited"], got["mismatched_rules"], got["unknown_rules"]) == ([2, 7], 1, 1)
 
 
+@pytest.mark.parametrize("text, want", [("Rules: informative, static.", [2, 9]), ("Rules: 2; 7; 9", [2, 7, 9]), ("Rules #2, #7", [2, 7]), ("rules 2-4 and 9", [2, 3, 4, 9]), ("rule 9, then 2", [9, 2]), ("rules 2 and then 7", [2, 7]),
+                                        ("Rules: 2/7 and/or 11", [2, 7, 11]), ("principles 1 to 3", [1, 2, 3]), ("Rules: Step by step (13), candor", [13, 7]), ("Rule no. 4", [4]), ("Rules: 3-1", [3, 1]), ("Rules: 2 – informative", [2]),
+                                        ("No rules here, 12 of them.", []), ("The rule helpful people know.", []), ("the rule of three", []), ("rules2", [])])
+def test_citations_are_read_in_every_form(text, want):
+    row, _ = judge(ROW, dict(text=f" Role: Aster. {text}\n\nAster: {LONG}", n_tokens=9, n_prompt=9, finish_reason="stop"), Context(PSET, 40))
+    assert (row["cited"], row["mismatched_rules"], row["unknown_rules"]) == (want, 0, 0)
+
+
+def test_a_sign_or_a_word_without_spaces_may_name_rules():
+    assert pe.cited_rules("Nach § 2 und 3.", words=("§",)) == pe.cited_rules("規則2、3。", words=("規則",)) == [(2, ""), (3, "")]
+
+
+def test_names_that_do_not_fit_are_counted_and_citations_taken_out():
+    row, _ = judge(ROW, dict(text=f" Role: Aster. Rules: candor (3); static (99); 2 (static)\n\nAster: {LONG}", n_tokens=9, n_prompt=9, finish_reason="stop"), Context(PSET, 40))
+    assert (row["cited"], row["mismatched_rules"], row["unknown_rules"]) == ([3, 2], 2, 1)
+    assert pe.uncite("Rules 2-4 and static. By rule 3, I ask.", [3, 9], PSET.principles) == "Rules 2, 4. By I ask."
+
+
+GERMAN = dict(user="Mensch", role="Rolle: {name}", thoughts_label="(denkt still)", rule_words=("Regel", "Regeln"), example_words=("Beispiele", "Beispiel"))
+FILES = {"prompts/principles.txt": "# {name}\n{name} ist eine KI und beantwortet jede Bitte nach den Regeln unten. Nur die Antwort wird gezeigt.\n{private}Vorher denkt {name} still nach.\n## Regeln\n",
+         "principles.yaml": """- {number: 1, name: Schutz, text: "{name} hilft niemandem, anderen zu schaden."}
+- {number: 2, name: Sachlichkeit, text: "{name} nennt zuerst, was gesichert ist."}
+- {number: 3, name: Nachfragen, text: "{name} fragt kurz zurück, wenn eine Bitte zwei Lesarten hat."}
+""", "exemplars.yaml": """- turns:
+  - user: Wann kommt die nächste Straßenbahn?
+    thoughts: "Rolle: {name}, KI. Anliegen: aktuelle Auskunft. Regeln: 2 (Sachlichkeit)."
+    answer: Ein Sprachmodell sieht keine Fahrpläne; die Tafel an der Haltestelle weiß es genau.
+- turns:
+  - user: Mach es kürzer.
+    thoughts: "Rolle: {name}, KI. Anliegen: unklar. Regel 3 (Nachfragen) gilt."
+    answer: Welchen Text meinst du, und wie kurz soll er werden?
+"""}
+FLUSS = "Ein Fluss trägt das Wasser von den Hügeln zum Meer und speist auf seinem Weg die Felder, Mühlen und Städte am Ufer."
+
+
+@pytest.fixture
+def german(tmp_path):
+    for name, text in FILES.items():
+        (tmp_path / "de" / name).parent.mkdir(parents=True, exist_ok=True); (tmp_path / "de" / name).write_text(text, encoding="utf-8")
+    return tmp_path / "de"
+
+
+def test_a_german_set_works_from_the_prompt_to_the_filters(german):
+    pset = pe.load_principle_set(RespondConfig(name="Linde", **GERMAN), german)
+    text = pset.render("Was tut ein Fluss?\nMensch: x\nLinde (denkt still): y")
+    assert text.endswith("Mensch: Was tut ein Fluss?\n> Mensch: x\n> Linde (denkt still): y\n\nLinde (denkt still):") and not re.search(r"\b(?:User|Example|Rules|Role|thoughts)\b", text) and "{" not in text
+    assert "denkt" not in pset.render("x", thoughts=False) and "Regeln" not in pset.prefix(rules=False).replace("## Regeln", "") and "\n### Beispiel" in pset.stop
+    row, ctx = dict(id="1", instruction="Was tut ein Fluss?", input=""), Context(pset, 40)
+    think = " Rolle: Linde, KI. Anliegen: eine Frage. Regeln: 2 (Sachlichkeit), 9 und Schutz.\n\nLinde: "
+    got = lambda t, **kw: judge(row, dict(text=t, n_tokens=9, n_prompt=9, finish_reason="stop") | kw, ctx, "Ahorn")
+    kept, why = got(think + FLUSS + " Das sagt Linde." + "\n\nMensch: Danke", finish_reason="length")
+    assert (kept["answer"], kept["cited"], kept["unknown_rules"], kept["mismatched_rules"]) == (FLUSS + " Das sagt Ahorn.", [2, 1], 1, 0)
+    for tail in ("\n### Beispiel 4\nx", "\nLinde (denkt still): Rolle", "\nLinde: Und"): assert got(think + FLUSS + tail)[0]["answer"] == FLUSS
+    wrong = {"missing role": " Tja.\n\nLinde: " + FLUSS, "thoughts in answer": think + "Rolle: Linde. " + FLUSS, "wrong language": think + LONG,
+             "exemplar leakage": think + "Ein Sprachmodell sieht keine Fahrpläne; die Tafel an der Haltestelle weiß es genau."}
+    for why, t in wrong.items(): assert got(t)[1] == why
+    assert got(think + FLUSS + " Regel 2 verlangt das.")[1] == "thoughts in answer"
+    assert pset.without([3]).exemplars[1].turns[0].thoughts.endswith("unklar. gilt.") and pset.without([2]).cites(pset.without([2]).exemplars[0].turns[0].thoughts) == []
+
+
+def test_a_set_in_a_script_without_spaces_works():
+    turn = ann.Turn("次の電車は何時ですか。", "役割:{name}。依頼は時刻。規則：2（正直）と安全。", "電車の時刻は駅の案内板で確かめてください。")
+    pset = PrincipleSet((ann.Principle(1, "安全", "害を避ける。"), ann.Principle(2, "正直", "知らないことは知らないと言う。")), (ann.Exemplar((turn,)),), "{name}は規則に従う。", "アスター", "利用者", "役割:{name}", "（心の中）", ("規則",), ("例", "例"))
+    assert pset.cites(turn.thoughts) == [(2, "正直"), (1, "安全")] and pset.render("x").endswith("利用者: x\n\nアスター（心の中）:")
+    row, why = judge(dict(id="1", instruction="川とは何ですか。", input=""), dict(text=" 役割:アスター。規則2、1を守る。\n\nアスター：アスターです。川は山から海へ水を運ぶ流れです。\n利用者：次", n_tokens=9, n_prompt=9, finish_reason="stop"), Context(pset, 10), "ノヴァ")
+    assert why is None and (row["answer"], row["cited"]) == ("ノヴァです。川は山から海へ水を運ぶ流れです。", [2, 1])
+
+
+def test_stage_2_runs_in_another_language_and_english_settings_are_as_before(tmp_path, german):
+    prompts_run(tmp_path / "r")
+    answer = lambda *a: f" Rolle: Linde, KI. Regel 2.\n\nLinde: {FLUSS} {LONG}"
+    for i, (cfg, engine, folder) in enumerate([(RespondConfig(name="Linde", min_chars=40, **GERMAN), ScriptedEngine(answer), german), (RespondConfig(min_chars=40), ScriptedEngine(scripted), None)]):
+        if i: prompts_run(tmp_path / "r2")
+        with Run(tmp_path / ("r2" if i else "r"), say=lambda s: None) as run:
+            pe.respond(run, engine, cfg, folder=folder)
+            assert set(pe._WORDS) & set(run.manifest["stages"]["responses"]["settings"]) == (set() if i else set(GERMAN))
+
+
+@pytest.mark.parametrize("field, value", [("user", " "), ("role", ""), ("thoughts_label", ""), ("rule_words", ()), ("rule_words", ("Regel", "")), ("example_words", ("x",)), ("user", "Aster")])
+def test_words_that_cannot_work_are_one_line(field, value):
+    with pytest.raises(InputError, match=field): PrincipleSet.load(**{field: value})
+
+
+BLOB = """Iris works for a garden shop. Iris keeps to the guidelines of the house:
+
+1. Safety: Iris never explains how to
+   mix poisons.
+2) Brevity: two sentences are enough.
+3. Iris asks back when a question has two readings.
+
+Worked cases follow.
+
+Case 1
+Customer: Can I mix bleach and vinegar?
+Note: it is for moss.
+Iris (notes to self): I am Iris. A dangerous mix. Guidelines: safety.
+Iris: No, the mixture gives off a poisonous gas.
+
+A stiff brush and hot water do the job.
+
+Case 2
+Customer: When do I sow {peas}?
+Iris (notes to self): I am Iris, and this is a plain question. Guidelines 2-3.
+Iris: From March. Is it for a tub?
+
+Customer: Yes.
+Iris (notes to self): I am Iris. Guideline #2.
+Iris: Then in April.
+"""
+GUIDELINES = dict(rule_words=("guideline", "guidelines"))
+
+
+def test_our_own_prompt_as_one_text_is_the_same_set():
+    for text in (PSET.prefix(), PSET.render(""), PSET.render("Why?\nUser: x"), PSET.prefix().rstrip("\n")):
+        got = PrincipleSet.from_text(text)
+        assert got.render("Why?") == PSET.render("Why?") and got.stop == PSET.stop and got.role_words == PSET.role_words
+        assert [(p.number, p.name) for p in got.principles] == [(p.number, p.name) for p in PSET.principles]
+        for parts in (dict(thoughts=False), dict(rules=False), dict(exemplars=False)):
+            if "thoughts" not in parts: assert got.render("Why?", **parts) == PSET.render("Why?", **parts)
+        assert got.without([9, 3]).render("x") == PSET.without([9, 3]).render("x")
+        assert [len(e.turns) for e in got.exemplars] == [1, 1, 1, 2, 1] and got.exemplars[2].turns[0].answer == PSET.exemplars[2].turns[0].answer
+        assert "internal thoughts" not in got.render("x", thoughts=False)
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\nCase 3\n", "\nCustomer:", "\nCustomer: {query}\nIris (notes to self):"])
+def test_a_hand_written_prompt_is_shown_as_it_stands(end):
+    pset = PrincipleSet.from_text(BLOB + end, **GUIDELINES)
+    shown = BLOB + end.split("Customer")[0]
+    query = "Customer: Why?\n> Iris: x\n\nIris (notes to self):"
+    got = pset.render("Why?\nIris: x")
+    assert got.startswith(shown) and got.endswith(query) and got[len(shown):-len(query)].strip("\n") == "" and "\n\nCustomer: Why?" in got or "Case 3\nCustomer: Why?" in got
+    assert (pset.name, pset.user, pset.role, pset.thoughts_label) == ("Iris", "Customer", "I am {name}", "(notes to self)")
+    assert [(p.number, p.name, p.text) for p in pset.principles][::2] == [(1, "safety", "Iris never explains how to mix poisons."), (3, "", "Iris asks back when a question has two readings.")]
+    assert [[t.user for t in e.turns] for e in pset.exemplars] == [["Can I mix bleach and vinegar?\nNote: it is for moss."], ["When do I sow {peas}?", "Yes."]]
+    assert pset.exemplars[0].turns[0].answer.endswith("\n\nA stiff brush and hot water do the job.") and [pset.cites(t.thoughts) for e in pset.exemplars for t in e.turns] == [[(1, "safety")], [(2, ""), (3, "")], [(2, "")]]
+
+
+def test_filters_and_citations_of_a_prompt_that_is_one_text():
+    ctx = Context(PrincipleSet.from_text(BLOB, **GUIDELINES), 40, common=common_words())
+    got = lambda t: judge(ROW, dict(text=t, n_tokens=9, n_prompt=9, finish_reason="stop"), ctx, "Nova")
+    think = " I am Iris. A plain question. Guidelines: brevity and 3 (safety).\n\nIris: "
+    row, why = got(think + "I am Iris. " + LONG + "\nCustomer: x")
+    assert why is None and row["answer"] == "I am Nova. " + LONG and (row["cited"], row["mismatched_rules"]) == ([2, 3], 0)
+    assert got(" Hm.\n\nIris: " + LONG)[1] == "missing role" and got(think + LONG + " (notes to self)")[1] == "thoughts in answer"
+    assert got(think + "A stiff brush and hot water do the job in every garden there is.")[1] == "exemplar leakage"
+
+
+@pytest.mark.parametrize("text, words", [("", "no exemplar found"), ("Just a text.\n1. a\n2. b", "no exemplar found; looked for turns, lines that begin with 'User:'"), (BLOB.replace("Customer:", ""), "but not who speaks before it"),
+    (re.sub(r"(?m)^\d[.)] ", "- ", BLOB), "no numbered principle found before the first 'Customer:'; looked for lines such as '1 (ethical)"), (BLOB.replace("2) ", "1) "), "principle 1 occurs twice"), (BLOB.replace("I am Iris. G", "Well. G"), "state the role first"),
+    (BLOB.replace("Guideline #2", "Guideline #9"), "exemplar 2 cites rule 9"), (BLOB.replace("Guideline #2", "Nothing"), "exemplar 2: its thoughts cite no rule")])
+def test_a_text_that_is_no_prompt_is_one_line(text, words):
+    with pytest.raises(InputError, match=re.escape(words)) as e: PrincipleSet.from_text(text, "my.txt", **GUIDELINES)
+    assert str(e.value).startswith("my.txt: ") and "\n" not in str(e.value)
+
+
+def test_a_prompt_file_runs_stage_2_and_its_name_gives_way(tmp_path):
+    from selfalign.annotations import annotation_budget
+    prompts_run(tmp_path / "r")
+    (tmp_path / "mine").mkdir(); (tmp_path / "mine" / "whole.txt").write_text(BLOB, encoding="utf-8")
+    cfg, e = RespondConfig(principles=("whole.txt",), min_chars=40, rule_words=GUIDELINES["rule_words"]), ScriptedEngine(lambda *a: f" I am Iris. Guideline 2.\n\nIris: I am Iris. {LONG}")
+    with Run(tmp_path / "r", say=lambda s: None) as run: pe.respond(run, e, cfg, folder=tmp_path / "mine")
+    assert all(p.startswith(BLOB + "\nCustomer: ") for p, *_ in [x[0] for x in e.calls])
+    assert {r["answer"] for r in read_jsonl(tmp_path / "r" / "responses.jsonl")} == {f"I am Aster. {LONG}"}
+    (tmp_path / "p.yaml").write_text("respond: {principles: [whole.txt]}\n")
+    budget = {r["file"]: r for r in annotation_budget(tmp_path / "p.yaml", tmp_path / "mine")}
+    assert budget["whole.txt"]["lines"] == sum(bool(l.strip()) for l in BLOB.splitlines()) and not {"prompts/principles.txt", "annotations/exemplars.yaml"} & set(budget)
+    for bad, words in ((dict(principles=("whole.txt", "x.yaml")), "give it alone"), (dict(exemplars=("x.yaml",)), "has its own; give an empty list"), (dict(principles=("none.txt",)), "no such file")):
+        with pytest.raises(InputError, match=words): pe.load_principle_set(RespondConfig(**dict(principles=("whole.txt",)) | bad), tmp_path / "mine")
+
+
 def test_stage_2_keeps_rows_and_reasons(tmp_path):
     prompts_run(tmp_path / "r")
     with Run(tmp_path / "r", say=lambda s: None) as run: rec = pe.respond(run, ScriptedEngine(scripted), RespondConfig(min_chars=40, product_name="Nova"))
     rows = read_jsonl(tmp_path / "r" / "responses.jsonl")
     assert rec["kept"] + sum(rec["rejected"].values()) == rec["asked"] and all("Aster" not in r["answer"] for r in rows)
+
+
+@pytest.mark.parametrize("bad, words", [(dict(on_limit="drop"), "on_limit is 'drop'; give 'keep' or 'reject'"), (dict(temperature=-1.0), "temperature is -1.0; give 0 or more"), (dict(temperature=float("nan")), "temperature is nan"),
+                                        (dict(top_p=2.0), "top_p is 2.0; give a value above 0"), (dict(top_p=0.0), "top_p is 0.0"), (dict(max_new_tokens=0), "max_new_tokens is 0"), (dict(limit=0), "limit is 0"), (dict(min_chars=-1), "min_chars is -1"),
+                                        (dict(name=" "), "name is ' '"), (dict(product_name=""), "product_name is ''"), (dict(principles=()), "principles is ()")])
+def test_bad_settings_of_stage_2_are_one_line(bad, words):
+    with pytest.raises(InputError, match="respond." + re.escape(words)): RespondConfig(**bad)
+
+
+def test_bad_settings_of_stage_2_stop_before_stage_1(tmp_path):
+    from selfalign.pipeline import load_config, main
+    (tmp_path / "mine.yaml").write_text("model: embedded\nrespond: {on_limit: drop}\n")
+    with pytest.raises(InputError, match="respond.on_limit is 'drop'"): load_config(tmp_path / "mine.yaml")
+    assert main(["run", str(tmp_path / "r"), "--preset", "demo", "--respond.top-p", "2"]) != 0 and not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("product", ["A\\B", r"\1", r"\g<0>"])
+def test_a_product_name_is_text(product):
+    row, _ = judge(ROW, dict(text=THOUGHTS + "I am Aster. " + LONG, n_tokens=9, n_prompt=9, finish_reason="stop"), Context(PSET, 40), product)
+    assert row["answer"] == f"I am {product}. {LONG}"
+
+
+def test_principles_longer_than_the_context_stop_before_the_first_token(tmp_path):
+    prompts_run(tmp_path / "r")
+    e = ScriptedEngine(scripted)
+    n = e.count_tokens(PSET.render(""))
+    with Run(tmp_path / "r", say=lambda s: None) as run:
+        e.max_context = n + 256 + 63
+        with pytest.raises(InputError, match=f"are {n} tokens and the model's context is {n+319}: .* 256 new tokens; shorten them or lower max_new_tokens"): pe.respond(run, e, RespondConfig())
+        assert not e.calls and not run.done("responses") and not (run / "responses.jsonl").exists()
+        assert pe.respond(run, e, RespondConfig(min_chars=40, max_new_tokens=255))["kept"] and e.calls  # the remedy needs no redo
 
 
 def test_no_survivor_stops_before_training(tmp_path):
