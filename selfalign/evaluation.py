@@ -23,7 +23,7 @@ import numpy as np
 from .annotations import data_dir, data_path, fill, load_template
 from .generation import Engine, Sampling, TorchEngine, load_engine
 from .models import load_model
-from .runs import InputError, content_id, git_commit, iter_jsonl, versions, write_json
+from .runs import InputError, content_id, iter_jsonl, own_commit, versions, write_json
 
 # %% ../nbs/05_evaluation.ipynb #8f2515f7
 @dataclass
@@ -212,11 +212,7 @@ class Result:
 
 def prompt_hash(*templates)->str: return hashlib.sha256("\x00".join(templates).encode()).hexdigest()[:16]
 
-def _config(**kw): return dict(kw, versions=versions(), commit=_own_commit())
-
-def _own_commit(): # of a checkout; None for an installed package, whose folder may lie in somebody else's repository
-    root = data_dir().parent
-    return git_commit(root) if (root/"nbs").is_dir() and (root/"settings.ini").is_file() else None
+def _config(**kw): return dict(kw, versions=versions(), commit=own_commit())
 
 def _model(engine, name=None): return dict(getattr(engine, "info", {}), name=name or getattr(engine, "name", None), stand_in=bool(getattr(engine, "stand_in", False)))
 
@@ -312,7 +308,7 @@ def _mc2_true(scores, labels):
 
 def _mc_record(row, got, mc2, seed):
     (texts, labels), (texts2, labels2) = [(row[k]["choices"], row[k]["labels"]) for k in ("mc1_targets", "mc2_targets")]
-    scores, half = [got[t] for t in texts], max(1, len(texts)//2)
+    scores, half = [got[t] for t in texts], (len(texts)+1)//2
     best = pick(scores, texts, seed, row["question"])
     return dict(id=content_id(row["question"], texts), category=row.get("category"), n_choices=len(texts), choice=best, scores=scores,
                 mc1=labels[best], mc2=mc2([got[t] for t in texts2], labels2), mc2_scores=[got[t] for t in texts2],

@@ -1207,6 +1207,8 @@ class VLLMEngine(Engine):
         import gc; gc.collect()
         if torch.cuda.is_available(): torch.cuda.empty_cache()
 
+_VLLM_NAMES = dict(memory_share="gpu_memory_utilization", max_context="max_model_len", batch_size="max_num_seqs", eager="enforce_eager") # our option → vLLM's
+
 def _vllm_completion(o, n_prompt):
     if o.finish_reason == "stop": return Completion(o.text, len(o.token_ids), "stop", n_prompt, o.stop_reason if isinstance(o.stop_reason, str) else "<eos>", None, list(o.token_ids))
     if o.finish_reason == "length": return Completion(o.text, len(o.token_ids), "length", n_prompt, None, None, list(o.token_ids))
@@ -1406,7 +1408,7 @@ class RayEngine(Engine):
         for r in rows:
             try: good.append(dict(row=r["row"], ids=self.prompts.encode(json.loads(r["prompt"])), other=r["other"]))
             except InputError as e: yield r["row"], _error(r["row"], str(e))
-        kw = dict(enable_prefix_caching=True, logits_processors=["selfalign.generation:VLLMRules"], **self.options)
+        kw = dict(enable_prefix_caching=True, logits_processors=["selfalign.generation:VLLMRules"], **{_VLLM_NAMES.get(k, k): v for k, v in self.options.items()})
         config = vLLMEngineProcessorConfig(model_source=src.path, engine_kwargs=kw, concurrency=self.workers, batch_size=self.batch, chat_template_stage=False, tokenize_stage=False,
                                            detokenize_stage=False, should_continue_on_error=True, runtime_env=dict(env_vars=dict(VLLM_USE_V2_MODEL_RUNNER="0")))
         process = build_processor(config, preprocess=lambda r: dict(row=r["row"], tokenized_prompt=r["ids"], sampling_params={k: v for k, v in _vllm_params(sampling, int(r["other"]), rules).items() if v is not None}),

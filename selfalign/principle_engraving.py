@@ -165,7 +165,7 @@ class PrincipleSet:
                thoughts=True, # False leaves them out of the exemplars
                rules=True,    # False leaves them out, with the header's sentences and the exemplars' citations that speak of rules
                exemplars=True # False leaves them out
-              )->str: # the part all queries share, about 1,700 tokens
+              )->str: # the part all queries share; the shipped one has some 1,200 tokens
         "Header, rules and exemplars; each part may be left out, to see what it does. A prompt of one text stands as it is unless a part is left out."
         if self.text is not None and thoughts and rules and exemplars: return self.text + self._apart()
         (section, each), header = self.example_words, self.header if thoughts else "\n".join(l for l in self.header.splitlines() if not l.startswith("{private}"))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['InputError', 'content_id', 'iter_jsonl', 'read_jsonl', 'atomic_path', 'write_jsonl', 'write_json', 'progress',
-           'read_columns', 'Journal', 'versions', 'git_commit', 'Run']
+           'read_columns', 'Journal', 'versions', 'git_commit', 'own_commit', 'Run']
 
 # %% ../nbs/core/runs.ipynb #da9ecf8f
 import contextlib, hashlib, json, os, platform, shutil, subprocess, sys, time
@@ -169,6 +169,12 @@ def git_commit(path="." # a folder
         return head.stdout.strip() + ("+changes" if git("status", "--porcelain", "-uno").stdout.strip() else "")
     except (OSError, subprocess.TimeoutExpired): return None
 
+def own_commit(): # as `git_commit`
+    "The commit of this package's checkout; None for an installed package, whose folder may lie in somebody else's repository."
+    import selfalign
+    root = Path(selfalign.__file__).resolve().parent.parent
+    return git_commit(root) if (root/"nbs").is_dir() and (root/"settings.ini").is_file() else None
+
 # %% ../nbs/core/runs.ipynb #af42765b
 class Run:
     "A run folder: one owner at a time, resumable stages, provenance in `manifest.json`."
@@ -202,8 +208,7 @@ class Run:
             raise InputError(f"{self.path}: not empty and not a run (no manifest.json); choose a new folder")
         else: man = dict(stages={})
         for p in list(self.path.rglob(".*.tmp")): _remove(p) # left by a killed process; whoever holds the lock is alone here
-        here = Path(__file__).parent if "__file__" in globals() else Path(".")
-        self.news = dict(config=config or man.get("config", {}), versions=versions(), commit=git_commit(here)) # written when a stage accepts them
+        self.news = dict(config=config or man.get("config", {}), versions=versions(), commit=own_commit()) # written when a stage accepts them
         return man
 
     def save(self): write_json(self.path/"manifest.json", self.manifest)

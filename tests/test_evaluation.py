@@ -136,6 +136,9 @@ def test_as_released_sees_the_first_half():
     row = dict(question="Q?", mc1_targets=dict(choices=["right", "w", "wr", "x"], labels=[1, 0, 0, 0]), mc2_targets=dict(choices=["right", "x"], labels=[1, 0]))
     r = E.truthfulqa_mc(ScriptedEngine(scores=lambda p, c: {" right": -2, " w": -3, " wr": -1, " x": -1.5}[c]), [row])
     assert (r.mc1, r.mc1_as_released) == (0, 1)
+    odd = dict(question="Q?", mc1_targets=dict(choices=["right", "wr", "x"], labels=[1, 0, 0]), mc2_targets=dict(choices=["right", "x"], labels=[1, 0])) # the half is rounded up
+    r = E.truthfulqa_mc(ScriptedEngine(scores=lambda p, c: {" right": -2, " wr": -1, " x": -.5}[c]), [odd])
+    assert (r.mc1, r.mc1_as_released) == (0, 0)
 
 @pytest.mark.parametrize("score", [float("nan"), float("inf"), -float("inf")])
 def test_nan_is_an_error(score):
