@@ -6,7 +6,7 @@
 
 Work: rows of the sample run (prompt and answer, loss on the answer), batches of 8, one epoch, LoRA as in the paper, learning rate 4e-4, linear to 0.
 "TRL defaults" is what a user gets who gives SFTTrainer these rows, this LoRA and this learning rate; each further line of the table changes one setting
-more, and then comes this project's own trainer (`selfalign.sft.trainer_for`). `tokens_per_s` counts the rows' own tokens, not padding, over the time
+more, and then comes this project's own trainer (`selfalign.sft.trainer_for`), which on a CPU scores the answers' tokens alone. `tokens_per_s` counts the rows' own tokens, not padding, over the time
 of `trainer.train()`; the loss is that of held-out rows after training, in float32 without dropout, so that all settings are compared at the same loss.
 On a GPU the rows are random tokens of uneven lengths and the model a Llama shape with random weights; MFU counts 4 FLOP per parameter and token (LoRA:
 forward, and backward through the activations) against the card's dense bfloat16 peak. Medians of the repeats, the settings taking

@@ -920,6 +920,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'selfalign.sft._reporters': ('sft.html#_reporters', 'selfalign/sft.py'),
                                'selfalign.sft._same_tokens': ('sft.html#_same_tokens', 'selfalign/sft.py'),
                                'selfalign.sft._sft_config': ('sft.html#_sft_config', 'selfalign/sft.py'),
+                               'selfalign.sft._trainer_class': ('sft.html#_trainer_class', 'selfalign/sft.py'),
                                'selfalign.sft._watch': ('sft.html#_watch', 'selfalign/sft.py'),
                                'selfalign.sft._weights_of': ('sft.html#_weights_of', 'selfalign/sft.py'),
                                'selfalign.sft._worker': ('sft.html#_worker', 'selfalign/sft.py'),

@@ -177,6 +177,27 @@ def _clear_other(work, rows, cfg, seed):
     if work.exists() and ((work/"key").read_text() if (work/"key").exists() else None) != key: shutil.rmtree(work)
     work.mkdir(parents=True, exist_ok=True); (work/"key").write_text(key)
 
+# %% ../nbs/03_sft.ipynb #8f3a61c4
+def _trainer_class(model, args):
+    "TRL's `SFTTrainer`; off the GPU one that scores the answers' tokens alone."
+    import inspect
+    from torch.nn.functional import cross_entropy
+    from trl import SFTTrainer
+    class AnswerTrainer(SFTTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            if return_outputs or self.aux_loss_enabled: return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            labels = inputs["labels"][:, 1:]; answers = labels != -100
+            head = self.accelerator.unwrap_model(model).get_output_embeddings()
+            hook = head.register_forward_pre_hook(lambda _, hidden: (hidden[0][:, :-1][answers],))
+            try: logits = model(input_ids=inputs["input_ids"], use_cache=False).logits # no mask: padding is on the right, where no token looks
+            finally: hook.remove()
+            n = answers.sum() if num_items_in_batch is None else num_items_in_batch # of the whole step, in all processes
+            loss = cross_entropy(logits.float(), labels[answers], reduction="sum") / max(n, 1)
+            return loss * self.accelerator.num_processes if self.args.average_tokens_across_devices and num_items_in_batch is not None else loss
+    fits = args.use_cpu and not args.packing and "logits_to_keep" in inspect.signature(model.forward).parameters # such models score position by position
+    return AnswerTrainer if fits else SFTTrainer
+
+
 # %% ../nbs/03_sft.ipynb #feb99bd6
 def fit(rows,       # dicts with input_ids and labels, see `encode_rows`
         base,       # the base model: "embedded", hub id, folder
@@ -197,12 +218,11 @@ def trainer_for(rows, base, tok, work, cfg:TrainConfig, seed=0): # see `fit`
     import torch
     from datasets import Dataset, disable_progress_bars
     from transformers import PrinterCallback
-    from trl import SFTTrainer
     cuda, world, rank = best_device() == "cuda", int(os.environ.get("WORLD_SIZE", 1)), os.environ.get("LOCAL_RANK", "0")
     args = _sft_config(cfg, work, seed, cuda)
     disable_progress_bars(); torch.manual_seed(seed)
     model, _ = load_model(base, dtype=torch.bfloat16 if cuda else torch.float32, device=f"cuda:{rank}" if cuda and world == 1 else "cpu", **_four_bit(cfg, rank))
-    trainer = SFTTrainer(model=model, args=args, train_dataset=Dataset.from_list([dict(input_ids=r["input_ids"], labels=r["labels"]) for r in rows]),
+    trainer = _trainer_class(model, args)(model=model, args=args, train_dataset=Dataset.from_list([dict(input_ids=r["input_ids"], labels=r["labels"]) for r in rows]),
                          processing_class=tok, peft_config=_lora(model, cfg) if cfg.lora_r else None, callbacks=[_watch()])
     trainer.remove_callback(PrinterCallback); _quiet_bar(trainer)
     return trainer

@@ -6,7 +6,7 @@ import pytest
 
 from selfalign import sft
 from selfalign.annotations import data_path, example_rows
-from selfalign.models import load_tokenizer
+from selfalign.models import load_model, load_tokenizer
 from selfalign.runs import InputError, write_json, write_jsonl
 from selfalign.sft import TrainConfig, encode_rows, fit, launch, push, save_model, with_chat_template
 
@@ -57,17 +57,56 @@ def test_shipped_accelerate_configs_are_valid(name, kind):
     args = launch_command_parser().parse_args(["--config_file", str(data_path(f"training/{name}.yaml")), "-m", "selfalign.sft"])
     if name == "fsdp": assert _validate_launch_command(args)[0].use_fsdp
 
+def random_llama(folder, tok, **more): # tiny, with random weights
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tok), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, **more)).save_pretrained(folder)
+    tok.save_pretrained(folder)
+    return str(folder)
+
+@pytest.mark.parametrize("lora_r, micro", [(16, 4), (0, 2)])
+def test_scoring_answers_alone_gives_trls_loss(rows, tmp_path, monkeypatch, lora_r, micro):
+    import trl
+    tok = with_chat_template(load_tokenizer("embedded")); base = random_llama(tmp_path/"base", tok)
+    cfg = replace(CFG, lora_r=lora_r, lora_dropout=0.0, micro_batch=micro)
+    assert sft._trainer_class(load_model(base)[0], sft._sft_config(cfg, tmp_path, 0, cuda=False)).__name__ == "AnswerTrainer"
+    def losses(name): return [l["loss"] for l in fit(rows, base, tok, tmp_path/name, cfg)[1]]
+    mine = losses("mine")
+    monkeypatch.setattr(sft, "_trainer_class", lambda *a: trl.SFTTrainer); theirs = losses("theirs")
+    assert len(mine) == 4 and mine[0] != mine[-1] and mine == pytest.approx(theirs, abs=1e-4)
+
+def test_scoring_answers_alone_keeps_a_models_own_scaling_of_its_logits(rows, tmp_path):
+    import torch
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+    tok = with_chat_template(load_tokenizer("embedded")); torch.manual_seed(0)
+    Gemma3ForCausalLM(Gemma3TextConfig(vocab_size=len(tok), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16, final_logit_softcapping=0.1)).save_pretrained(tmp_path/"base")
+    tok.save_pretrained(tmp_path/"base")
+    trainer = sft.trainer_for(rows, str(tmp_path/"base"), tok, tmp_path/"work", CFG)
+    batch = next(iter(trainer.get_train_dataloader()))
+    trainer.model.eval()
+    with torch.no_grad(): mine, theirs = trainer.compute_loss(trainer.model, dict(batch)), type(trainer).__mro__[1].compute_loss(trainer, trainer.model, dict(batch))
+    assert type(trainer).__name__ == "AnswerTrainer" and mine.item() == pytest.approx(theirs.item(), abs=1e-4)
+
+def test_rows_without_an_answer_token_give_a_loss_of_zero(rows, tmp_path):
+    import torch
+    tok = with_chat_template(load_tokenizer("embedded"))
+    trainer = sft.trainer_for(rows, random_llama(tmp_path/"base", tok), tok, tmp_path/"work", CFG)
+    batch = next(iter(trainer.get_train_dataloader()))
+    loss = trainer.compute_loss(trainer.model, dict(batch, labels=torch.full_like(batch["labels"], -100)))
+    loss.backward(); assert loss.item() == 0
+
 def test_unknown_accelerate_config(rows, tmp_path):
     with pytest.raises(InputError, match="nowhere"): launch(rows, "embedded", tmp_path, replace(CFG, accelerate_config="nowhere"))
 
 def test_a_loss_that_is_no_number_stops_and_names_the_step(rows, tmp_path, monkeypatch):
-    from trl import SFTTrainer
-    real, calls = SFTTrainer.compute_loss, []
+    from transformers import Trainer
+    real, calls = Trainer.training_step, []
     def broken(self, *a, **k):
         out = real(self, *a, **k); calls.append(1)
         if len(calls) < 4: return out
-        return (out[0]*float("nan"), *out[1:]) if isinstance(out, tuple) else out*float("nan")
-    monkeypatch.setattr(SFTTrainer, "compute_loss", broken)
+        return out*float("nan")
+    monkeypatch.setattr(Trainer, "training_step", broken)
     with pytest.raises(InputError, match=r"(loss|grad_norm) is nan at step 4.*checkpoint-2"): _fit(rows, tmp_path/"w", replace(CFG, save_steps=2))
     assert sft._last_checkpoint(tmp_path/"w").endswith("checkpoint-2")
 
@@ -75,7 +114,6 @@ def test_full_disk_leaves_no_half_model(tmp_path, monkeypatch):
     tok = with_chat_template(load_tokenizer("embedded"))
     def full(*a, **k): raise OSError(errno.ENOSPC, "No space left on device")
     monkeypatch.setattr(type(tok), "save_pretrained", full)
-    from selfalign.models import load_model
     model, _ = load_model("embedded")
     with pytest.raises(OSError): save_model(model, tok, "embedded", tmp_path/"engraved", replace(CFG, lora_r=0), [dict(step=1, loss=1.0)], {})
     assert list(tmp_path.iterdir()) == []
