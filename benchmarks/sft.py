@@ -6,7 +6,7 @@
 
 Work: rows of the sample run (prompt and answer, loss on the answer), batches of 8, one epoch, LoRA as in the paper, learning rate 4e-4, linear to 0.
 "TRL defaults" is what a user gets who gives SFTTrainer these rows, this LoRA and this learning rate; each further line of the table changes one setting
-more, and then comes this project's own trainer (`selfalign.sft.trainer_for`). `tokens_per_s` counts the rows' own tokens, not padding, over the time
+more, and then comes this project's own trainer (`selfalign.sft.trainer_for`), which on a CPU scores the answers' tokens alone. `tokens_per_s` counts the rows' own tokens, not padding, over the time
 of `trainer.train()`; the loss is that of held-out rows after training, in float32 without dropout, so that all settings are compared at the same loss.
 On a GPU the rows are random tokens of uneven lengths and the model a Llama shape with random weights; MFU counts 4 FLOP per parameter and token (LoRA:
 forward, and backward through the activations) against the card's dense bfloat16 peak. Medians of the repeats, the settings taking
@@ -14,6 +14,7 @@ turns; `cpu_seconds` beside `seconds` tells whether the machine was busy with so
 Each measurement is noted in OUT.runs.jsonl as it ends; run the command again to go on after an interruption at the same commit.
 """
 import argparse, json, os, random, shlex, statistics, subprocess, sys, tempfile, time
+from dataclasses import replace
 from pathlib import Path
 
 from generation import RANDOM, hardware, own_peak
@@ -83,12 +84,13 @@ def held_loss(model, rows): # mean NLL per answer token
 def measure(job):
     import torch
     from selfalign.models import load_tokenizer
-    from selfalign.sft import TrainConfig, trainer_for, with_chat_template
+    from selfalign.sft import TrainConfig, trainer_for, with_chat_template, _rows_per_pack
     cuda = job["device"] == "cuda"
     cfg = TrainConfig(epochs=1, global_batch=8, micro_batch=8, learning_rate=4e-4, warmup_steps=0, max_length=job["length"], save_steps=10**6, bf16=False if job["setting"] == FLOAT32 else None)
     with tempfile.TemporaryDirectory() as d:
         base = base_model(job, f"{d}/base"); tok = with_chat_template(load_tokenizer(base))
         rows, held = data(job, tok, cfg)
+        if cuda: cfg = replace(cfg, global_batch=round(8*_rows_per_pack(rows, cfg))) # 8 packed sequences a step, as in the lines before
         trainer = trainer_for(rows, base, tok, f"{d}/work", cfg) if job["setting"] in (OURS, FLOAT32) else trl_trainer(job, rows, base, tok, cfg, f"{d}/work")
         start, used = time.perf_counter(), time.process_time(); trainer.train()
         if cuda: torch.cuda.synchronize()

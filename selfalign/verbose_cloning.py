@@ -16,7 +16,7 @@ from .annotations import fill, load_template, query_text
 from .generation import Sampling
 from .principle_engraving import Response, echo, loop_start, token_limit, word_heads, _CODE, _SENTENCES, _grams, _words
 from .runs import InputError, content_id, read_jsonl
-from .sft import TrainConfig, train_model, card_facts, _recipe, _weights_of
+from .sft import TrainConfig, train_model, card_facts, _at_least_0, _check, _number, _one_of, _recipe, _share, _weights_of, _whole
 
 # %% ../nbs/04_verbose_cloning.ipynb #4d6432a0
 def verbose_messages(row,         # has instruction, input
@@ -39,6 +39,10 @@ class CloneConfig:
     on_limit: str = "keep"   # an answer that was cut, by the limit or by a filter: "keep" it, and teach no end of turn by it, or "reject" it
     min_new_tokens: int = 0  # the model may not end its turn before (paper: 0; a small model does not get longer by being asked alone)
     train: TrainConfig = field(default_factory=lambda: TrainConfig(max_length=768))
+
+    def __post_init__(self):
+        _check(self, max_new_tokens=_whole(1), temperature=_at_least_0, top_p=_number("a share above 0, at most 1", lambda v: 0 < v <= 1), penalty_3=_at_least_0, penalty_4=_at_least_0, min_chars=_whole(0),
+               max_items=_whole(1), max_repeated=_share, on_limit=_one_of("keep", "reject"), min_new_tokens=(lambda v: type(v) is int and 0 <= v <= self.max_new_tokens, f"a whole number from 0 to max_new_tokens, which is {self.max_new_tokens}"))
 
     def sampling(self)->Sampling:
         penalty = {n: p for n, p in ((3, self.penalty_3), (4, self.penalty_4)) if p}

@@ -6,9 +6,9 @@ import pytest
 
 from selfalign import sft
 from selfalign.annotations import data_path, example_rows
-from selfalign.models import load_tokenizer
+from selfalign.models import load_model, load_tokenizer
 from selfalign.runs import InputError, write_json, write_jsonl
-from selfalign.sft import TrainConfig, encode_rows, fit, launch, push, save_model, with_chat_template
+from selfalign.sft import EngraveConfig, TrainConfig, encode_rows, fit, launch, plain_messages, push, save_model, train_model, with_chat_template
 
 CFG = TrainConfig(epochs=2, global_batch=4, micro_batch=4, learning_rate=1e-3, warmup_steps=1, max_length=96, identity_share=0, save_steps=2, bf16=False)
 
@@ -57,17 +57,56 @@ def test_shipped_accelerate_configs_are_valid(name, kind):
     args = launch_command_parser().parse_args(["--config_file", str(data_path(f"training/{name}.yaml")), "-m", "selfalign.sft"])
     if name == "fsdp": assert _validate_launch_command(args)[0].use_fsdp
 
+def random_llama(folder, tok, **more): # tiny, with random weights
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tok), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, **more)).save_pretrained(folder)
+    tok.save_pretrained(folder)
+    return str(folder)
+
+@pytest.mark.parametrize("lora_r, micro", [(16, 4), (0, 2)])
+def test_scoring_answers_alone_gives_trls_loss(rows, tmp_path, monkeypatch, lora_r, micro):
+    import trl
+    tok = with_chat_template(load_tokenizer("embedded")); base = random_llama(tmp_path/"base", tok)
+    cfg = replace(CFG, lora_r=lora_r, lora_dropout=0.0, micro_batch=micro)
+    assert sft._trainer_class(load_model(base)[0], sft._sft_config(cfg, tmp_path, 0, cuda=False)).__name__ == "AnswerTrainer"
+    def losses(name): return [l["loss"] for l in fit(rows, base, tok, tmp_path/name, cfg)[1]]
+    mine = losses("mine")
+    monkeypatch.setattr(sft, "_trainer_class", lambda *a: trl.SFTTrainer); theirs = losses("theirs")
+    assert len(mine) == 4 and mine[0] != mine[-1] and mine == pytest.approx(theirs, abs=1e-4)
+
+def test_scoring_answers_alone_keeps_a_models_own_scaling_of_its_logits(rows, tmp_path):
+    import torch
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+    tok = with_chat_template(load_tokenizer("embedded")); torch.manual_seed(0)
+    Gemma3ForCausalLM(Gemma3TextConfig(vocab_size=len(tok), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16, final_logit_softcapping=0.1)).save_pretrained(tmp_path/"base")
+    tok.save_pretrained(tmp_path/"base")
+    trainer = sft.trainer_for(rows, str(tmp_path/"base"), tok, tmp_path/"work", CFG)
+    batch = next(iter(trainer.get_train_dataloader()))
+    trainer.model.eval()
+    with torch.no_grad(): mine, theirs = trainer.compute_loss(trainer.model, dict(batch)), type(trainer).__mro__[1].compute_loss(trainer, trainer.model, dict(batch))
+    assert type(trainer).__name__ == "AnswerTrainer" and mine.item() == pytest.approx(theirs.item(), abs=1e-4)
+
+def test_rows_without_an_answer_token_give_a_loss_of_zero(rows, tmp_path):
+    import torch
+    tok = with_chat_template(load_tokenizer("embedded"))
+    trainer = sft.trainer_for(rows, random_llama(tmp_path/"base", tok), tok, tmp_path/"work", CFG)
+    batch = next(iter(trainer.get_train_dataloader()))
+    loss = trainer.compute_loss(trainer.model, dict(batch, labels=torch.full_like(batch["labels"], -100)))
+    loss.backward(); assert loss.item() == 0
+
 def test_unknown_accelerate_config(rows, tmp_path):
     with pytest.raises(InputError, match="nowhere"): launch(rows, "embedded", tmp_path, replace(CFG, accelerate_config="nowhere"))
 
 def test_a_loss_that_is_no_number_stops_and_names_the_step(rows, tmp_path, monkeypatch):
-    from trl import SFTTrainer
-    real, calls = SFTTrainer.compute_loss, []
+    from transformers import Trainer
+    real, calls = Trainer.training_step, []
     def broken(self, *a, **k):
         out = real(self, *a, **k); calls.append(1)
         if len(calls) < 4: return out
-        return (out[0]*float("nan"), *out[1:]) if isinstance(out, tuple) else out*float("nan")
-    monkeypatch.setattr(SFTTrainer, "compute_loss", broken)
+        return out*float("nan")
+    monkeypatch.setattr(Trainer, "training_step", broken)
     with pytest.raises(InputError, match=r"(loss|grad_norm) is nan at step 4.*checkpoint-2"): _fit(rows, tmp_path/"w", replace(CFG, save_steps=2))
     assert sft._last_checkpoint(tmp_path/"w").endswith("checkpoint-2")
 
@@ -75,7 +114,6 @@ def test_full_disk_leaves_no_half_model(tmp_path, monkeypatch):
     tok = with_chat_template(load_tokenizer("embedded"))
     def full(*a, **k): raise OSError(errno.ENOSPC, "No space left on device")
     monkeypatch.setattr(type(tok), "save_pretrained", full)
-    from selfalign.models import load_model
     model, _ = load_model("embedded")
     with pytest.raises(OSError): save_model(model, tok, "embedded", tmp_path/"engraved", replace(CFG, lora_r=0), [dict(step=1, loss=1.0)], {})
     assert list(tmp_path.iterdir()) == []
@@ -125,3 +163,135 @@ def test_a_card_names_the_base_models_licence_where_it_states_one(tmp_path, monk
     (tmp_path/"README.md").write_text("---\nlicense: [broken\n---\n")
     assert sft.base_licence(src) is None
     assert sft.base_licence(ModelSource("no/where", "no/where", None, None)) is None # offline
+
+def test_identity_pairs_mix_all_questions_and_answers():
+    from selfalign.annotations import load_identity
+    every = load_identity(); few, many = sft.identity_pairs(len(every)//4), sft.identity_pairs(2*len(every))
+    assert len({r["instruction"] for r in few}) > len({r["instruction"] for r in every[:len(few)]})
+    assert [r["id"] for r in few] == [r["id"] for r in sft.identity_pairs(len(few))] != [r["id"] for r in sft.identity_pairs(len(few), seed=1)]
+    assert sorted(r["id"] for r in many) == sorted(2*[r["id"] for r in every])
+
+def test_identity_pairs_alone_are_no_training(tmp_path):
+    long = [dict(id=str(i), instruction="word "*200, input="", answer="Yes.", ended=True) for i in range(8)]
+    with pytest.raises(InputError, match="all 8 rows were lost.*max_length, which is 96"): train_model(long, "embedded", tmp_path/"out", tmp_path/"work", replace(CFG, identity_share=0.5))
+    assert not (tmp_path/"out").exists()
+
+@pytest.mark.parametrize("whole, micro, world, sizes", [(12, 8, 1, (6, 2)), (768, 8, 8, (8, 12)), (7, 4, 1, (1, 7)), (4, 8, 2, (2, 1)), (1, 8, 1, (1, 1))])
+def test_a_step_takes_the_global_batch_exactly(whole, micro, world, sizes):
+    got = sft._batches(TrainConfig(global_batch=whole, micro_batch=micro), world)
+    assert got == sizes and got[0]*got[1]*world == whole
+
+def test_a_global_batch_that_the_processes_cannot_share(rows, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="global_batch is 12, which 8 processes cannot share; give a multiple of 8"): sft._batches(TrainConfig(global_batch=12), 8)
+
+def test_packed_rows_count_as_rows_of_the_global_batch(rows):
+    cfg = TrainConfig(global_batch=64, packing=True, max_length=max(len(r["input_ids"]) for r in rows)*4)
+    per_pack = sft._rows_per_pack(rows, cfg)
+    args = sft._sft_config(cfg, "nowhere", 0, False, per_pack)
+    assert per_pack >= 4 and abs(args.per_device_train_batch_size * args.gradient_accumulation_steps * per_pack - 64) <= 8*per_pack/2
+
+@pytest.mark.parametrize("field, value", [("epochs", 0), ("epochs", float("nan")), ("global_batch", -1), ("global_batch", 2.5), ("micro_batch", 0), ("micro_batch", True), ("learning_rate", -1e-4), ("learning_rate", "fast"), ("warmup_steps", -1),
+                                          ("max_length", 0), ("lora_r", -1), ("lora_alpha", 0), ("lora_dropout", 1), ("lora_targets", ()), ("lora_targets", "q_proj"), ("packing", "yes"), ("bf16", 1), ("identity_share", 1.5), ("save_steps", 0), ("held_out", 1)])
+def test_settings_that_cannot_be_right_are_named(field, value):
+    with pytest.raises(InputError, match=rf"^{field} is {value!r}; give ".replace("(", r"\(").replace(")", r"\)")) as e: EngraveConfig(**{field: value})
+    assert "\n" not in str(e.value)
+
+@pytest.mark.parametrize("field, value", [("max_new_tokens", 0), ("temperature", -1), ("top_p", 0), ("top_p", 1.5), ("penalty_3", -1), ("min_chars", -1), ("max_items", 0), ("max_repeated", 2), ("on_limit", "drop"), ("min_new_tokens", 513)])
+def test_settings_of_stage_4_that_cannot_be_right_are_named(field, value):
+    from selfalign.verbose_cloning import CloneConfig
+    with pytest.raises(InputError, match=f"^{field} is {value!r}; give "): CloneConfig(**{field: value})
+    CloneConfig(on_limit="reject", min_new_tokens=512)
+
+@pytest.mark.parametrize("lora_r", [16, 0])
+def test_packed_documents_do_not_see_each_other(rows, tmp_path, lora_r):
+    import torch
+    tok = with_chat_template(load_tokenizer("embedded")); base = random_llama(tmp_path/"base", tok)
+    cfg = replace(CFG, packing=True, max_length=4*96, lora_r=lora_r, lora_dropout=0.0)
+    trainer = sft.trainer_for(rows, base, tok, tmp_path/"work", cfg)
+    batch = next(iter(trainer.get_train_dataloader())); starts = (batch["position_ids"][0] == 0).sum().item()
+    alone, total = sft.trainer_for(rows, base, tok, tmp_path/"alone", replace(cfg, packing=False)), sum(sft._answer_size(r) for r in rows)
+    trainer.model.eval(); alone.model.eval()
+    with torch.no_grad():
+        packed = sum(trainer.compute_loss(trainer.model, dict(b), num_items_in_batch=total) for b in trainer.get_train_dataloader())
+        single = sum(alone.compute_loss(alone.model, {k: torch.tensor([r[k]]) for k in ("input_ids", "labels")} | dict(attention_mask=torch.ones(1, len(r["input_ids"]), dtype=torch.long)), num_items_in_batch=total) for r in rows)
+    assert starts > 1 and packed.item() == pytest.approx(single.item(), abs=1e-5) and not trainer.model.config.use_cache
+
+def test_a_dry_run_of_push_changes_nothing(tmp_path):
+    (tmp_path/"final").mkdir(); (tmp_path/"final"/"config.json").write_text("{}")
+    found = dict(done=True, scores=[dict(model=m, set="facts", format="lm-eval", mc1=[.5, .4, .6]) for m in ("base", "final")])
+    write_json(tmp_path/"manifest.json", dict(stages=dict(evaluation=found)))
+    card = tmp_path/"final"/"README.md"; card.write_text(before := f"# A\n\n{sft._SCORES}not measured yet\n\n## Limits\n")
+    plan = push(tmp_path, "me/aligned")
+    assert card.read_text() == before
+    sft.refresh_cards(tmp_path)
+    assert card.read_text() != before and ("me/aligned", "README.md", card.stat().st_size) in plan
+    (tmp_path/"manifest.json").unlink()
+    with pytest.raises(InputError, match="no manifest.json here"): push(tmp_path, "me/aligned")
+
+def test_the_control_arm_trains_on_as_many_answer_tokens(tmp_path, monkeypatch):
+    tok, seen = with_chat_template(load_tokenizer("embedded")), []
+    monkeypatch.setattr(sft, "fit", lambda rows, *a, **k: (seen.append(rows), (None, [dict(step=1, loss=1.0)]))[1])
+    monkeypatch.setattr(sft, "save_model", lambda *a, **k: None)
+    data = [dict(id=str(i), instruction="Tell me more.", input="", answer=" ".join(f"Ein Fluß {j} 木" for j in range(5*i+1)), ended=True) for i in range(9)]
+    cfg = replace(CFG, identity_share=0.3, max_length=200)
+    whole = train_model(data, "embedded", tmp_path/"out", tmp_path/"work", cfg)
+    budget = whole["answer_tokens"]//2
+    info = train_model(data, "embedded", tmp_path/"out", tmp_path/"work", cfg, answer_tokens=budget)
+    assert info["identity"] == whole["identity"] == 3 and info["answer_tokens"] == budget == sum(sft._answer_size(r) for r in seen[-1])
+    eot = sft.end_of_turn(tok)
+    assert all(len(r["input_ids"]) == len(r["labels"]) for r in seen[-1]) and 0 < sum(r["labels"][-1] == eot for r in seen[-1]) < len(seen[-1])
+
+def test_a_template_without_a_system_role_gets_the_system_text_in_the_users_turn(tmp_path):
+    from selfalign.generation import Prompts
+    tok, row = load_tokenizer("embedded"), dict(id="1", instruction="Name a river.", input="", answer="The Elbe.")
+    tok.chat_template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + sft.CHAT_TEMPLATE
+    assert not sft.takes_system(tok)
+    kept, _ = encode_rows([row], with_chat_template(tok), CFG)
+    system, query = (m["content"] for m in plain_messages(row, sft.system_variants()))
+    assert f"### User\n{system}\n\n{query}\n\n### Assistant\nThe Elbe." in tok.decode(kept[0]["input_ids"])
+    before = tok.chat_template; assert with_chat_template(tok).chat_template == before # once
+    tok.save_pretrained(tmp_path); again = load_tokenizer_from(tmp_path) # a saved model's template takes it too
+    messages = plain_messages(dict(row, instruction="Say <|im_end|> now."), sft.system_variants())
+    text = tok.decode(Prompts(again).messages(messages))
+    assert all(m["content"] in text for m in messages)
+
+def test_a_template_that_drops_the_system_text_gets_it_in_the_users_turn():
+    tok = load_tokenizer("embedded")
+    tok.chat_template = "{% for m in messages if m['role'] != 'system' %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
+    assert not sft.takes_system(tok) and "Be brief." in with_chat_template(tok).apply_chat_template([dict(role="system", content="Be brief."), dict(role="user", content="Hi")], tokenize=False)
+
+def load_tokenizer_from(folder):
+    from transformers import AutoTokenizer
+    return AutoTokenizer.from_pretrained(folder)
+
+def test_the_system_text_of_a_row_depends_on_its_id_alone():
+    variants, data = [f"System {i}." for i in range(5)], [dict(id=f"row {i}", instruction="Hi.", input="") for i in range(40)]
+    told = {r["id"]: plain_messages(r, variants) for r in data}
+    assert told == {r["id"]: plain_messages(r, variants) for r in reversed(data)} and len({m[0]["content"] for m in told.values()}) == 5
+    tok = with_chat_template(load_tokenizer("embedded")); data = example_rows("responses")[:8]
+    assert encode_rows(data, tok, CFG)[0] == encode_rows(data[::-1], tok, CFG)[0][::-1]
+
+def test_no_row_is_held_back_unseen_and_lost_ones_are_counted():
+    tok = with_chat_template(load_tokenizer("embedded"))
+    data = [dict(id=str(i), instruction="Name a river." if i % 3 else "word "*300, input="", answer="The Elbe.", ended=True) for i in range(30)]
+    train, held = sft.split_held_out(data, 0)
+    kept, counts = encode_rows(train, tok, CFG)
+    assert held == [] and len(kept) == counts["rows"] == 20 and counts["lost"] == 10
+    train, held = sft.split_held_out(data, 0.3)
+    assert held and sorted(r["id"] for r in train + held) == sorted(r["id"] for r in data)
+
+@pytest.mark.slow
+def test_what_save_model_writes_loads_in_lm_eval_as_it_is(rows, tmp_path):
+    pytest.importorskip("lm_eval")
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+    tok = with_chat_template(load_tokenizer("embedded")); base = random_llama(tmp_path/"base", tok)
+    model, losses = fit(rows, base, tok, tmp_path/"work", CFG)
+    save_model(model, tok, base, tmp_path/"out", CFG, losses, {})
+    lm = HFLM(pretrained=str(tmp_path/"out"), dtype="float32", device="cpu", batch_size=1)
+    assert lm.tokenizer.chat_template == tok.chat_template
+    (score, _), = lm.loglikelihood([Instance("loglikelihood", {}, ("A river:", " Elbe"), 0)])
+    import torch
+    p, a = tok("A river:")["input_ids"], tok(" Elbe")["input_ids"]
+    with torch.no_grad(): at = load_model(str(tmp_path/"out"), dtype=torch.float32, device="cpu")[0](torch.tensor([p+a])).logits[0].log_softmax(-1)
+    assert score == pytest.approx(sum(at[len(p)+i-1, t].item() for i, t in enumerate(a)), abs=1e-3)
