@@ -332,7 +332,7 @@ def loop_start(text:str,
     if not found and not (len(lines) > 3 and sum(len(m[0]) < 60 for m in lines) > 0.8*len(lines)): # not verse, where a line may come back
         counts, total = Counter(), sum(len(s[2]) for s in seg)
         for start, _, words in seg:
-            counts[words] += len(words) >= min_words and text[start] not in '"“'
+            counts[words] += len(words) >= min_words and text[start:start+2].lstrip()[:1] not in ('"', "“")
             if counts[words] >= 3 and counts[words]*len(words) > 0.3*total: return start
     return min(found, default=None)
 
