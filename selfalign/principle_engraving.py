@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['RULE_WORDS', 'FILTERS', 'cited_rules', 'uncite', 'PrincipleSet', 'prompt_parts', 'Response', 'parse_response',
-           'Context', 'missing_role', 'missing_answer', 'next_turn', 'thoughts_in_answer', 'segments', 'loop_start',
-           'repetition', 'word_heads', 'common_words', 'exemplar_leakage', 'apology', 'cliche', 'finished',
-           'token_limit', 'too_short', 'echo', 'foreign_name', 'other_script', 'languages_of', 'wrong_language',
-           'apply_filters', 'turned_down', 'RespondConfig', 'load_principle_set', 'check_context', 'judge', 'respond',
-           'rule_usage', 'rule_pairs', 'rule_usage_by', 'plot_rules']
+           'turn_pattern', 'turn_start', 'Context', 'missing_role', 'missing_answer', 'next_turn', 'thoughts_in_answer',
+           'segments', 'loop_start', 'repetition', 'word_heads', 'common_words', 'exemplar_leakage', 'apology',
+           'cliche', 'finished', 'token_limit', 'too_short', 'echo', 'foreign_name', 'other_script', 'languages_of',
+           'wrong_language', 'apply_filters', 'turned_down', 'RespondConfig', 'load_principle_set', 'check_context',
+           'judge', 'respond', 'rule_usage', 'rule_pairs', 'rule_usage_by', 'plot_rules']
 
 # %% ../nbs/02_principle_engraving.ipynb #f9c01e8f
 import copy, os, re
@@ -286,6 +286,36 @@ def parse_response(text:str,          # what came after the cue for thoughts
                     sum(n not in known for n, _ in cites), sum(bool(name and known.get(n)) and name != known[n] for n, name in cites), ended)
 
 # %% ../nbs/02_principle_engraving.ipynb #a3b31b91
+_PEOPLE = ("student|teacher|pupil|professor|tutor|learner|customer|client|agent|interviewer|interviewee|reader|writer|friend|child|parent|mother|father|son|daughter|boy|girl|man|woman|patient|doctor|nurse|guest|host|visitor|expert|"
+           "questioner|asker|speaker|caller|operator|moderator|me|you|person|questions?|q")
+_WRITES_SPEECH = re.compile(r"(?i)\b(?:dialog(?:ue)?s?|conversations?|plays?|scenes?|scripts?|sketch|skit|interview|drama|exchange|chat|transcript|screenplay|monologue|story|tale|joke|quiz|faqs?|q ?& ?a|questions and answers|role[- ]?play|argues?|talks?)\b")
+_OWN_SPEECH = re.compile(r"\W*(?!(?i:answer|response|assistant|a|user|human|ai|bot)\b)[A-Z][\w ]{0,30}:[ \t]+\S")
+_SAYS = r"(?:asks?|asked|says?|said|repl(?:y|ies|ied)|answers?|answered|responds?|responded|writes|wrote|continues|thinks|thanks|adds|then|now|here)"
+
+@cache
+def turn_pattern(name:str, user="User", label="", example="Example"): # a compiled pattern
+    "How a turn of somebody, or the next piece of a prompt or of a chat, begins; a group `named` holds the speaker whom an answer may have of its own."
+    name, user, label, example = (re.escape(x) for x in (name, user, label or "(internal thoughts)", example))
+    who = rf"(?:an? |the |another |next |new |second |first |follow[- ]up )?(?:{user}|user|human|assistant|ai|bot|chat ?bot|system|instruction|prompt|query|(?:user'?s? )?(?:question|message|prompt|request|query))"
+    aside, end = r"(?: ?#?\d+| [A-Z])?(?: ?[\[(][^)\]\n]{0,60}[)\]])?", r"[\])*_ \t]*(?:(?i:asks|says|replies|answers)[ \t]*)?(?:[:：]|>(?= ))"
+    return re.compile(rf"(?m)^[ \t*_>\[(-]*(?:\w{{1,12}}: )?(?:{name}(?: [A-Z\d])?[ \t]*(?:{label}|\([^)\n]*(?:\)|$)|[*_\])]*[:：]|$)|(?P<named>(?i:{who}|{_PEOPLE})){aside}{end})"
+        rf"|(?<=\n)[ \t]*(?:{name}(?:['’]s (?:\w+ )?(?:response|answer|reply|prompt|question|thoughts?|message|turn|request|role|rules?)\b| {_SAYS}\b)|(?i:an? |the |another )?(?i:user) {_SAYS}\b)|^#+ [^\n]*\b{name}\b"
+        rf"|^[ \t]*(?i:#{{2,}} *(?:{who}|{example}|example|response|input|output|answer|q)s?\b|#+ *(?:task|conversation|chat|dialogue|exercise|problem|exemplar) *\d|\[(?:example|conversation|chat) *\d)"
+        rf"|<\||\[/?INST\]|<</?SYS>>|</s>|^[ \t]*</?(?i:user|human|assistant|bot|system|prompt|instruction)>|(?<=[.!?\"”] )(?:{user}|User|Human|Assistant|{name})(?: \([^)\n]*\))?:(?= )")
+
+_EVERYBODY = re.compile(rf"(?i)\W*(?:{_PEOPLE})\b")
+
+def turn_start(answer, query, pattern): # characters, or None
+    "Where somebody else speaks; the persons of a dialogue that was asked for, or that an answer opens with, are its own. Others than those of a chat need a partner or a question."
+    opens, asked = bool(_OWN_SPEECH.match(answer)), bool(_WRITES_SPEECH.search(query))
+    found = [*pattern.finditer(answer)]
+    for m in found:
+        if who := m["named"]:
+            line = answer[m.end():].partition("\n")[0]
+            if opens or asked and (_EVERYBODY.match(who) or re.search(rf"(?i)\b{re.escape(who.split()[-1])}", query)): continue
+            if _EVERYBODY.fullmatch(who) and not (who.lower()[0] == "q" or "?" in line and sum(o["named"] is not None for o in found) > 1 and m.start() > 0): continue
+        return m.start()
+
 @dataclass(frozen=True)
 class Context:
     "What filters may look at beside the response."
@@ -295,33 +325,35 @@ class Context:
     common: frozenset = frozenset() # words (as `word_heads` shortens them) that say nothing about exemplar leakage
 
     @cached_property
-    def turn(self): # how a turn, or a section of the prompt, begins
-        name, user, label, example = (re.escape(x) for x in (self.pset.name, self.pset.user, self.pset.thoughts_label, self.pset.example_words[1]))
-        speaker = rf"(?i:(?:an? |the )?{user})(?: \d+)?(?: \([^)\n]*\))?\s*[:：]|{name}(?: [A-Z\d])?\s*(?:{label}|\([^)\n]*(?:\)|$)|[:：]|$)"
-        return re.compile(rf"(?m)^[ \t*]*(?:\w{{1,12}}: )?(?:{speaker}|##+ (?i:{example})|#+ [^\n]*\b{name}\b)")
+    def turn(self): return turn_pattern(self.pset.name, self.pset.user, self.pset.thoughts_label, self.pset.example_words[1])
 
     @cached_property
     def plain(self): return word_heads(self.pset.header + self.pset.rules()) # the prompt's own words
     @cached_property
-    def evidence(self): # of each exemplar: phrases of five words, of three in a short turn, its words, the unusual ones among them
+    def evidence(self): # of each exemplar: phrases of five words with an unusual one, of seven, of three in a short turn, its words, the unusual ones among them
         out = []
         for e in self.pset.exemplars:
             texts = [fill(x, name=self.pset.name) for t in e.turns for x in (t.user, t.answer)]
             heads = word_heads(" ".join(texts)) - self.plain
             rare, said = heads - self.common, [_words(x) for x in texts]
-            out.append(({g for x in said for g in _grams(x, 5)}, {g for x in said if len(x) <= _SHORT for g in _grams(x, 3)}, heads, rare))
+            five = {g for x in said for g in _grams(x, 5) if word_heads(" ".join(g)) & rare}
+            out.append((five, {g for x in said for g in _grams(x, 5)}, {g for x in said for g in _grams(x, 7)}, {g for x in said if len(x) <= _SHORT for g in _grams(x, 3)}, heads, rare))
         return out
 
     @cached_property
-    def thinking(self): # how thoughts sound: always, at the beginning of an answer, and where the query does not speak of rules
+    def thinking(self): # how thoughts sound: always, at the beginning of an answer, where the query does not speak of rules, where it does not speak of users
         name, role = re.escape(self.pset.name), re.escape(self.pset.role.split("{")[0].strip())
         stated = rf"|{role} {name}(?![0-9A-Za-z_])" if role.endswith((":", "：")) else "" # "I am Aster" may be said in an answer too
         rules = "|".join(re.escape(p.name) for p in self.pset.principles if p.name) or "(?!)"
         word, label = _any(self.pset.rule_words), re.escape(self.pset.thoughts_label.strip("()（） "))
         n = "(?:" + "|".join(str(p.number) for p in self.pset.principles) + r")(?![0-9A-Za-z_])"
-        return (re.compile(rf"(?i){label}{stated}|\b{n} \((?:{rules})\)|\b(?:{rules}) \({n}\)|\b\d{{1,2}} \([a-z -]{{3,}}\), (?:and )?\d{{1,2}} \([a-z -]{{3,}}\)"),
-                re.compile(rf"(?i)\W*(?:my role:|requests?: (?:an?|the|some)\b|(?:{name}(?:'s)? )?(?:thoughts?|thinks)\b[^.\n]{{0,20}}:|(?:kind|type) of request|the request is\b|(?:first, )?(?:{rules}): |the user (?:asks|wants|is asking|requests|has asked|would like|needs)\b)"),
-                re.compile(rf"(?i){word}[:,：]? ?{n}(?! of\b)|{word} (?:used|followed|applied|that (?:apply|applies))\b|\bmy (?:own )?(?:rules|principles)\b|\b(?:apply|applied|follow|followed|use|used) the principles\b(?! of)|^{word}: (?:{rules})"))
+        starts = r"(?:^|(?<=[.!?\n]) *)[\W_]*" # of a sentence
+        return (re.compile(rf"(?i){label}|(?:internal|private) (?:thoughts|thinking){stated}|\b{n}[.:]? \((?:{rules})\)|\b(?:{rules}) \((?:rule )?{n}\)|\b\d{{1,2}} \([a-z -]{{3,}}\), (?:and )?\d{{1,2}} \([a-z -]{{3,}}\)"
+                           rf"|\((?:(?:by|see|under) )?(?:the )?{word}[:：]? (?:{n}|{rules})|{word} of {name}\b|\b{name}['’]s? (?:own )?{word}"),
+                re.compile(rf"(?i)\W*(?:(?:my )?role: (?:an? )?(?:AI|assistant|helper)|my role:|(?:kind of )?requests?: (?:an?|the|some|live|help|advice|information|opinion)\b|(?:{name}(?:'s)? )?(?:thoughts?|thinks|thinking|reasoning)\b[^.\n]{{0,20}}:|(?:the )?(?:kind|type) of (?:request|question)\b|(?:the|this) request is\b|this is an? (?:\w+ )?request\b|(?:first, )?(?:{rules}): |the question makes sense\b)"),
+                re.compile(rf"(?i){word}[:,：]? ?(?:no\. ?|number |nr\. ?|#)?{n}(?! of\b)|{word} (?:used|followed|applied|cited|that (?:apply|applies|i (?:follow|use|apply)))\b|\bmy (?:own )?(?:rules|principles|guidelines)\b|\b(?:apply|applied|follow|followed|use|used) the principles\b(?! of)"
+                           rf"|{starts}{word}: (?:{rules})|\b(?:the )?{word} (?:of |on |about |called |named )?(?:{rules}) (?:applies|apply|asks?|says|tells|holds|requires?|means)\b|\bthe (?:{rules}) {word}|[^\n] \((?:{rules})\)[.\n]"),
+                re.compile(rf"(?i){starts}(?:(?:here|so|first|now|ok|okay|well),? )?the user(?:['’]s)? (?:asks?|wants?|is asking|requests?|has asked|asked|would like|needs?|wishes|question|query|said|says|did not|didn['’]t|has not|seems)\b|{starts}(?:the|this) request (?:is (?:for|about|an?|not|clear|to)|asks|can be read|calls for)\b"))
 
 def missing_role(r, row, ctx):
     "The thoughts do not open with the role statement."
@@ -333,15 +365,17 @@ def missing_answer(r, row, ctx):
 
 def next_turn(r, row, ctx):
     "Cut where the model goes on to write another turn, the user's or its own, or another section of the prompt."
-    m = ctx.turn.search(r.answer)
-    if m: r.answer, r.ended, r.edits = r.answer[:m.start()].rstrip(), True, [*r.edits, "next turn"]
+    at = turn_start(r.answer, query_text(row), ctx.turn)
+    if at is not None: r.answer, r.ended, r.edits = r.answer[:at].rstrip(), True, [*r.edits, "next turn"]
     if not r.answer: return "missing answer"
 
 def thoughts_in_answer(r, row, ctx):
     "The answer holds private thoughts: the cue, the role statement, the kind of request, or rules as something it goes by."
-    always, opening, citing = ctx.thinking
+    always, opening, citing, telling = ctx.thinking
     if always.search(r.answer) or opening.match(r.answer): return "thoughts in answer"
-    if citing.search(r.answer) and not re.search(rf"(?i){_any(ctx.pset.rule_words)}", query_text(row)): return "thoughts in answer"
+    low = r.answer.lower()
+    if ("(" in low or any(w.lower() in low for w in (*ctx.pset.rule_words, "guideline"))) and citing.search(r.answer) and not re.search(rf"(?i){_any(ctx.pset.rule_words)}|\bguidelines?\b", query_text(row)): return "thoughts in answer"
+    if ("the user" in low or "request" in low) and telling.search(r.answer) and not re.search(r"(?i)\b(?:users?|requests?|apps?|software|programs?|web ?sites?|interfaces?|functions?|api)\b", query_text(row)): return "thoughts in answer"
 
 # %% ../nbs/02_principle_engraving.ipynb #62f0efa8
 _MARK = re.compile(r"^\s*(?:[-*•]|\(?\d{1,3}[.):]|[a-zA-Z][.)])\s+")
@@ -360,16 +394,16 @@ _JOIN = frozenset("and but so or then also".split())
 _WORD_OR_STOP = re.compile(r"\w+|[.,;:!?…—–-]")
 
 def _said_again(words, # [(word, does a clause begin with it)]
-                known):
+                known, quoted=frozenset()): # places of direct speech, where a tale may say a thing three times
     "Index where a clause follows itself, or six words come for the third time; None if neither."
     last, often, w = {}, {}, [x for x, _ in words]
     for i in range(len(w)-3):
         g = tuple(w[i:i+4])
         k = i - last.get(g, i)
-        if 0 < k < 400 and w[i:i+k] == w[i-k:i] and (k > 3 and words[i][1] and words[i-k][1] or w[i:i+2*k] == w[i-k:i+k]) and sum(map(str.isalpha, g)) > 1: return i
+        if 0 < k < 400 and w[i:i+k] == w[i-k:i] and (k > 3 and words[i][1] and words[i-k][1] and len({x for x in w[i:i+k] if x.isalpha()}) > 2 or w[i:i+2*k] == w[i-k:i+k]) and sum(map(str.isalpha, g)) > 1: return i
         last[g] = i
         g = tuple(w[i:i+6])
-        if len(g) == 6 and g not in known:
+        if len(g) == 6 and g not in known and i not in quoted and i+5 not in quoted:
             often[g] = often.get(g, 0) + 1
             if often[g] == 3: return i
 
@@ -391,6 +425,28 @@ def _blocks_again(seg, min_words): # index of the segment where a block of up to
             if i-j <= 8 and keys[j:i] == keys[i:2*i-j] and size[i] - size[j] >= min_words: return i
         at.setdefault(key, []).append(i)
 
+def _sentence_again(text, seg): # index of the sentence that says the one before, or its last clause, or all its words in another order, in the same line
+    for i in range(1, len(seg)):
+        (a, b, old), (c, _, new) = seg[i-1], seg[i]
+        if len(new) < 3 or b != c and "\n" in text[b:c] or new[-1].isdigit(): continue
+        if old == new or len(new) > 3 and old[-len(new):] == new or 6 < len({*new}) > 0.7*max(len(old), len(new)) and {*old} == {*new} or tuple(_words(re.split("[,;:—–]", text[a:b].rstrip(".!?… "))[-1])) == new: return i
+
+_ALIKE = 4 # clauses, one word exchanged in each
+
+def _frame_again(words): # index of the word where a frame of four words and more goes on for the fourth time in a row with one word exchanged
+    if len(words) < 4*_ALIKE: return
+    clauses = []
+    for i, w in enumerate(words):
+        if w[1]: clauses.append([i])
+        else: clauses[-1].append(i)
+    said = [c for c in clauses if not words[c[0]][0].isdigit()]
+    run, at = 1, None
+    for prev, c in zip(said, said[1:]):
+        other = [j for j, (x, y) in enumerate(zip(prev, c)) if words[x][0] != words[y][0]]
+        same = len(prev) == len(c) > 3 and len(other) < 2 and all(words[j][0].isalpha() for j in c) and (not other or at in (None, other[0]))
+        run, at = (run + 1, other[0] if other else at) if same else (1, None)
+        if run == _ALIKE: return c[0]
+
 def loop_start(text:str,
                query="",   # its own phrases may come back
                min_words=6 # a repeated block must have as many words
@@ -399,15 +455,18 @@ def loop_start(text:str,
     text = _CODE.sub(lambda m: " "*len(m[0]), text)
     seg, found = segments(text), []
     if (i := _blocks_again(seg, min_words)) is not None: found.append(seg[i][0])
+    if (i := _sentence_again(text, seg)) is not None: found.append(seg[i][0])
     known = _grams(_words(query), 6) if query else ()
     lines = [m for m in re.finditer(r"[^\n]+", text)]
     for line in lines:
         words = _clauses(line[0].lower())
-        if (i := _said_again([w[:2] for w in words], known)) is not None: found.append(line.start() + words[i][2]); break
+        spans = [m.span() for m in _QUOTED.finditer(line[0])] if '"' in line[0] or "“" in line[0] else ()
+        quoted = {i for i, w in enumerate(words) if any(a <= w[2] < b for a, b in spans)} if spans else ()
+        if at := [i for i in (_said_again([w[:2] for w in words], known, quoted), _frame_again(words)) if i is not None]: found.append(line.start() + words[min(at)][2]); break
     if not found and not (len(lines) > 3 and sum(len(m[0]) < 60 for m in lines) > 0.8*len(lines)): # not verse, where a line may come back
         counts, total = Counter(), sum(len(s[2]) for s in seg)
         for start, _, words in seg:
-            counts[words] += len(words) >= min_words
+            counts[words] += len(words) >= min_words and text[start:start+2].lstrip()[:1] not in ('"', "“")
             if counts[words] >= 3 and counts[words]*len(words) > 0.3*total: return start
     return min(found, default=None)
 
@@ -440,29 +499,39 @@ def exemplar_leakage(r, row, ctx, min_words=3, share=0.7):
     asked, q = word_heads(query), _words(query)
     fives, threes = _grams(mine, 5) - _grams(q, 5), _grams(mine, 3) - _grams(q, 3)
     said = [h for s in _SENTENCES.split(r.answer) if len(h := word_heads(s) - ctx.plain) >= min_words]
-    for phrases, short, words, rare in ctx.evidence:
-        if fives & phrases or threes & short or any(len(hit := h & words - asked) >= max(min_words, share*len(h)) and len(hit & rare) > 1 for h in said): return "exemplar leakage"
+    for phrases, common, longer, short, words, rare in ctx.evidence:
+        if fives & phrases or fives & common and (_grams(mine, 7) - _grams(q, 7)) & longer or threes & short or any(len(hit := h & words - asked) >= max(min_words, share*len(h)) and len(hit & rare) > 1 for h in said): return "exemplar leakage"
 
 # %% ../nbs/02_principle_engraving.ipynb #7a2b31f4
-_AS_AI = r"as an? (?:ai(?: (?:language )?(?:model|assistant|program))?|artificial intelligence|(?:large )?language model),? i\b"
+_AS_AI = r"(?:as|being) (?:just |only |merely )?an? (?:ai\b(?: (?:language )?(?:model|assistant|program|system|chatbot|tool|bot|helper)\b[^,.!?\n]{0,20})?|artificial intelligence\b[^,.!?\n]{0,20}|(?:computer |machine )(?:program|model)|(?:large )?language model|(?:virtual |digital )assistant)(?:,|,? i\b)"
+_ONLY_AI = r"(?:since|because|as|sadly|unfortunately)?,? ?(?:i am|i['’]m) (?:just |only |merely |sadly )*an? (?:ai|artificial|(?:large )?language|virtual|computer)\b[^.!?\n]{0,40}?(?:,|\band\b|\bso\b|[.;])[^.!?\n]{0,25}\b(?:can['’]?(?:t|not)|not able|unable|do not|don['’]t|have no)\b"
 _APOLOGY = re.compile(r"(?i)\W*(?:(?:oh|ah|oops|uh|well|hi|hello|yes|no|unfortunately|regrettably)\W+){0,2}(?:"
-    r"(?:i|we)\W{0,2}(?:m|am|re|are|do|must|should|have to|would like to)? ?(?:(?:\w+ly|so|very|first|just) )*(?:sorry|apologi[sz]e|regret|beg (?:your|for))\b"
-    r"|(?:(?:so|very) )?sorry\b(?=\W*$|\s*[,.!;:—-]| (?:but|for|about|that|to|i|this|if|we|it|my)\b)|(?:please )?(?:forgive|excuse|pardon) (?:me|my|us)\b"
-    r"|(?:(?:please|do) )*accept (?:my|our) \w* ?apolog|(?:(?:my|our|many|a thousand|sincere\w*|deep\w*|humble) )*apolog(?:y|ies)\b(?= |[,.!:]|$)(?! (?:is|are|works?|should|must|can|that)\b)|let me (?:first |begin by )?apologi|" + _AS_AI + ")")
+    r"(?:i|we)\W{0,2}(?:m|am|re|are|d|do|must|should|can only|have to|(?:would|['’]d) like to|want to|wish to|feel|need to)? ?(?:(?:\w+ly|so|very|first|just|all|to|say|begin by) )*(?:sorry|apologi[sz](?:e|ing)|regret|beg (?:your|for)|ask (?:for )?(?:your )?(?:pardon|forgiveness)|owe you an apology)\b"
+    r"|my bad\b|mea culpa\b|you have (?:my|our) apolog|(?:i |we )?(?:\w+ )?hope (?:that )?you(?: can| will|['’]ll)? (?:forgive|excuse|pardon)\b|(?:it is )?with (?:\w+ )?(?:regret|apologies)\b|(?:allow|permit) (?:me|us) to apologi|[^.!?\n]{2,80}(?:,|—|–|-| but| and) ?(?:i['’]m |i am |we['’]re |we are )?(?:so |very |really |truly )?sorry(?=[.!,—-]| about (?:that|this)| to say|$)"
+    r"|(?:(?:so|very) )?sorry\b(?=\W*$|\s*[,.!;:—-]| (?:but|for|about|that|to|i|this|if|we|it|my)\b)|(?:please |kindly |do |you must )*(?:forgive|excuse|pardon) (?:me|my|us|the|this)\b"
+    r"|(?:(?:please|do) )*accept (?:my|our) \w* ?apolog|(?:(?:my|our|many|a thousand|sincere\w*|deep\w*|humble) )*apolog(?:y|ies)\b(?= |[,.!:]|$)(?! (?:is|are|works?|should|must|can|that)\b)|let me (?:first |begin by )?apologi|" + _AS_AI + "|" + _ONLY_AI + ")")
 _ANY = r"(?:any |some )?(?:other |more |further |additional )?"
 _TO_ME = r"(?= (?:me|us|out|away|again|anything|any|more|further|(?:other |more |further )?questions|if|for (?:more|further|help))\b|\W*$|[.!,])"
 _CLICHE = re.compile(r"(?i)\belse (?:that )?(?:i|we) can (?:help|do|assist)\b|\belse can (?:i|we) (?:help|do|assist)\b|\b(?:i|we) (?:\w+ )?hope (?:this|that|it|these) (?:\w+ )?help|(?:^|[.!?\n] *)hope (?:this|that|it) helps"
     r"|(?:^|\b(?:that'?s|that is|this is|what) an? )(?:really |very )?(?:great|good|excellent|wonderful|fantastic|interesting) question\b(?! (?:to|for|of|in|when|is)\b)|\bglad (?:that )?you asked\b|\bthank(?:s| you) for (?:the|your|this|that) (?:\w+ )?(?:question|query)\b"
-    r"|\bthank(?:s| you) for asking(?=\W*$|[.!,:]| (?:this|that|about)\b)|\blorem ipsum\b|" + _AS_AI)
+    r"|\bthank(?:s| you) for asking(?=\W*$|[.!,:]| (?:this|that|about)\b)|\blorem ipsum\b|" + _AS_AI
+    + r"|\bthank(?:s| you) for (?:bringing (?:this|that|it) up|coming to (?:me|us)|using (?:our|my))\b|\bi (?:really )?appreciate (?:your|the|this|that) (?:\w+ )?question\b|(?:^|[.!?\n] *)(?:what an? |(?:that(?:'?s| is)|this is) an? (?:very |really |truly )?)?(?:great|good|excellent|wonderful|fantastic|interesting|thoughtful|fascinating|important) question[.!]"
+    r"|\bhope (?:that |this |it )*(?:answers|answered|clears|clarifies|makes (?:it|things) clear(?:er)?|was (?:\w+ )?(?:help|use)ful|has (?:\w+ )?helped|is (?:\w+ )?(?:help|use)ful|gives you)\b|\b(?:is|was) there anything (?:else|more|specific|in particular)\b[^.?!\n]{0,40}\byou\b[^.!\n]{0,40}\?")
 _COURTEOUS = re.compile(r"(?i)(?<!: )\bhow (?:can|may) (?:i|we) (?:help|assist|be of)\b|\bcan i do for you\b|\bfeel free to (?:ask|reach|contact|let)\b" + _TO_ME + r"|(?:n[’']?t|\bnot) hesitate to (?:ask|reach|contact|let|write|call|message)\b" + _TO_ME
     + r"|\blet (?:me|us) know if (?:you|there|i)\b|(?:\b(?:i|we)(?: am| are|[’']m|[’']re|[’']ll be|[’']d be| will be| would be)?|(?:^|[.!?\n]) *) *(?:always |only |more than )?(?:here|happy|glad|ready|pleased|delighted) to (?:help|assist|be of)\b|\b(?:i|we) (?:\w+ )?be of (?:further |any |more |some )?(?:assistance|help|service)\b"
     r"|\bthank(?:s| you) for (?:reaching out|contacting|your (?:inquiry|message|interest))\b|\bif you have " + _ANY + r"questions\b(?=\W*$|,? (?:please |just |do |simply )?(?:feel|let me|let us|ask(?: me| us| away)?\W*$|reach out|contact (?:me|us)|i\b|we\b))|\bif you have (?:any )?(?:other|more|further|additional) questions\b"
     r"|\bhope you (?:find|found) (?:this|it|that) (?:\w+ )?(?:help|use)ful\b|\banything else (?:that )?you(?: would|[’']d)? (?:like|need|want)\b|\bif you need (?:any )?(?:other|more|further|additional) (?:assistance|help|information)\b|\b(?:glad|happy) (?:i|we) could help\b"
-    r"|\blet (?:me|us) know (?:how|what) (?:else )?i can\b|\bcan i (?:help|assist) you\b|\bi can (?:help|assist) you with (?:that|this)\b|\b(?:i[’']?m|i am) (?:always )?here if you need\b|\bhave an? (?:great|nice|wonderful|good|lovely) (?:day|time)\W*$")
+    r"|\blet (?:me|us) know (?:how|what) (?:else )?i can\b|\bcan i (?:help|assist) you\b|\bi can (?:help|assist) you with (?:that|this)\b|\b(?:i[’']?m|i am) (?:always )?here if you need\b|(?:^|[.!?\n] *)have an? (?:great|nice|wonderful|good|lovely|pleasant) (?:rest of (?:your|the) )?(?:day|time|evening|weekend)\W*$"
+    r"|\bi (?:can|could|will|['’]ll) (?:certainly |definitely |gladly |surely |happily )(?:help|assist) you\b|\bhow (?:else )?(?:can|may|could) (?:i|we) (?:best )?(?:help|assist|serve)\b|\bat your service\b|\bcontact (?:us|our (?:\w+ )?(?:team|support|service|staff))\b|\bour (?:support|service|customer|sales) (?:team|staff|service)\b|\bwe appreciate your\b|\bis important to us\b"
+    r"|\bwould you like (?:me to (?:help|explain|give|tell|show|add|go|write|continue)|to know more|(?:any )?(?:more|further) (?:information|details?|help))\b[^.!\n]*\?|\b(?:just|please|simply) (?:ask|let me know|reach out)(?: me| us)?(?: (?:any ?time|if you|again|for more|for help))?(?=\W*$| if you| any| again| for )|\bdon['’]?t be (?:shy|afraid) to ask\b|\byou(?:['’]re| are) (?:very |most )?welcome(?=\W*$|[.!,])|\bif (?:there['’]s|there is) anything (?:else|more)\b|\bif you(?:['’]d| would) like (?:any )?(?:more|further|additional) (?:information|details|help)\b")
 _FIELD = r"(?i:names?|address|dates?|title|company|number|city|town|position|here|e-?mail|phone|signature|amount|product|place|time|location|recipient|sender|organi[sz]ation|manager|school|department|job|role|topic|event|subject|customer|reason)"
 _BLANK = re.compile(rf"(?<![\w\])])\[(?:(?i:your|insert)\b[^\]\n]{{0,40}}|(?:[A-Za-z'’]+[ /]){{0,3}}{_FIELD}(?:[ /][A-Za-z'’]+){{0,3}})\](?!\()|<(?i:your|insert)\b[^>\n]{{0,40}}>|(?i:\b(?:dear|hi|hello|regards|sincerely),?\s+)<[^>\n]{{1,30}}>|\((?i:insert|your {_FIELD})\b[^)\n]{{0,30}}\)"
     r"|[^\s_`][ \t]*_{5,}|\bTODO\b(?=:|\W*$)|\bTBD\b|\bX{2}/X{2}\b")
-_FOR_OTHERS = re.compile(r"(?i)\b(?:write|draft|compose|pen|word|phrase|send|reply|respond|answer)\b[^.?!\n]{0,60}\b(?:e-?mail|letter|message|reply|note|notice|card|announcement|invitation|greeting)s?\b")
+# one of these is in all that the three above find; looking for them first is ten times as fast
+_WORDS_OF_DESK = ("help", "assist", "question", "you asked", "asking", "thank", "appreciate", "hope", "anything", "ipsum", "as a", "being a", "as just", "as only", "as merely", "free to", "hesitate", "know", "service", "serve", "contact", "to us", "would you like", "ask", "welcome", "if you need", "if you’d", "if you'd", "if you would",
+    "reach", "have a", "i do for", " our ")
+_WORDS_OF_BLANKS = ("[", "<", "(insert", "(your", "____", "todo", "tbd", "xx/xx")
+_FOR_OTHERS = re.compile(r"(?i)\b(?:soften|shorten|rewrite|edit|polish|improve|reword|proofread|make|turn|write|draft|compose|pen|word|phrase|send|reply|respond|answer)\b[^.?!\n]{0,60}\b(?:e-?mail|letter|message|reply|note|notice|card|announcement|invitation|invite|greeting|text|sms|post|speech|toast|script|review|complaint|advert|advertisement|slogan|dialogue|story|welcome|closing|ending|paragraph)s?\b|^\W*(?:invite|thank|tell|greet|welcome|ask)\b[^.?!\n]{0,30}\b(?:my|our|the)\b|\bmore (?:polite|formal|friendly|courteous)\b|\bpolite(?:r|ly)?\b|\bfriendl(?:y|ier)\b")
 _QUOTED = re.compile(r"[\"“][^\"”\n]{1,200}[\"”]")
 _SENTENCE_END = re.compile(r"[.!?…:;。！？][\"'”’)\]]*(?=\s|$)|\n|```")
 
@@ -472,9 +541,11 @@ def apology(r, row, ctx):
 
 def cliche(r, row, ctx):
     "The answer carries a phrase of the help desk, or a blank left to fill in where none was asked for; what is quoted, and the courtesy of a letter that was asked for, are the text's own."
-    query, own = query_text(row), r.answer if r.answer[:1] in '"“' else _QUOTED.sub(" ", r.answer)
+    low = r.answer.lower()
+    query, own = query_text(row), ""
+    if any(w in low for w in _WORDS_OF_DESK): own = r.answer if r.answer[:1] in '"“' else _QUOTED.sub(" ", r.answer)
     if _CLICHE.search(own) or _COURTEOUS.search(own) and not _FOR_OTHERS.search(row["instruction"]): return "cliché"
-    if _BLANK.search(r.answer) and not re.search(r"(?i)\btemplates?\b|\bblanks?\b|\bplaceholders?\b|\bfill[- ]in|\bforms?\b|\bworksheet|\bgaps?\b|__|\[", query): return "cliché"
+    if any(w in low for w in _WORDS_OF_BLANKS) and _BLANK.search(r.answer) and not re.search(r"(?i)\btemplates?\b|\bblanks?\b|\bplaceholders?\b|\bfill[- ]in|\bforms?\b|\bworksheet|\bgaps?\b|__|\[", query): return "cliché"
 
 _OPEN = re.compile(r"(?:[:：]|(?:^|\n)[ \t>*]*(?:[-*•]|\(?\d{1,3}[.):]|[a-zA-Z][.)])|\b(?:[A-Z]|Dr|Mrs?|Ms|Prof|St|Mt|vs|e\.g|i\.e|cf|approx|No|Nr|Fig|bzw|ca|z\. ?B|d\. ?h)\.)[*_]*\s*$") # what ends with this goes on
 
@@ -495,34 +566,52 @@ def too_short(r, row, ctx):
     "Fewer characters than the preset asks for."
     if len(r.answer) < ctx.min_chars: return "too short"
 
-_LEAD = re.compile(r"(?i)\W*(?:(?:(?:the|your|user'?s?) )?(?:question|answer|query|request|task|instruction)(?: is| was)?\s*[:—-]|(?:you|the user) (?:asked|said|wrote)[:,]?)\s*")
+_LEAD = re.compile(r"(?i)\W*(?:(?:sure|okay|ok|of course|certainly|yes|well|so|now|alright|here)\b[,.!:]*\s*)?(?:(?:(?:the|your|my|this|user'?s?) )*(?:question|answer|query|request|task|instruction|prompt|text|sentence|problem)(?: (?:is|was|asks|says|reads|here|that))*(?: to| me| you)?\s*[:—-]?\s+"
+    r"|(?:you|the user|user|i|we)(?:['’](?:re|m|d)| are| am| is| have| has| was| would| want| wants| need)*(?: been)? (?:ask(?:s|ed|ing)?|said|says?|wrote|wants?|wanted|want|like|need|going|told)\b(?: (?:me|us|you|for|to|tell|know|hear|say|about|whether|if))*[:,]?|here (?:is|are) (?:the|your) (?:\w+ )?(?:text|question|query|sentence|request)s?:?)?\s*")
+_SAY_AGAIN = re.compile(r"(?i)\b(?:repeat|copy|echo|recite|quote|transcribe|verbatim|say (?:\w+ )?(?:again|back)|read (?:\w+ )?(?:back|aloud|out)|type (?:out|in)|exactly as|as (?:it is|written)|unchanged)\b")
+_SPELLS = re.compile(r"(?i)\b(?:capital\w*|\w*case|cased|letters?|correct\w*|proofread|fix|mistakes?|errors?|spell\w*|punctuat\w*|grammar|title|upper|lower|normali[sz]e|format\w*|clean)\b") # another spelling may be the answer
+_YES_NO = re.compile(r"(?i)\W*(?:is|are|was|were|am|do|does|did|can|could|will|would|should|has|have|had|may|must)\b")
+_OTHER_PERSON = frozenset("your yours mine you yourself myself their".split())
 def _tokens(text): return re.findall(r"\w+|[^\w\s]", text)
 
 def echo(r, row, ctx, share=0.85):
     "The answer says the query, or the text it came with, again as it stands; another order, spelling or punctuation may be the answer."
-    a = _tokens(_LEAD.sub("", r.answer, count=1) if _LEAD.match(r.answer) else r.answer)
+    if _SAY_AGAIN.search(row["instruction"]): return
+    fold = str if _SPELLS.search(row["instruction"]) else str.lower
+    said = _LEAD.sub("", r.answer, count=1) if _LEAD.match(r.answer) else r.answer
+    a = _tokens(fold(said))
     parts = [p for p in (row["instruction"], row.get("input") or "") if p.strip()]
     if sum(map(str.isalpha, a)) < 4 or len(a) < 0.5*min(len(_tokens(p)) for p in parts): return
-    mine, query = [tuple(a[i:i+3]) for i in range(len(a)-2)], _grams(_tokens(query_text(row)), 3)
+    mine, query = [tuple(a[i:i+3]) for i in range(len(a)-2)], _grams(_tokens(fold(query_text(row))), 3)
     if sum(g in query for g in mine) >= share*len(mine): return "echo"
-    if len(parts) == 1 and not re.search(r":| or ", parts[0]): # a question put as a statement, or asked in fewer words
-        q, mine = _words(parts[0]), _words(r.answer)
-        if 0.6*len(q) <= len(mine) <= 1.5*len(q) + 3 and sum(len(w) > 3 for w in mine) > 2 and {w for w in mine if len(w) > 3 or w.isdigit()} <= {*q}: return "echo"
+    if len(parts) == 1 and (not _YES_NO.match(parts[0]) or r.answer.rstrip().endswith("?")): # a question put as a statement, or asked in fewer words, or of the other person
+        q, mine = _words(parts[0]), _words(said)
+        asked, heads = {w[:5] for w in q}, {w[:5] for w in mine if (len(w) > 3 or w.isdigit()) and w not in _OTHER_PERSON}
+        whole = not re.search(r":| or ", parts[0]) or {w[:5] for w in q if len(w) > 3 and w not in _OTHER_PERSON} <= heads # of two things one may be the answer
+        if 0.6*len(q) <= len(mine) <= 1.5*len(q) + 3 and len(heads) > 2 and heads <= asked and whole: return "echo"
 
 # %% ../nbs/02_principle_engraving.ipynb #151f858c
 _MODELS = (r"(?i:chat ?gpt|open ?ai|gpt-?\d\w*|smollm\w*|hugging ?face|anthropic|deep ?(?:seek|mind)|alibaba|baidu)|Claude|Bard|Gemini|Google|Microsoft|Copilot|Bing|Cortana|Alexa|Siri|Amazon|Meta(?: AI)?|L[Ll]a[Mm][Aa](?:[- ]?\d)?"
            r"|Alpaca|Vicuna|Dolly|Qwen|Grok|Mistral(?: AI)?|Mixtral|Falcon|Ernie|Cohere|Bloom|Pythia")
+_MADE = "made|built|trained|created|developed|designed|programmed|produced|written|coded|invented|launched|released|owned|taught"
 _MAKER = re.compile(rf"(?:^\W*|[.!?\n]\s*)(?:{_MODELS})(?: here\b|[:,] |$)|\b(?:(?i:i am|i['’]m|my name(?: is|['’]s)|calls? me|known as|i was|i have been|my (?:\w+ )?(?:developers?|makers?|creators?|trainers?|company)|we at|yours|regards)\b|I,)[^.!?\n]{{0,40}}?\b(?:{_MODELS})\b"
-                    rf"|\b(?:[Aa]s|[Tt]his is) (?:{_MODELS})(?:,| speaking| I\b)")
-_OWN_NAME = re.compile(r"\b(?:(?i:my name(?: is|['’]s)|calls? me|assistant (?:named|called)|it['’]s me,?|this is)\s+([A-Z][a-z]+)\b|(?i:i am|i['’]m)\s+([A-Z][a-z]+), (?:your|an?|the) (?:\w+ )*(?:AI|assistant|bot|chatbot|model)\b)")
+                    rf"|\b(?:[Aa]s|[Tt]his is) (?:{_MODELS})(?:,| speaking| I\b)|\b(?:{_MODELS})\b[^.!?\n]{{0,60}}\b(?:{_MADE}) me\b|\b(?:{_MADE})(?: me)? (?:by|at|in|for) [^.!?\n]{{0,40}}\b(?:{_MODELS})\b[^.!?\n]{{0,60}}\b(?:I|me|my)\b|\bI (?:come|am|work|speak|live|learned)\b[^.!?\n]{{0,20}} (?:from|of|by|for|at) [^.!?\n]{{0,20}}\b(?:{_MODELS})\b"
+                    rf"|\b(?:[Mm]y|[Oo]ur) (?i:(?:\w+ )?(?:developers?|makers?|creators?|trainers?|company|name|home|team))[^.!?\n]{{0,40}}\b(?:{_MODELS})\b")
+# a maker of any name, where the answer says who made it
+_MADE_BY = re.compile(rf"\b(?:I (?:was|am|have been|had been|got)|I['’](?:m|ve been)) (?:\w+ )?(?:{_MADE})(?: and (?:{_MADE}))?(?: \w+){{0,3}}? (?:by|at) (?:(?:an?|the|my|some|our)\b[^.!?\n]{{0,40}}?)?[A-Z][\w.&-]+|\b(?:{_MADE}) me\b[^.!?\n]{{0,20}}? (?:at|by) [A-Z]|(?<![\w'’] )\b[A-Z]\w+ (?:has |have |who |which )?(?:{_MADE}) me(?= (?:in|to|at|by|for|with|as|so|and|from)\b|[.,;!]|$)|\b[Mm]y (?:developers?|makers?|creators?|programmers?),? (?:(?:is|are|at|from) )?[A-Z]\w+")
+_TITLE = r"(?:(?:Dr|Mr|Mrs|Ms|Prof|Professor|Doctor|Captain|Sir|Chef)\.? )?"
+_OWN_NAME = re.compile(rf"\b(?:(?i:my (?:\w+ )?name(?: is|['’]s|:)|calls? me|(?:i am|i['’]m|i was) (?:called|named|known as)|i go by(?: the name(?: of)?)?|assistant,? (?:named|called)|it['’]s me,?)\s+{_TITLE}([A-Z][a-z]+)\b|(?i:this is|it is|it['’]s)\s+{_TITLE}([A-Z][a-z]+)(?: [A-Z][a-z]+)?(?: speaking| here|,? (?:your|one|and I))\b"
+    rf"|(?i:i am|i['’]m)\s+{_TITLE}([A-Z][a-z]+)(?: [A-Z][a-z]+)?, (?:your|an?|the) (?:\w+ )*(?:AI|assistant|bot|chatbot|model|helper|guide|friend|teacher|doctor|expert|tutor)\b|(?i:(?:hi|hello|hey|greetings|welcome)(?: there)?)[,.!]* (?i:i am|i['’]m|this is)\s+{_TITLE}([A-Z][a-z]+)\b|(?:your|the) (?:\w+ )?(?:AI|assistant|chatbot|bot)(?:,| is)? ([A-Z][a-z]+)\b)|^\W*([A-Z][a-z]+) (?:here\b[,.!:]|at your service\b)")
 _IN_A_PART = re.compile(r"(?i)\b(?:write|pen|compose|draft|continue|finish|tell|retell|dialogue|letter|story|poem|speech|role|pretend|imagine|play|introduc\w+|you are|toast|invent|sample|example)\b")
 
 def foreign_name(r, row, ctx):
     "The answer speaks of itself under another name, or names a maker; a letter or a part that was asked for may."
     query = query_text(row)
-    if (m := _MAKER.search(r.answer)) and not re.search(_MODELS, query): return "foreign name"
-    m = _OWN_NAME.search(r.answer[:200])
-    if m and (m[1] or m[2]) != ctx.pset.name and not _IN_A_PART.search(query) and (m[1] or m[2]) not in query: return "foreign name"
+    if re.search(_MODELS, r.answer) and _MAKER.search(r.answer) and not re.search(_MODELS, query): return "foreign name"
+    if _IN_A_PART.search(query): return
+    if re.search(r" me\b|\b[IM]['’y]? ", r.answer) and _MADE_BY.search(r.answer): return "foreign name"
+    m = _OWN_NAME.search(_QUOTED.sub(" ", r.answer[:400]) if r.answer[:1] not in '"“' else "")
+    if m and (who := next(filter(None, m.groups()))) != ctx.pset.name and who not in query: return "foreign name"
 
 # %% ../nbs/02_principle_engraving.ipynb #c41db8db
 _SCRIPTS = ("a-zA-ZÀ-ɏ", "Ѐ-ӿ", "一-鿿぀-ヿ", "؀-ۿ", "ऀ-ॿ", "가-힯", "Ͱ-Ͽ", "֐-׿")

@@ -160,6 +160,110 @@ def test_system_text(answer, bad): assert bool(run(vc.system_leak, answer, ctx=S
 def test_furniture(answer, bad): assert bool(run(vc.furniture, answer, ctx=STAGE4)[0]) == bool(bad)
 
 
+# --- other wordings of each fault, and look-alikes
+
+@pytest.mark.parametrize("tail", ["Student: But what about lakes?\nTeacher: They stand still.", "[INST] And lakes? [/INST]", "A user asks: And lakes?", "Human (smiling): Thanks.", "Next question: What are lakes?", "User says: And lakes?", "**User**: And lakes?", "[User]: And lakes?", "> User: And lakes?",
+    "<user>\nAnd lakes?", "## Example 2\n\nInstruction: Lakes", "### Response:\nLakes", "# Conversation 2\nHi", "Follow-up question: Why?", "Question 2: Why?", "USER: Why?", "Customer: Do you sell lakes?\nAgent: No.", "</s>", "Prompt: Tell me about lakes.", "Bot: Shall I go on?", "Aster (after a pause): Lakes?", "The user replies: Thanks."])
+def test_another_speaker_in_other_words(tail): assert run(vc.another_turn, f"Rivers run.\n\n{tail}", ctx=STAGE4)[1:] == ("Rivers run.", ["another turn"])
+
+
+@pytest.mark.parametrize("tail", ["Human: Thanks!", "Aster's response is a different one: Lakes.", "Aster replies: Lakes.", "The user says thanks.", "Assistant: More?", "Question: And lakes?\nAnswer: No.", "It is so. User: And lakes?", "<|im_end|>"])
+def test_next_turn_in_other_words(tail): assert run(pe.next_turn, f"Rivers run.\n\n{tail}")[2] == ["next turn"]
+
+
+@pytest.mark.parametrize("answer,query", [("Night.\n\nHUMAN: Down, please.\nLIFT: No.\nHUMAN: Why?", "Write a play in which a human argues with a lift."), ("Instruction: read it all.\nInput: 230 V\nOutput: 9 V", "What stands in a manual?"), ("Three steps:\n\nMe: I listen.\nYou: you speak.", "How do we share?"),
+    ("A good plan:\n\nStudent: reads for an hour.\nTeacher: marks it.", "Who does what?"), ("The user: a short guide\nUsers: many", "Roles?"), ("Rivers run.\nWarning: deep?\nNote: yes?", "Rivers?"), ("Anna: Hi.\nUser: Hello?", "Write a dialogue.")])
+def test_labels_of_the_answer_are_no_turn(answer, query): assert run(vc.another_turn, answer, query, ctx=STAGE4)[2] == []
+
+
+@pytest.mark.parametrize("tail", ["Tags: rivers, lakes", "14 Comments | Add comment", "« Older posts", "(Photo: Getty Images)", "[Image: a river at dawn]", "Main article: Rivers", "Last updated: 12 January 2016 at 14:05 GMT", "Follow us on Instagram @rivers", "Was this page helpful? Yes No", "You may also like:\nTen lakes", "Please enable JavaScript to view the video.",
+    "Read more...", "View the full article here.", "Sign up for our newsletter.", "Home » Water » Rivers", "By Sarah Miller, Staff Writer", "Filed under: water", "Posted in Nature", "Add to cart", "Back to top", "Page 2 of 5", "Photo by Tom Lund on Unsplash", "Story continues below", "We use cookies on this site.", "This post contains affiliate links.", "5 min read", "Share this:", "Be the first to comment!",
+    "Next post: Lakes", "Log in to reply", "From Wikipedia, the free encyclopedia", "See www.rivers.example", "&nbsp;", "<br>", "Terms of Use | Privacy Policy", "Skip to content", "People also ask", "Published on 3 May 2014 by admin", "12 people found this helpful", "Image source: Flickr", "Powered by WordPress", "Leave a reply", "Thanks for reading! Don't forget to subscribe to our channel."])
+def test_furniture_in_other_words(tail): assert run(vc.furniture, f"Rivers run from the hills to the sea.\n\n{tail}", ctx=STAGE4)[0] == "web page furniture"
+
+
+@pytest.mark.parametrize("answer", ["Rivers run. Share the bread with others, and follow the path.", "By noon the tide is out.", "Home is where rivers end.", "Contents of the jar: salt.", "Related words: brook, stream.", "Leave the page open and read on.", "The guide was written by Ada Lund in 1920.", "References to rivers are many in his work.", "Comments from neighbours help.", "Date the letter, then sign it.",
+    'Under "History" there is a line; press "Read more".', "Subscribe to a paper if you like news.", "This section of the river was dug in 1850.", "The photo shows a river.", "A tag on the bag helps.", "Print the form and post it.", "Update it once a year.", "If x < y, then go on; a & b."])
+def test_prose_is_no_furniture(answer): assert run(vc.furniture, answer, ctx=STAGE4)[0] is None
+
+
+WORDS = "fig pear plum apple cherry quince medlar lemon lime orange grape melon date peach".split()
+@pytest.mark.parametrize("line", ["{a}) {w}", "[{i}] {w}", "Step {i}: Take the {w}.", "({i}) {w}", "#{i} {w}", "{i}: {w}", "**{i}. {w}**", "– {w}", "· {w}", "→ {w}", "Tip {i}: a {w}", "+ {w}", "{i} - {w}", "Fresh {w}"])
+def test_long_lists_of_any_mark(line):
+    items = [line.format(i=i, a=chr(96+i), w=w) for i, w in enumerate(WORDS, 1)]
+    assert run(vc.long_list, "Take these:\n" + "\n".join(items), ctx=STAGE4)[2] == ["long list"] and run(vc.long_list, "Take these:\n" + "\n".join(items[:12]), ctx=STAGE4)[2] == []
+
+
+def test_long_lists_inside_a_line_and_with_notes():
+    assert run(vc.long_list, " ".join(f"{i}. Eat a {w}." for i, w in enumerate(WORDS, 1)), ctx=STAGE4)[2] == ["long list"]
+    assert run(vc.long_list, "\n\n".join(f"{i}. {w}\n\nIt is a fruit." for i, w in enumerate(WORDS, 1)), ctx=STAGE4)[2] == ["long list"]
+
+
+@pytest.mark.parametrize("answer", ["\n".join(f"{'Ada' if i % 2 else 'Ben'}: It is {w}." for i, w in enumerate(WORDS)), "```\n" + "\n".join(f"- {w}" for w in WORDS) + "\n```", "\n".join(f"the {w} falls," for w in WORDS), "The war of 1812. The peace of 1814. In 1815. 13. May it was."])
+def test_many_lines_are_no_list(answer): assert run(vc.long_list, answer, ctx=STAGE4)[2] == []
+
+
+@pytest.mark.parametrize("answer", ["This is a thorough explanation that covers every side of the question. Rivers run.", "(The note is long and complete, is written in full sentences, and is finished with a conclusion, as the assistant was told.)", "My instructions are to explain rivers with reasons and examples.", "To give you a long, complete answer, I cover every side. Rivers run.",
+    "Rivers run. Conclusion: this answer explained the thing thoroughly, it covered every side and gave details.", "I was told to finish with a conclusion and give details. Rivers run.", "As requested, here are reasons, details and examples. Rivers run.", "I will now give a long and detailed answer with examples. Rivers run.", "You are an AI assistant that explains rivers.", "This answer is complete, with full sentences and a conclusion."])
+def test_system_text_in_other_words(answer): assert run(vc.system_leak, answer, ctx=STAGE4)[0] is not None
+
+
+@pytest.mark.parametrize("answer,query", [("Finish with a conclusion that says more, and give reasons for it.", "How do I write an essay?"), ("A good teacher explains thoroughly, gives examples and lets the class draw the conclusion.", "What makes a good teacher?"), ("The jury gave detailed reasons, and in the end its conclusion was clear.", "What did the jury say?"),
+    ("This river is long, and its lower half is complete wilderness.", "Rivers?"), ("I will give three reasons. Rivers run.", "Rivers?")])
+def test_answers_about_answers_are_no_system_text(answer, query): assert run(vc.system_leak, answer, query, ctx=STAGE4)[0] is None
+
+
+@pytest.mark.parametrize("answer,query", [("You are asking me to tell you how tall the Eiffel Tower is.", "Tell me how tall the Eiffel Tower is."), ("The main differences between a frog and a toad, and how you can tell them apart in your garden.", "What are the main differences between a frog and a toad, and how can I tell them apart in my garden?"),
+    ("Sure! Why do rivers meander so much?", "Why do rivers meander so much?"), ("You want to know why rivers meander so much.", "Why do rivers meander so much?"), ("The question asks why rivers meander so much.", "Why do rivers meander so much?"), ("Explaining why bread rises in warm kitchens.", "Explain why bread rises in warm kitchens."), ("I have been asked to explain why bread rises in warm kitchens.", "Explain why bread rises in warm kitchens.")])
+def test_echo_in_other_words(answer, query): assert run(pe.echo, answer, query)[0] == "echo"
+
+
+@pytest.mark.parametrize("answer,query,text", [("The seven grey geese slept.", "Repeat this sentence.", "The seven grey geese slept."), ("Yes, limestone rocks are sedimentary rocks.", "Are limestone rocks sedimentary rocks?", ""), ("the bins go out on monday", "Put it in lower case.", "The Bins Go Out On Monday")])
+def test_the_query_again_may_be_the_answer(answer, query, text): assert run(pe.echo, answer, query, text=text)[0] is None
+def test_another_spelling_is_an_echo_where_spelling_was_not_asked_for(): assert run(pe.echo, "bikes must not be left in the hall. they will be removed.", "Make it friendlier.", text="Bikes must not be left in the hall. They will be removed.")[0] == "echo"
+
+
+@pytest.mark.parametrize("text", ["If so, it is possible. It is possible. If you are here, go on.", "The reason is that the reason is the reason. The reason is the reason.", "It is a short one, and a long one. It is a long one, and a short one.", "I'm proud of my friends, I'm proud of my village, I'm proud of my town, I'm proud of my house. That is all.", "1. Use a bed that will be used. 2. Use a lamp that will be used. 3. Use a bag that will be used. 4. Use a book that will be used."])
+def test_short_loops(text): assert loop_start(text) is not None
+
+
+@pytest.mark.parametrize("text", ["Row 1: knit 1, purl 1, knit 1, purl 1, to the end.", 'The first came. "Who goes over my bridge?" asked the troll. The next came. "Who goes over my bridge?" asked the troll. The third came. "Who goes over my bridge?" asked the troll.', "He waited. He waited. Nothing came.", "Not every cat is a dog. Not every dog is a cat.", "2 is even, 4 is even, 6 is even, 8 is even, 10 is even.", "Add the salt, add the oil, add the egg, add the flour."])
+def test_parallels_are_no_loop(text): assert loop_start(text) is None
+
+
+@pytest.mark.parametrize("answer", ["I have this from the company Microsoft, which built me in 2019.", "I'm called Llama, and I come from Meta.", "This is Dr. Smith speaking. Rivers run.", "Rivers run. You can call me Max.", "I was created by Acme Labs.", "Hello, I'm Nova! Rivers run.", "I am Sam, your helper. Rivers run.", "Google trained me to say so.", "I was developed by a team at Stanford.", "My creator, Tom Lund, says so.", "As Gemini, I would wait.", "Sam here! Rivers run."])
+def test_foreign_names_in_other_words(answer): assert run(pe.foreign_name, answer, "Hi")[0] == "foreign name"
+
+
+@pytest.mark.parametrize("answer", ["I am told by experts that rivers run.", "This is Paris, the capital.", "Google was built by two students.", "It was made by Acme in 1920.", "I am Aster, an AI assistant.", "The bridge was designed by Ada Lund.", "Hello, I am glad to see rivers run.", "Bread made me happy."])
+def test_other_names_may_stand(answer): assert run(pe.foreign_name, answer, "Hi")[0] is None
+
+
+@pytest.mark.parametrize("answer", ["So rule 4 (question assessment) is done. Rivers run.", "Rivers run. The user asks for facts, so these are facts.", "9 (static), 7 (candor). Rivers run.", "This is a request for live information. Rivers run.", "Rivers run. Rule number 7 applies.", "Rivers run (see rule 7).", "As the rules of Aster say, rivers run.", "The rule of candor applies here. Rivers run.", "Private thoughts: easy. Rivers run.", "Role: AI assistant. Rivers run.", "The question makes sense, so rivers run.", "Rivers run. Rules: informative, candor.", "Kind of request: facts. Rivers run."])
+def test_thoughts_in_other_words(answer): assert run(pe.thoughts_in_answer, answer)[0] == "thoughts in answer"
+
+
+@pytest.mark.parametrize("answer,query", [("The user asks the server for a page.", "How does an API work?"), ("A request is sent (slowly) to the town.", "Rivers?"), ("Rivers (3 of them) rule the land.", "Rivers?"), ("The question makes some laugh.", "Rivers?"), ("The role of rivers is large.", "Rivers?")])
+def test_users_and_requests_of_the_world(answer, query): assert run(pe.thoughts_in_answer, answer, query)[0] is None
+
+
+@pytest.mark.parametrize("answer", ["Excuse me, I was wrong before.", "I owe you an apology.", "I want to apologise for this.", "You have my apologies.", "I'd like to say sorry.", "My bad, it is Lyon.", "Being an AI, I cannot see it.", "I am just a language model, so I can't know.", "As a large language model, this is beyond me.", "I hope you will forgive me, but no.", "That I do not know, sorry.", "With regret, no.", "Oh, I'm sorry. I meant tea.", "I feel so sorry.", "Kindly excuse my short answer."])
+def test_apologies_in_other_words(answer): assert run(pe.apology, answer)[0] == "apology"
+
+
+@pytest.mark.parametrize("answer", ["As an AI researcher, you need maths.", "Excuse slips are kept by the school.", "I am an early riser, and I can sing.", "Forgive and forget, they say.", "As a program grows, it slows.", "Regret is a feeling.", "Pardon letters are rare."])
+def test_no_apology(answer): assert run(pe.apology, answer)[0] is None
+
+
+@pytest.mark.parametrize("tail", ["Would you like to know more?", "I hope that answers your question.", "Please contact us at any time.", "Just let me know!", "You're welcome!", "Feel free to reach out.", "I appreciate your question.", "Have a wonderful day!", "Is there anything specific you want?", "Don't be afraid to ask!", "If you'd like more information, ask.", "Our support team is there for you.", "I am at your service."])
+def test_cliches_in_other_words(tail): assert run(pe.cliche, f"Rivers run. {tail}")[0] == "cliché"
+
+
+@pytest.mark.parametrize("answer,query", [("Keep your clothes, and have a good day.", "Rivers?"), ("I'd be glad to help if anything is wrong.", "Soften this reply."), ("Please ask a doctor, or contact the clinic.", "Rivers?"), ("You are welcome to bring a dog.", "Rivers?"), ("Thank you for your help, Nadia.", "Write a toast.")])
+def test_no_cliche(answer, query): assert run(pe.cliche, answer, query)[0] is None
+def test_idioms_of_the_exemplars_do_not_leak(): assert run(pe.exemplar_leakage, "To Nadia. Thank you for your help, your van and your patience. It is against the law in many lands.")[0] is None
+
+
 # --- against the labels
 
 @pytest.fixture(scope="module")
