@@ -8,7 +8,7 @@ Work: the stage-2 prompt of this project (principles and exemplars; its tokens s
 greedy, EOS banned, bfloat16 unless --dtype says otherwise. Every peer is measured at its fastest setting we found and named as such in the results.
 `tokens_per_s` counts from the moment the prefix is known to the engine (plain `generate` cannot know it: all its time counts);
 `tokens_per_s_with_prefix` counts the prefix too. Ours and plain `generate` are measured once more behind the same prompt repeated up to
-1,700 tokens (`paper_size`), the length of the paper's: plain `generate` computes it for every query, so its time grows with it. Medians of the repeats; plain `generate` runs once, at 8 and 64 queries.
+1,700 tokens (`paper_size`), the length of the paper's: plain `generate` computes it for every query, so its time grows with it. Medians of the repeats; plain `generate` runs once, at 8 and 64 queries, llama.cpp in bfloat16 at 64.
 Each measurement is noted in OUT.runs.jsonl as it ends; run the command again to go on after an interruption at the same commit.
 Memory is the peak resident size (on CUDA the peak allocated) of the measuring process.
 """
@@ -226,7 +226,7 @@ def memory_growth(rows): # bytes per further query, as a share of one copied pre
     return dict(from_queries=rows[0]["queries"], to_queries=rows[-1]["queries"], bytes_per_query=round(per), copied_prefix_bytes=rows[0]["copied_prefix_bytes"], share=round(per / rows[0]["copied_prefix_bytes"], 4))
 
 def compare(a, found, n, prefix, size=0): # rows of the table; the peers take turns, so that a busy spell of the machine hits them all
-    todo = {p: (1 if p == "plain" else a.repeats) for p in found if p != "plain" or n in (8, 64)}
+    todo = {p: (1 if p == "plain" else a.repeats) for p in found if n in dict(plain=(8, 64), llamacpp_bf16=(64,)).get(p, a.queries)}
     runs = {p: [] for p in todo}
     for k in range(a.repeats):
         for p in todo:
