@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['InputError', 'content_id', 'iter_jsonl', 'read_jsonl', 'atomic_path', 'write_jsonl', 'write_json', 'progress',
-           'read_columns', 'Journal', 'versions', 'git_commit', 'own_commit', 'Run']
+           'read_columns', 'Journal', 'versions', 'git_commit', 'peak_bytes', 'own_commit', 'Run']
 
 # %% ../nbs/core/runs.ipynb #da9ecf8f
 import contextlib, hashlib, json, os, platform, shutil, subprocess, sys, time
@@ -169,6 +169,12 @@ def git_commit(path="." # a folder
         return head.stdout.strip() + ("+changes" if git("status", "--porcelain", "-uno").stdout.strip() else "")
     except (OSError, subprocess.TimeoutExpired): return None
 
+def peak_bytes()->int|None: # None where the system does not tell
+    "Most memory that this process has held so far."
+    try: import resource
+    except ImportError: return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
 def own_commit(): # as `git_commit`
     "The commit of this package's checkout; None for an installed package, whose folder may lie in somebody else's repository."
     import selfalign
@@ -253,7 +259,7 @@ class Run:
         self.save()
         start = time.monotonic()
         try: yield rec; rec["done"] = True
-        finally: rec["seconds"] = round(rec["seconds"] + time.monotonic() - start, 1); self.save()
+        finally: rec.update(seconds=round(rec["seconds"] + time.monotonic() - start, 1), peak_bytes=peak_bytes()); self.save()
 
     def fingerprint(self, stage:str)->str:
         "The fingerprint of a finished stage, for those that build on it."

@@ -374,6 +374,12 @@ def refresh_cards(run):
     for card, text in fresh_cards(run).items():
         with atomic_path(card) as tmp: tmp.write_text(text, encoding="utf-8")
 
+def _told_reply(r, k): # a figure of the replies, with its interval where the run has one
+    if r.get(k) is None: return "–"
+    told = (lambda x: f"{x:.0f}") if k == "words" else (lambda x: f"{x:.0%}")
+    ci = r.get("intervals", {}).get(k)
+    return told(r[k]) + (f" ({told(ci[0])} to {told(ci[1])})" if ci else "")
+
 def score_section(found:dict, # the manifest's record of the evaluation
                   name        # of the model: engraved or final
                  )->str:
@@ -382,9 +388,9 @@ def score_section(found:dict, # the manifest's record of the evaluation
     at, rows = {(x["set"], x["format"], x["model"]): x for x in found.get("scores") or []}, []
     for (set_, fmt, model), x in at.items():
         if model == name: rows += [(f"{set_}, {fmt}: {k}", told(at.get((set_, fmt, "base"), {}).get(k)), told(v)) for k, v in x.items() if isinstance(v, list)]
-    base, mine = ((found.get("replies") or {}).get(m, {}) for m in ("base", name))
+    base, mine = ((found.get("replies") or {}).get(m) or {} for m in ("base", name))
     for k, what in (("words", "mean words of an answer"), ("stop_rate", "answers that end by themselves"), ("repetition_rate", "answers that repeat eight words")):
-        if mine.get(k) is not None: rows.append((what, *(f"{r[k]:.0f}" if k == "words" else f"{r[k]:.0%}" for r in (base, mine))))
+        if mine.get(k) is not None: rows.append((what, _told_reply(base, k), _told_reply(mine, k)))
     lines = "\n".join(f"| {a} | {b} | {c} |" for a, b, c in rows)
     closed = (found.get("internalization") or {}).get("sentence") if name == "engraved" else None
     return f"| | base model | this model |\n| --- | --- | --- |\n{lines}\n\nIn brackets: 95 % intervals. The sets, prompts and rows are in the run's `eval` folder.\n" + (f"\n{closed}\n" if closed else "")
