@@ -158,16 +158,19 @@ def load_tokenizer(spec # as for `resolve_model`, or a `ModelSource`
 def load_model(spec,                       # as for `resolve_model`, or a `ModelSource`
                dtype=None,                 # torch.dtype; `best_dtype` if None
                device=None,                # `best_device` if None
-               attn_implementation="sdpa", # as in transformers
+               attn_implementation=None,   # as in transformers; None = "sdpa", or the model's own where it has none (Gemma 2)
                **kwargs                    # to from_pretrained, such as quantization_config
               ): # (model in eval mode, tokenizer)
     "Load weights and tokenizer; code from a hub is never run (`trust_remote_code` stays off)."
     from transformers import AutoModelForCausalLM
     src = spec if isinstance(spec, ModelSource) else resolve_model(spec)
     device = device or best_device()
+    load = lambda attn: AutoModelForCausalLM.from_pretrained(src.path, revision=src.revision, dtype=dtype or best_dtype(device), attn_implementation=attn, **kwargs)
     with _loading(src):
-        model = AutoModelForCausalLM.from_pretrained(src.path, revision=src.revision, dtype=dtype or best_dtype(device),
-                                                     attn_implementation=attn_implementation, **kwargs)
+        try: model = load(attn_implementation or "sdpa")
+        except ValueError as e:
+            if attn_implementation or "scaled_dot_product_attention" not in str(e): raise
+            model = load(None)
     if "quantization_config" not in kwargs: model = model.to(device)
     return model.eval(), load_tokenizer(src)
 
