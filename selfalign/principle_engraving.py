@@ -298,7 +298,8 @@ def turn_pattern(name:str, user="User", label="", example="Example"): # a compil
     name, user, label, example = (re.escape(x) for x in (name, user, label or "(internal thoughts)", example))
     who = rf"(?:an? |the |another |next |new |second |first |follow[- ]up )?(?:{user}|user|human|assistant|ai|bot|chat ?bot|system|instruction|prompt|query|(?:user'?s? )?(?:question|message|prompt|request|query))"
     aside, end = r"(?: ?#?\d+| [A-Z])?(?: ?[\[(][^)\]\n]{0,60}[)\]])?", r"[\])*_ \t]*(?:(?i:asks|says|replies|answers)[ \t]*)?(?:[:：]|>(?= ))"
-    return re.compile(rf"(?m)^[ \t*_>\[(-]*(?:\w{{1,12}}: )?(?:{name}(?: [A-Z\d])?[ \t]*(?:{label}|\([^)\n]*(?:\)|$)|[*_\])]*[:：]|$)|(?P<named>(?i:{who}|{_PEOPLE})){aside}{end})"
+    own = "" if user == "User" else rf"(?i:(?:an? |the )?{user}){aside}{end}|" # a word of the set's own is no person of a dialogue
+    return re.compile(rf"(?m)^[ \t*_>\[(-]*(?:\w{{1,12}}: )?(?:{own}{name}(?: [A-Z\d])?[ \t]*(?:{label}|\([^)\n]*(?:\)|$)|[*_\])]*[:：]|$)|(?P<named>(?i:{who}|{_PEOPLE})){aside}{end})"
         rf"|(?<=\n)[ \t]*(?:{name}(?:['’]s (?:\w+ )?(?:response|answer|reply|prompt|question|thoughts?|message|turn|request|role|rules?)\b| {_SAYS}\b)|(?i:an? |the |another )?(?i:user) {_SAYS}\b)|^#+ [^\n]*\b{name}\b"
         rf"|^[ \t]*(?i:#{{2,}} *(?:{who}|{example}|example|response|input|output|answer|q)s?\b|#+ *(?:task|conversation|chat|dialogue|exercise|problem|exemplar) *\d|\[(?:example|conversation|chat) *\d)"
         rf"|<\||\[/?INST\]|<</?SYS>>|</s>|^[ \t]*</?(?i:user|human|assistant|bot|system|prompt|instruction)>|(?<=[.!?\"”] )(?:{user}|User|Human|Assistant|{name})(?: \([^)\n]*\))?:(?= )")

@@ -506,14 +506,14 @@ def test_sets_and_models_of_the_same_name_keep_files_of_their_own(tmp_path):
     assert [r.scores for r in run()] == [r.scores for r in first] and len(calls) == n
 
 def test_an_installed_package_does_not_record_the_commit_around_it(tmp_path, monkeypatch):
-    import subprocess
+    import subprocess, selfalign
     git = lambda *a: subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@y", *a], check=True, capture_output=True)
     git("init"); (tmp_path/"mine.txt").write_text("x"); git("add", "."); git("commit", "-m", "mine")
-    (tmp_path/"venv"/"selfalign"/"data").mkdir(parents=True)
-    monkeypatch.setattr(E, "data_dir", lambda: tmp_path/"venv"/"selfalign"/"data")
+    site = tmp_path/"venv"
+    (site/"selfalign").mkdir(parents=True)
+    monkeypatch.setattr(selfalign, "__file__", str(site/"selfalign"/"__init__.py"))
     assert E._config()["commit"] is None
-    for p in ("venv/selfalign/nbs", ): (tmp_path/p).mkdir()
-    (tmp_path/"venv"/"selfalign"/"settings.ini").write_text("")
+    (site/"nbs").mkdir(); (site/"settings.ini").write_text("")
     assert E._config()["commit"] # a checkout
 
 @pytest.mark.parametrize("format", list(E.HHH_FORMATS))
