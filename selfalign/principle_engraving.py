@@ -558,7 +558,7 @@ def finished(text:str)->str: # "" where nothing is finished
 
 def token_limit(r, row, ctx):
     "An answer cut at the token limit loses its unfinished sentence and teaches no end of turn, or is rejected."
-    if r.ended: return
+    if r.ended or r.edits[-1:] == ["long list"]: return # a list is cut behind a whole item
     if ctx.on_limit == "reject": return "token limit"
     if not (kept := finished(r.answer)): return "token limit"
     if kept != r.answer.rstrip(): r.answer, r.edits = kept, [*r.edits, "token limit"]

@@ -297,3 +297,8 @@ def test_filters_keep_their_published_figures(rows):
 def test_precision_and_recall_are_counted_right():
     r = bench.rates([(True, True), (True, False), (False, True), (True, True), (False, False)])
     assert (r["positives"], r["flagged"]) == (3, 3) and r["precision"]["value"] == r["recall"]["value"] == 2/3 and r["recall"]["low"] < 2/3 < r["recall"]["high"]
+
+
+def test_a_cut_list_keeps_its_last_item():
+    row, why = vc.judge_verbose(dict(id="1", instruction="Name things."), dict(text="Here:\n" + "\n".join(f"{i}. thing {i}" for i in range(1, 30)), n_tokens=9, finish_reason="stop"), STAGE4)
+    assert why is None and row["answer"].endswith("\n12. thing 12") and not row["ended"] and row["edits"] == ["long list"]
