@@ -43,7 +43,7 @@ def output_markdown(out:dict # one stored output of a cell
     text = lambda x: "".join(x).rstrip("\n")
     if out["output_type"] == "stream": return f"```\n{text(out['text'])}\n```"
     data = out.get("data", {})
-    if "text/markdown" in data: return text(data["text/markdown"])
+    if "text/markdown" in data: return repo_links(text(data["text/markdown"]))
     return f"```\n{text(data['text/plain'])}\n```" if "text/plain" in data and "image/png" not in data else ""
 
 def cell_markdown(cell:dict)->str:
@@ -95,7 +95,8 @@ def provenance(d)->str:
     return "Made by " + ", ".join(said[k].format(d[k]) for k in said if d.get(k)) + "."
 
 # %% ../nbs/core/docs.ipynb #e38aca1d
-_SCORE = re.compile(r"(.+ \(.+\) \w+), (\w+)$") # "facts (lm-eval) mc1, base"
+_SCORE = re.compile(r"(.+ \(.+\) [\w ]+), (\w+)$") # "facts (lm-eval) mc1, base", "refusals (answer, chat) refused benign, base"
+_ROWS = re.compile(r"(\d+); lost.*: (\d+); truncated.*: (\d+)$")
 
 def score_table(table # rows (what, value) of a closing table
                )->str: # Markdown; empty without scores
@@ -113,12 +114,12 @@ def few_reasons(text,  # "too short 16, echo 2"
 
 def compact_table(table # rows (what, value) of a closing table
                  )->list: # fewer rows
-    "A closing table without its scores, the losses in one row, the reasons cut short."
-    losses = [(k.partition(", ")[2], v) for k, v in table if k.startswith("training loss, ")]
-    out = []
+    "A closing table without its scores, the trainings in two rows, the reasons cut short."
+    trained = {what: [(k.partition(", ")[2], v) for k, v in table if k.startswith(f"{what}, ")] for what in ("training rows", "training loss")}
+    brief, out = lambda v: _ROWS.sub(lambda m: m[1] + (f" ({m[2]} lost, {m[3]} truncated)" if int(m[2]) or int(m[3]) else ""), v), []
     for k, v in table:
         if _SCORE.match(k): continue
-        if k.startswith("training loss, "): k, v = "training loss: " + ", ".join(a for a, _ in losses), "; ".join(b for _, b in losses)
+        if (what := k.partition(", ")[0]) in trained: k, v = f"{what}: " + ", ".join(a for a, _ in trained[what]), "; ".join(brief(b) for _, b in trained[what])
         if k.endswith(" rejected"): v = few_reasons(v)
         if [k, v] not in out: out.append([k, v])
     return out

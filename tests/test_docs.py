@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest, yaml
 
+from selfalign import docs
 from selfalign.docs import build_site, demo_markdown, load_result, page_name, readme_text
 from selfalign.runs import InputError
 
@@ -178,3 +179,18 @@ def test_make_dev_installs_hooks(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "nbdev" in (tmp_path/".git"/"hooks"/"post-merge").read_text() and "*.ipynb merge=" in (tmp_path/".gitattributes").read_text() and (tmp_path/".gitconfig").exists()
     assert {".gitattributes", ".gitconfig"} <= set((ROOT/".gitignore").read_text().split()) # what the hooks write is no change of the repository
+
+
+def test_links_of_the_readme_lead_somewhere():
+    "Also those in what a cell of the home page displays."
+    links = re.findall(r"\]\((?!\w+:|#)([^)\s#]+)", (ROOT/"README.md").read_text(encoding="utf-8"))
+    assert len(links) > 15 and not [l for l in links if not (ROOT/l).exists()]
+    assert docs.output_markdown(dict(output_type="display_data", data={"text/markdown": "[x](guides/y.ipynb)"})) == "[x](nbs/guides/y.ipynb)"
+
+
+def test_a_closing_table_is_folded():
+    "Trainings take a row for all models, refusals stand with the scores."
+    rows = [["training rows, engraved", "23; lost, as no answer token fits max_length: 0; truncated, so without their end: 0"], ["training rows, final", "34; lost, as no answer token fits max_length: 2; truncated, so without their end: 1"],
+            ["training loss, engraved", "2 → 1"], ["refusals (answer, chat) refused benign, base", "0.1"], ["refusals (answer, chat) refused benign, final", "0.2"], ["time", "1"]]
+    assert docs.compact_table(rows) == [["training rows: engraved, final", "23; 34 (2 lost, 1 truncated)"], ["training loss: engraved", "2 → 1"], ["time", "1"]]
+    assert "| refusals (answer, chat) refused benign | 0.1 | 0.2 |" in docs.score_table(rows)
