@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TOPICS = ["tea", "the moon", "llamas", "rain", "a river", "salt", "bridges", "sleep"]
 SETTING = dict(ours="shared prefix held once, all queries in one batch", plain="transformers generate, sdpa, full prompts in batches of --plain-batch",
                copied="transformers generate, sdpa, prefix cache computed once and copied for each query",
-               llamacpp="llama.cpp batched, prefix shared by sequence copy, unified cache, the GGUF's own weights (its fastest setting)",
+               llamacpp="llama.cpp batched, prefix shared by sequence copy, unified cache, the GGUF's own weights",
                llamacpp_bf16="llama.cpp as above, weights converted to bfloat16", vllm="vLLM CPU, prefix caching, prefix warmed, eager")
 RANDOM = {"1b": dict(hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32, num_key_value_heads=8, head_dim=64),
           "8b": dict(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8, head_dim=128)}
