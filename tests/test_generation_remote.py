@@ -176,7 +176,7 @@ def test_vllm_speaks_the_same_interface():
         want = t.generate(prompts, Sampling(max_new_tokens=8, temperature=0, ban_eos=True))
         scores = t.score(prompts[:2], [" Paris.", " four"])
         free = t.prompts.decode(want[0].token_ids[:1])
-    with load_engine("vllm:embedded", dtype="float32", max_context=512, eager=True) as e:
+    with load_engine("vllm:embedded", dtype="float32", max_context=512, eager=True, memory_share=0.3) as e:
         got = e.generate(prompts, Sampling(max_new_tokens=8, temperature=0, ban_eos=True))
         assert [g.text for g in got] == [w.text for w in want] and got[2].error == "row 2: the prompt is empty"
         assert [g.n_prompt for g in got] == [w.n_prompt for w in want]
