@@ -1006,9 +1006,9 @@ def stream_reply(model, tok,
 def _before_stop(text, stops): return text[:min([i for s in stops if (i := text.find(s)) >= 0], default=len(text))]
 
 def chat_command(argv, ask=input, write=lambda text: print(text, end="", flush=True)):
-    "`selfalign chat RUN`: type a line, read both models' answers; `/new` forgets the conversation, an empty line or Ctrl-D ends."
+    "`selfalign chat RUN`: type a line, read both models' answers; `/new` forgets the conversation; an empty line, `/quit` or Ctrl-D ends."
     import torch
-    a = _options(ChatArgs, argv, "chat", "Talk to the base and the final model of a run: each line is answered by both, as they write. `/new` forgets the conversation; an empty line or Ctrl-D ends.")
+    a = _options(ChatArgs, argv, "chat", "Talk to the base and the final model of a run: each line is answered by both, as they write. `/new` forgets the conversation; an empty line, `/quit` or Ctrl-D ends.")
     run = Path(a.run)
     if not (run/"final"/"config.json").exists(): raise InputError(f"{run}: no final model here; finish the run first")
     cfg = config_from(json.loads((run/"manifest.json").read_text())["config"])
@@ -1017,10 +1017,11 @@ def chat_command(argv, ask=input, write=lambda text: print(text, end="", flush=T
     models = {n: load_model(spec) for n, spec in (("base", base_model(cfg)), ("final", str(run/"final")))}
     talks = {n: list(start) for n in models}
     torch.manual_seed(a.seed)
+    write("an empty line, /quit or Ctrl-D ends; /new forgets the conversation\n")
     while True:
         try: q = ask("\nyou: ").strip()
         except EOFError: return
-        if not q: return
+        if q in ("", "/quit", "/exit"): return
         if q == "/new": talks = {n: list(start) for n in models}; continue
         for n, (model, tok) in models.items():
             template, name = bool(tok.chat_template), product_name(cfg)

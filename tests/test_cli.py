@@ -113,9 +113,10 @@ def test_chat_streams_both_answers_base_first(tmp_path):
     from selfalign.pipeline import chat_command, load_config
     (tmp_path / "manifest.json").write_text(json.dumps(dict(stages={}, config=json.loads(json.dumps(asdict(load_config("demo")))))))
     (tmp_path / "final").symlink_to(embedded_model_path())
-    lines, pieces = iter(["Name a river.", "And another?", "/new", "Name a lake.", ""]), []
+    lines, pieces = iter(["Name a river.", "And another?", "/new", "Name a lake.", "/quit"]), []
     chat_command([str(tmp_path), "--max-new-tokens", "12", "--temperature", "0"], ask=lambda prompt: next(lines), write=pieces.append)
-    text = "".join(pieces)
+    text = "".join(pieces[1:])
+    assert "/quit" in pieces[0] and "/new" in pieces[0] # how to end, before anything is asked
     assert [p.strip() for p in pieces if p.strip() in ("base:", "final:")] == ["base:", "final:"] * 3
     assert len(pieces) > 30                                            # word by word, not answer by answer
     answers = [a.partition(": ")[2].strip() for a in text.strip().split("\n\n")]
