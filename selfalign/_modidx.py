@@ -684,6 +684,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'selfalign.pipeline._before_stop': ('pipeline.html#_before_stop', 'selfalign/pipeline.py'),
                                     'selfalign.pipeline._budget': ('pipeline.html#_budget', 'selfalign/pipeline.py'),
                                     'selfalign.pipeline._cache': ('pipeline.html#_cache', 'selfalign/pipeline.py'),
+                                    'selfalign.pipeline._check_judge': ('pipeline.html#_check_judge', 'selfalign/pipeline.py'),
                                     'selfalign.pipeline._check_served': ('pipeline.html#_check_served', 'selfalign/pipeline.py'),
                                     'selfalign.pipeline._check_set': ('pipeline.html#_check_set', 'selfalign/pipeline.py'),
                                     'selfalign.pipeline._checked': ('pipeline.html#_checked', 'selfalign/pipeline.py'),

@@ -503,6 +503,9 @@ def check_inputs(cfg):
     if _kind(spec) != "openai": resolve_model(base)
     load_principle_set(cfg.respond, cfg.annotations); ann.load_seed_tasks(folder=cfg.annotations); ann.load_seed_questions(folder=cfg.annotations)
 
+def _check_judge(engine):
+    if _kind(engine) not in KINDS or not is_full(engine): raise InputError(f"--judge {engine}: give a full engine string, such as torch:embedded or openai:http://localhost:8000/v1#name")
+
 def _check_served(name, engine):
     if engine and (_kind(engine) not in KINDS or not is_full(engine)): raise InputError(f"{name} is {engine!r}; give a full engine string, such as openai:http://127.0.0.1:8001/v1#name")
 
@@ -887,7 +890,7 @@ def ablate_command(argv, say=print):
     path = Path(a.run)
     if not (path/"manifest.json").exists(): raise InputError(f"{path}: no run here; write prompts first, such as selfalign prompts {path} --preset demo")
     if a.n < 1: raise InputError(f"--n is {a.n}; give 1 or more prompts")
-    if a.judge and (_kind(a.judge) not in KINDS or not is_full(a.judge)): raise InputError(f"--judge {a.judge}: give a full engine string, such as torch:embedded or openai:http://localhost:8000/v1#name")
+    if a.judge: _check_judge(a.judge)
     with Run(path, say=say) as run:
         cfg = config_from(run.manifest.get("config") or {}, where=str(path/"manifest.json"))
         with open_engine(cfg) as e: got = ablate(run, e, cfg, [d for d in a.drop.split(",") if d.strip()], a.n)
@@ -918,7 +921,7 @@ class JudgeArgs:
 
     def __post_init__(self):
         _checked(self, "judge.", dict(n=1, repeats=1, seed=0, max_new_tokens=1, temperature=0, price_in=0, price_out=0), ("n", "repeats", "seed", "max_new_tokens"))
-        if _kind(self.judge) not in KINDS or not is_full(self.judge): raise InputError(f"--judge {self.judge}: give a full engine string, such as torch:embedded or openai:http://localhost:8000/v1#name")
+        _check_judge(self.judge)
         if self.a == self.b: raise InputError(f"A and B are both {self.a}; give two models")
 
 def _asked(row): return query_text(row) if row.get("instruction") else question_text(row)
