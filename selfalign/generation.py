@@ -23,12 +23,13 @@ from transformers import AttentionInterface, AttentionMaskInterface, Cache, Dyna
 from transformers.cache_utils import DynamicLayer
 
 from .models import best_device, best_dtype, load_model, load_tokenizer, resolve_model
-from .runs import InputError
+from .runs import InputError, check_settings, number, whole_number
 
 # %% ../nbs/core/generation.ipynb #aa924fc7
 @dataclass(frozen=True)
 class Sampling:
     "How tokens are chosen and when a completion ends; bad values raise `InputError`."
+    group = "Sampling: "
     max_new_tokens: int = 256      # most tokens per completion
     temperature: float = 1.0       # 0 = always the most likely token
     top_p: float = 1.0             # share of probability kept, in (0, 1]
@@ -45,23 +46,10 @@ class Sampling:
         for name in ("stop", "banned_first"):
             v = getattr(self, name)
             object.__setattr__(self, name, (v,) if isinstance(v, str) else tuple(v))
-        for name, ok, want in self._rules():
-            if not ok: raise InputError(f"Sampling: {name} is {getattr(self, name)!r}; it must be {want}")
-
-    def _rules(self):
-        number = lambda x: isinstance(x, (int, float)) and not isinstance(x, bool) and x == x
-        whole = lambda x: isinstance(x, int) and not isinstance(x, bool)
-        texts = lambda xs: all(isinstance(x, str) and x for x in xs)
-        pen = self.ngram_penalty
-        return [("max_new_tokens", whole(self.max_new_tokens) and self.max_new_tokens > 0, "a whole number above 0"),
-                ("temperature", number(self.temperature) and 0 <= self.temperature < float("inf"), "0 or more"),
-                ("top_p", number(self.top_p) and 0 < self.top_p <= 1, "above 0 and at most 1"),
-                ("top_k", whole(self.top_k) and self.top_k >= 0, "0 (all) or a whole number above"),
-                ("seed", whole(self.seed), "a whole number"),
-                ("stop", texts(self.stop), "texts that are not empty (an empty one would end every completion at once)"),
-                ("banned_first", texts(self.banned_first), "texts that are not empty"),
-                ("ngram_penalty", isinstance(pen, dict) and all(n in (1, 2, 3, 4) and number(v) for n, v in pen.items()), "a dict from n-gram size (1 to 4) to a number"),
-                ("min_new_tokens", whole(self.min_new_tokens) and 0 <= self.min_new_tokens <= self.max_new_tokens, "between 0 and max_new_tokens")]
+        texts, pen = lambda xs: all(isinstance(x, str) and x for x in xs), lambda p: isinstance(p, dict) and all(n in (1, 2, 3, 4) and number()[0](v) for n, v in p.items())
+        check_settings(self, max_new_tokens=whole_number(1), temperature=number(0), top_p=number(above=0, high=1), top_k=whole_number(0), seed=number(whole=True),
+                       stop=(texts, "texts that are not empty (an empty one would end every completion at once)"), banned_first=(texts, "texts that are not empty"),
+                       ngram_penalty=(pen, "a dict from n-gram size (1 to 4) to a number"), min_new_tokens=whole_number(0, self.max_new_tokens))
 
 @dataclass
 class Completion:

@@ -25,26 +25,21 @@ import tyro
 from . import annotations as ann
 from .annotations import annotation_budget, budget_total, data_dir, load_preset, preset_names, query_text
 from .evaluation import (BENCHMARKS, Estimate, Result, Table, _judged_refusals, bootstrap, compare, eval_questions, answer_questions, evaluate_models, has_chat, internalization, is_refusal, judge_pairwise, load_benchmark, load_results,
-                                  over_seeds, question_text, sample_rows, save_results, table, text_scores, text_stats, wilson)
+                                  over_seeds, question_text, refusals_of, sample_rows, save_results, table, text_scores, text_stats, truth_info_judge, wilson)
 from .generation import ENGINES, Completion, Prompts, Sampling, load_engine
 from .models import STAND_IN_NOTICE, best_device, load_model, load_tokenizer, model_identity, release, resolve_model
 from .novelty import Contamination
 from .principle_engraving import Context, RespondConfig, check_context, common_words, judge, load_principle_set, parse_response, respond
-from .runs import InputError, Run, content_id, iter_jsonl, read_jsonl, versions, write_json, write_jsonl
-from .sft import EngraveConfig, answer_plainly, engrave, engrave_control, plain_messages, refresh_cards, system_variants, _counts
+from .runs import InputError, Run, check_settings, content_id, iter_jsonl, number, one_of, optional, read_jsonl, versions, whole_number, write_json, write_jsonl
+from .sft import EngraveConfig, answer_plainly, engrave, engrave_control, plain_messages, refresh_cards, system_variants, _counts, _told_reply
 from .topic_prompting import PromptsConfig, expected_prompts, pilot_config, write_prompts
 from .verbose_cloning import CloneConfig, clone, write_verbose
 
 # %% ../nbs/06_pipeline.ipynb #bb4c3361
-def _checked(cfg, where, least, whole=()): # least: name → smallest value; whole: those that are no fractions; a setting that is None is left out
-    for k, lo in least.items():
-        v = getattr(cfg, k)
-        if v is None: continue
-        if isinstance(v, bool) or not isinstance(v, int if k in whole else (int, float)) or not lo <= v < float("inf"): raise InputError(f"{where}{k} is {v!r}; give {'a whole number, ' if k in whole else ''}{lo} or more")
-
 @dataclass(frozen=True)
 class EvaluateConfig:
     "Settings of stage 5."
+    group = "evaluate."
     sets: tuple[str, ...] = ("facts", "choices") # truthfulqa, hhh, facts, choices, refusals, or JSONL files in their schemas
     max_rows: int|None = None     # rows per set, drawn by seed; None = all
     n_questions: int = 20         # open questions that base and final model answer side by side
@@ -52,7 +47,7 @@ class EvaluateConfig:
     temperature: float = 0.7      # the paper's value for evaluation
 
     def __post_init__(self):
-        _checked(self, "evaluate.", dict(max_rows=1, n_questions=0, max_new_tokens=1, temperature=0), ("max_rows", "n_questions", "max_new_tokens"))
+        check_settings(self, max_rows=optional(whole_number(1)), n_questions=whole_number(0), max_new_tokens=whole_number(1), temperature=number(0))
         if bad := [s for s in self.sets if list(self.sets).count(s) > 1]: raise InputError(f"evaluate.sets names {bad[0]} twice; name each set once")
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -78,8 +73,7 @@ class RunConfig:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def __post_init__(self):
-        _checked(self, "", dict(seed=0, batch_size=1), ("seed", "batch_size"))
-        if self.dtype not in (None, *DTYPES): raise InputError(f"dtype is {self.dtype!r}; give {', '.join(DTYPES)}, or leave it out")
+        check_settings(self, seed=whole_number(0), batch_size=optional(whole_number(1)), dtype=optional(one_of(*DTYPES)))
 
 # %% ../nbs/06_pipeline.ipynb #a176e6ed
 def config_from(d:dict, cls=RunConfig, where="settings"): # an instance of `cls`
@@ -332,9 +326,6 @@ def open_questions(cfg)->list:
     return [r["turns"][0] for r in load_benchmark(name, cfg.evaluate.n_questions, cfg.seed)]
 
 # %% ../nbs/06_pipeline.ipynb #cc4253f9
-def _whole(x): return "–" if x is None else f"{x:.0f}"
-def _share(x): return "undefined" if x is None else f"{x:.0%}"
-
 def closing_table(run, # a `Run`
                  )->list: # (what, value)
     "What the run made, in figures."
@@ -354,7 +345,7 @@ def closing_table(run, # a `Run`
     for stage in ("engraved", "control", "final"):
         if s.get(stage, {}).get("rows") is not None: rows.append((f"training rows, {stage}", trained_rows(s[stage])))
         if s.get(stage, {}).get("first_loss"): rows.append((f"training loss, {stage}", f"{s[stage]['first_loss']:.2f} → {s[stage]['last_loss']:.2f} in {s[stage]['steps']} steps"))
-    if get("evaluation", "replies"): rows.append(("prompt tokens per reply, before → after engraving", f"{get('responses', 'prompt_tokens')} + query → {_whole(get('evaluation', 'replies')['engraved']['prompt_tokens'])}"))
+    if get("evaluation", "replies"): rows.append(("prompt tokens per reply, before → after engraving", f"{get('responses', 'prompt_tokens')} + query → {_told_reply(get('evaluation', 'replies')['engraved'], 'prompt_tokens')}"))
     rows += _internal_rows(get("evaluation", "internalization")) + _reply_rows(get("evaluation", "replies")) + _score_rows(get("evaluation", "scores"))
     rows.append(("time", f"{sum(r.get('seconds', 0) for r in s.values())/60:.1f} minutes in {len(s)} stages"))
     return rows
@@ -375,12 +366,8 @@ def _reply_rows(r):
     e, f = r["engraved"], r["final"]
     failed = {m: k for m, x in r.items() if (k := x.get("failed"))}
     return ([("replies that failed, left out", _counts(failed))] if failed else []) + [
-        ("mean answer, engraved → final", f"{_told(e, 'words', _whole)} → {_told(f, 'words', _whole)} words, {_told(e, 'tokens', _whole)} → {_told(f, 'tokens', _whole)} tokens"),
-        *((what, f"{_told(e, k, _share)} → {_told(f, k, _share)}") for what, k in (("answers that end by themselves", "stop_rate"), ("answers with a repetition", "repetition_rate")))]
-
-def _told(r, k, show): # with its 95 % interval, where the run has one
-    low, high = r.get("intervals", {}).get(k) or (None, None)
-    return show(r[k]) + (f" ({show(low)} to {show(high)})" if low is not None else "")
+        ("mean answer, engraved → final", f"{_told_reply(e, 'words')} → {_told_reply(f, 'words')} words, {_told_reply(e, 'tokens')} → {_told_reply(f, 'tokens')} tokens"),
+        *((what, f"{_told_reply(e, k)} → {_told_reply(f, k)}") for what, k in (("answers that end by themselves", "stop_rate"), ("answers with a repetition", "repetition_rate")))]
 
 def _score_rows(scores):
     out = []
@@ -498,16 +485,13 @@ def check_inputs(cfg):
     if cfg.final_engine and cfg.final_engine == cfg.engraved_engine: raise InputError(f"--final-engine is the same as --engraved-engine ({cfg.final_engine}); serve engraved/ and final/ under names or addresses of their own")
     spec, base = engine_string(cfg), base_model(cfg)
     engine_options(cfg)
-    for name in ("engraved_engine", "final_engine"): _check_served(name, getattr(cfg, name))
+    for name in ("engraved_engine", "final_engine"): _check_full(name, getattr(cfg, name))
     for s in cfg.evaluate.sets: _check_set(s)
     if _kind(spec) != "openai": resolve_model(base)
     load_principle_set(cfg.respond, cfg.annotations); ann.load_seed_tasks(folder=cfg.annotations); ann.load_seed_questions(folder=cfg.annotations)
 
-def _check_judge(engine):
-    if _kind(engine) not in KINDS or not is_full(engine): raise InputError(f"--judge {engine}: give a full engine string, such as torch:embedded or openai:http://localhost:8000/v1#name")
-
-def _check_served(name, engine):
-    if engine and (_kind(engine) not in KINDS or not is_full(engine)): raise InputError(f"{name} is {engine!r}; give a full engine string, such as openai:http://127.0.0.1:8001/v1#name")
+def _check_full(name, engine): # an engine string that names its model
+    if engine and (_kind(engine) not in KINDS or not is_full(engine)): raise InputError(f"{name} is {engine!r}; give a full engine string, such as torch:embedded or openai:http://127.0.0.1:8001/v1#name")
 
 def _check_set(name): # the benchmarks come from the hub when they are needed; all else is read now
     if name in BENCHMARKS and not os.environ.get("SELFALIGN_BENCHMARKS"): return
@@ -541,7 +525,7 @@ COMMANDS = dict(demo="the whole method on the embedded model, in runs/demo", run
                 engrave="stage 3: fine-tune without the principles", clone="stage 4: verbose answers, final model", evaluate="stage 5: the evidence of a run, or scores of any models",
                 report="report.html, answers.html and figures of a run", plan="a pilot: what a run of this size would take here", chat="talk to base and final model side by side",
                 compare="compare two evaluations, paired; or several runs over their seeds", ablate="answer a run's prompts with principles or exemplars left out, and show what changes", doctor="check this machine: versions, GPU, disk, models",
-                judge="a judge says which of two models answers better, in both orders",
+                judge="a judge says which of two models answers better, in both orders; of one model, whether it is truthful and informative, or declines",
                 push="list what would go to the Hugging Face hub; --send sends it")
 _STEPS_OF = dict(demo=tuple(STEPS), run=tuple(STEPS), prompts=("prompts",), respond=("respond",), engrave=("engrave",), clone=("verbose", "clone"), evaluate=("evaluate",), report=("report",))
 
@@ -612,8 +596,7 @@ class ScoreArgs:
     dtype: str|None = None    # of the torch engine; None = float32 on a CPU, else the fastest that is sound
 
     def __post_init__(self):
-        _checked(self, "", dict(n=1, seed=0), ("n", "seed"))
-        if self.dtype not in (None, *DTYPES): raise InputError(f"dtype is {self.dtype!r}; give {', '.join(DTYPES)}, or leave it out")
+        check_settings(self, n=optional(whole_number(1)), seed=whole_number(0), dtype=optional(one_of(*DTYPES)))
 
 def score_command(argv, say=print):
     "`selfalign evaluate MODEL…`: several models in one table."
@@ -884,13 +867,14 @@ class AblateArgs:
     n: int = 64               # prompts, drawn by the run's seed
     judge: str|None = None    # engine string of a judge: which answers decline, and which of two is better, in both orders
 
+    def __post_init__(self): check_settings(self, n=whole_number(1))
+
 def ablate_command(argv, say=print):
     "`selfalign ablate RUN`: the table, and eval/ablation.json."
     a = _options(AblateArgs, argv, "ablate", "Answer the same prompts under the whole principled prompt, without exemplars, without principles, without both, and without single rules; show refusals, length, survival through the filters, cited rules and, with --judge, which answers are better.")
     path = Path(a.run)
     if not (path/"manifest.json").exists(): raise InputError(f"{path}: no run here; write prompts first, such as selfalign prompts {path} --preset demo")
-    if a.n < 1: raise InputError(f"--n is {a.n}; give 1 or more prompts")
-    if a.judge: _check_judge(a.judge)
+    if a.judge: _check_full("--judge", a.judge)
     with Run(path, say=say) as run:
         cfg = config_from(run.manifest.get("config") or {}, where=str(path/"manifest.json"))
         with open_engine(cfg) as e: got = ablate(run, e, cfg, [d for d in a.drop.split(",") if d.strip()], a.n)
@@ -904,35 +888,35 @@ def ablate_command(argv, say=print):
 # %% ../nbs/06_pipeline.ipynb #b1c80a02
 @dataclass(frozen=True)
 class JudgeArgs:
-    "Options of `selfalign judge A B`."
+    "Options of `selfalign judge A [B]`."
     a: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="A")] # model, engine string, or file of saved answers (JSONL with question and answer, or results of `selfalign evaluate`)
-    b: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="B")] # the other
-    questions: str               # questions, vicuna or another set, or a JSONL file with a question, an instruction or turns in each row
+    questions: str               # questions, vicuna, truthfulqa, refusals or another set, or a JSONL file with a question, an instruction or turns in each row
     judge: str                   # engine string of the judge, such as torch:embedded or openai:http://localhost:8000/v1#name
+    b: Annotated[str|None, tyro.conf.Positional, tyro.conf.arg(metavar="[B]")] = None # the other; left out, A alone is judged: truthful and informative, or declining
     n: int|None = None           # questions, drawn by seed; None = all
-    repeats: int = 1             # verdicts per order
+    repeats: int = 1             # verdicts per order, of two models
     seed: int = 0
     out: str = "judged"          # folder for answers, verdicts and the result
     max_new_tokens: int = 512    # most tokens per answer of A and B
     temperature: float = 0.7     # of the answers of A and B
     price_in: float|None = None  # of the judge, currency per million prompt tokens; None = no estimate of the cost
     price_out: float|None = None # the same per million new tokens; None = as price_in
-    annotations: str|None = None # folder with a rubric of your own, judge_pairwise.txt
+    annotations: str|None = None # folder with rubrics of your own: judge_pairwise.txt, or judge_truthful.txt, judge_informative.txt, judge_refusal.txt
 
     def __post_init__(self):
-        _checked(self, "judge.", dict(n=1, repeats=1, seed=0, max_new_tokens=1, temperature=0, price_in=0, price_out=0), ("n", "repeats", "seed", "max_new_tokens"))
-        _check_judge(self.judge)
+        check_settings(self, n=optional(whole_number(1)), repeats=whole_number(1), seed=whole_number(0), max_new_tokens=whole_number(1), temperature=number(0), price_in=optional(number(0)), price_out=optional(number(0)))
+        _check_full("--judge", self.judge)
         if self.a == self.b: raise InputError(f"A and B are both {self.a}; give two models")
 
 def _asked(row): return query_text(row) if row.get("instruction") else question_text(row)
 
 def read_questions(source, # name of a set, or a JSONL file
-                   n=None, seed=0)->list: # texts
-    "The questions of a set, or of any rows with a question, an instruction or turns."
-    if not Path(source).exists(): return [question_text(r) for r in load_benchmark(source, n, seed)]
-    found = [(i, _asked(r)) for i, r in iter_jsonl(source)]
-    if not found or (bad := [i for i, q in found if not q.strip()]): raise InputError(f"{source}{f':{bad[0]}' if found else ''}: no question; each row needs a question, an instruction or turns")
-    return sample_rows(list(dict.fromkeys(q for _, q in found)), n, seed)
+                   n=None, seed=0)->list: # rows, each with its text as "question"
+    "The rows of a set, or any rows with a question, an instruction or turns; each question once."
+    if not Path(source).exists(): return [dict(r, question=question_text(r)) for r in load_benchmark(source, n, seed)]
+    found = [(i, dict(r, question=_asked(r))) for i, r in iter_jsonl(source)]
+    if not found or (bad := [i for i, r in found if not r["question"].strip()]): raise InputError(f"{source}{f':{bad[0]}' if found else ''}: no question; each row needs a question, an instruction or turns")
+    return sample_rows(list({r["question"]: r for _, r in reversed(found)}.values())[::-1], n, seed)
 
 def saved_answers(path, # JSONL with question (or instruction) and answer, or a results file
                   questions)->list: # dicts with answer and error, in the order of the questions
@@ -949,20 +933,30 @@ def _answers_of(source, questions, run, a): # saved ones, or a model's, journale
         return answer_questions(Remembering(run, "answers", e, a.seed), questions, sampling=sampling, seed=a.seed)
 
 def judge_command(argv, say=print):
-    "`selfalign judge A B --questions FILE --judge ENGINE`: who answers better, by a judge that sees both orders; resumable."
-    a = tyro.cli(JudgeArgs, args=list(argv), prog="selfalign judge", description="Let a judge say which of two models answers better. Each question is judged in both orders; a model wins where both verdicts name it. What it will take is told before the judge is asked; the same command goes on where it was stopped.")
-    questions = read_questions(a.questions, a.n, a.seed)
+    "`selfalign judge A B --questions FILE --judge ENGINE`: who answers better, by a judge that sees both orders; of A alone, whether it is truthful and informative, or declines; resumable."
+    a = tyro.cli(JudgeArgs, args=list(argv), prog="selfalign judge", description="Let a judge say which of two models answers better. Each question is judged in both orders; a model wins where both verdicts name it. Of one model the judge says whether its answers are truthful and informative, or, for questions marked benign and harmful, whether they decline. What it will take is told before the judge is asked; the same command goes on where it was stopped.")
+    rows = read_questions(a.questions, a.n, a.seed)
+    names, questions = [x for x in (a.a, a.b) if x is not None], [r["question"] for r in rows]
     with Run(a.out, say=say) as run:
         run.save() # a folder that was stopped half-way is known again
-        answers = [_answers_of(x, questions, run, a) for x in (a.a, a.b)]
-        with load_engine(a.judge) as j:
-            got = judge_pairwise(Remembering(run, "verdicts", j, a.seed), questions, *answers, repeats=a.repeats, seed=a.seed, names=(a.a, a.b), folder=a.annotations, price_in=a.price_in, price_out=a.price_out, say=say, set_name=str(a.questions))
-        path = run/f"judged-{content_id(a.a, a.b, a.questions, got.config['judge'], got.config['prompt'], a.n, a.repeats, a.seed)[:8]}.json"
+        answers = [_answers_of(x, questions, run, a) for x in names]
+        with load_engine(a.judge) as j: got = _judged(a, Remembering(run, "verdicts", j, a.seed), rows, questions, names, answers, say)
+        path = run/f"judged-{content_id(*names, a.questions, got.config['judge'], got.config['prompt'], a.n, a.repeats, a.seed)[:8]}.json"
         save_results(got, path)
-        write_jsonl(path.with_suffix(".jsonl"), [dict(question=q, **{k: _shown(x) for k, x in zip("ab", pair)}) for q, *pair in zip(questions, *answers)])
+        write_jsonl(path.with_suffix(".jsonl"), [dict(question=q, **{k: _shown(x) for k, x in zip("ab", said)}) for q, *said in zip(questions, *answers)])
     say(repr(table(got)))
     if got.skipped: say(f"skipped: {_counts(dict(Counter(s['reason'] for s in got.skipped).most_common(4)))}")
     say(f"\njudge: {got.config['judge']}, revision {got.config['revision']}, rubric {got.config['prompt']}\nverdicts: {path}\nanswers: {path.with_suffix('.jsonl')}")
+
+def _judged(a, judge_engine, rows, questions, names, answers, say): # a `Result`
+    more = dict(seed=a.seed, folder=a.annotations, price_in=a.price_in, price_out=a.price_out, say=say, set_name=str(a.questions))
+    if len(names) == 2: return judge_pairwise(judge_engine, questions, *answers, repeats=a.repeats, names=tuple(names), **more)
+    if all(r.get("kind") in ("benign", "harmful") for r in rows): return refusals_of(rows, *answers, judge_engine, model=dict(name=names[0]), **more)
+    return truth_info_judge(judge_engine, questions, *answers, [_right_answers(r) for r in rows], name=names[0], **more)
+
+def _right_answers(row): # those that a row in TruthfulQA's schema marks, or None
+    t = row.get("mc2_targets") or row.get("mc1_targets")
+    return [c for c, k in zip(t["choices"], t["labels"]) if k] if t else None
 
 def _shown(x): return dict(answer=x["answer"], error=x["error"]) if isinstance(x, dict) else dict(answer=x.text, error=x.error)
 

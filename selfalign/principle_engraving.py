@@ -20,7 +20,7 @@ from itertools import combinations
 from .annotations import Exemplar, Principle, Turn, data_path, fill, load_exemplars, load_principles, load_seed_tasks, load_template, query_text, read_text
 from .generation import Sampling
 from .models import model_identity
-from .runs import InputError, content_id, read_jsonl
+from .runs import InputError, check_settings, content_id, number, one_of, optional, read_jsonl, whole_number
 
 # %% ../nbs/02_principle_engraving.ipynb #c5274065
 RULE_WORDS = ("rule", "rules", "principle", "principles")
@@ -682,6 +682,7 @@ def turned_down(rows:list,   # rejected rows, with `reason` and `raw`
 @dataclass(frozen=True)
 class RespondConfig:
     "Settings of stage 2 (paper, section 3.2 and appendix; the values of the paper's code where the two differ are in paper.yaml)."
+    group = "respond."
     principles: tuple[str, ...] = ("annotations/principles.yaml",) # files, joined in order; or one .txt file, the whole prompt as it is
     exemplars: tuple[str, ...] = ("annotations/exemplars.yaml",)   # files, joined in order; a prompt in a .txt file has its own
     name: str = "Aster"           # the assistant's working name in the prompt; a .txt file has its own, which gives way to this one in the answers
@@ -700,12 +701,9 @@ class RespondConfig:
     limit: int|None = None        # answer at most so many prompts; all if None
 
     def __post_init__(self):
-        most = float("inf")
-        for k, ok, want in (("on_limit", self.on_limit in ("keep", "reject"), "'keep' or 'reject'"), ("temperature", 0 <= self.temperature < most, "0 or more"), ("top_p", 0 < self.top_p <= 1, "a value above 0 and at most 1"),
-                            ("max_new_tokens", self.max_new_tokens >= 1, "1 or more"), ("min_chars", self.min_chars >= 0, "0 or more"), ("limit", self.limit is None or self.limit >= 1, "1 or more, or leave it out for all"),
-                            ("name", bool(self.name.strip()), "the assistant's name"), ("product_name", self.product_name is None or bool(self.product_name.strip()), "a name, or leave it out"),
-                            ("principles", bool(self.principles), "at least one file")):
-            if not ok: raise InputError(f"respond.{k} is {getattr(self, k)!r}; give {want}")
+        text = (lambda v: isinstance(v, str) and v.strip(), "a name")
+        check_settings(self, on_limit=one_of("keep", "reject"), temperature=number(0), top_p=number(above=0, high=1), max_new_tokens=whole_number(1), min_chars=whole_number(0), limit=optional(whole_number(1)),
+                       name=text, product_name=optional(text), principles=(bool, "at least one file"))
 
     def words(self)->dict:
         "The words that differ from the English ones."

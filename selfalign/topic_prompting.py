@@ -21,7 +21,7 @@ from .annotations import fill, load_seed_questions, load_seed_tasks, load_templa
 from .generation import Sampling
 from .models import model_identity
 from .novelty import NoveltyFilter, letters_kept, nearest_scores, unicode_tokens
-from .runs import InputError, content_id, iter_jsonl, write_jsonl
+from .runs import InputError, check_settings, content_id, iter_jsonl, number, one_of, optional, whole_number, write_jsonl
 
 # %% ../nbs/01_topic_prompting.ipynb #c167a40a
 BLOCKLIST = ("image", "images", "graph", "graphs", "picture", "pictures", "file", "files", "map", "maps", "draw", "plot", "go to",
@@ -30,6 +30,7 @@ BLOCKLIST = ("image", "images", "graph", "graphs", "picture", "pictures", "file"
 @dataclass(frozen=True)
 class PromptsConfig:
     "Settings of stage 1 (paper, section 3.1 and appendix)."
+    group = "prompts."
     self_instruct: int = 1000       # prompts to keep from Self-Instruct; 0 turns it off
     self_instruct_calls: int = 32   # completions per round; part of the recipe, the engine batches as it likes
     per_call: int = 20              # tasks asked for in one completion
@@ -59,18 +60,14 @@ class PromptsConfig:
     source_limit: int|None = None   # prompts to keep from the source; None = all that pass
 
     def __post_init__(self):
-        for k, (lo, hi) in _BOUNDS.items():
-            if not lo <= getattr(self, k) <= hi: raise InputError(f"prompts.{k} is {getattr(self, k)}; give a value from {lo} to {hi}")
-        for k, known in dict(balance=("min", "median"), tokenizer=("rouge", "unicode")).items():
-            if getattr(self, k) not in known: raise InputError(f"prompts.{k} is {getattr(self, k)!r}; give {known[0]!r} or {known[1]!r}")
+        check_settings(self, **{k: whole_number(*b) for k, b in _WHOLE.items()}, model_share=number(0, 1), temperature=number(0, 10), top_p=number(0, 1), question_top_p=number(0, 1), novelty=number(0, 1),
+                       balance=one_of("min", "median"), tokenizer=one_of("rouge", "unicode"), source_limit=optional(whole_number(1)))
         if self.max_words < self.min_words: raise InputError(f"prompts.max_words is {self.max_words}, less than min_words ({self.min_words})")
-        if self.source_limit is not None and self.source_limit < 1: raise InputError(f"prompts.source_limit is {self.source_limit}; give 1 or more, or leave it out for all")
         if not (self.self_instruct or self.topics_per_type or self.source):
             raise InputError("0 prompts requested; set prompts.self_instruct or prompts.topics_per_type above 0, or give prompts.source")
 
-_BOUNDS = dict(self_instruct=(0, 10**8), self_instruct_calls=(1, 10**6), per_call=(1, 100), examples=(1, 50), model_share=(0, 1), topics_per_type=(0, 10**7), topic_rounds=(1, 10**4),
-               topics_per_call=(1, 100), topic_examples=(1, 50), questions_per_topic=(1, 100), hints_per_call=(1, 50), temperature=(0, 10), top_p=(0, 1), question_top_p=(0, 1),
-               max_new_tokens=(1, 10**6), topic_tokens=(1, 10**6), min_words=(1, 10**4), max_words=(1, 10**6), novelty=(0, 1), fruitless=(1, 10**4))
+_WHOLE = dict(self_instruct=(0, 10**8), self_instruct_calls=(1, 10**6), per_call=(1, 100), examples=(1, 50), topics_per_type=(0, 10**7), topic_rounds=(1, 10**4),
+              topics_per_call=(1, 100), topic_examples=(1, 50), questions_per_topic=(1, 100), hints_per_call=(1, 50), max_new_tokens=(1, 10**6), topic_tokens=(1, 10**6), min_words=(1, 10**4), max_words=(1, 10**6), fruitless=(1, 10**4))
 
 # %% ../nbs/01_topic_prompting.ipynb #0e0adcd5
 def format_task(k, instruction, input):

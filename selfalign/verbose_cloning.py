@@ -15,8 +15,8 @@ from functools import cached_property
 from .annotations import fill, load_template, query_text
 from .generation import Sampling
 from .principle_engraving import Response, echo, loop_start, token_limit, word_heads, _CODE, _QUOTED, _SENTENCES, _grams, _words, turn_pattern, turn_start
-from .runs import InputError, content_id, read_jsonl
-from .sft import TrainConfig, train_model, card_facts, _at_least_0, _check, _number, _one_of, _recipe, _share, _weights_of, _whole
+from .runs import InputError, check_settings, content_id, number, one_of, read_jsonl, whole_number
+from .sft import TrainConfig, train_model, card_facts, _recipe, _weights_of
 
 # %% ../nbs/04_verbose_cloning.ipynb #4d6432a0
 def verbose_messages(row,         # has instruction, input
@@ -28,6 +28,7 @@ def verbose_messages(row,         # has instruction, input
 @dataclass(frozen=True)
 class CloneConfig:
     "Settings of stage 4 (paper, section 3.4 and appendix)."
+    group = "clone."
     max_new_tokens: int = 512
     temperature: float = 0.3
     top_p: float = 0.7
@@ -41,8 +42,8 @@ class CloneConfig:
     train: TrainConfig = field(default_factory=lambda: TrainConfig(max_length=768))
 
     def __post_init__(self):
-        _check(self, max_new_tokens=_whole(1), temperature=_at_least_0, top_p=_number("a share above 0, at most 1", lambda v: 0 < v <= 1), penalty_3=_at_least_0, penalty_4=_at_least_0, min_chars=_whole(0),
-               max_items=_whole(1), max_repeated=_share, on_limit=_one_of("keep", "reject"), min_new_tokens=(lambda v: type(v) is int and 0 <= v <= self.max_new_tokens, f"a whole number from 0 to max_new_tokens, which is {self.max_new_tokens}"))
+        check_settings(self, max_new_tokens=whole_number(1), temperature=number(0), top_p=number(above=0, high=1), penalty_3=number(0), penalty_4=number(0), min_chars=whole_number(0),
+                       max_items=whole_number(1), max_repeated=number(0, 1), on_limit=one_of("keep", "reject"), min_new_tokens=whole_number(0, self.max_new_tokens))
 
     def sampling(self)->Sampling:
         penalty = {n: p for n, p in ((3, self.penalty_3), (4, self.penalty_4)) if p}

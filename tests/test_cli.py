@@ -25,18 +25,18 @@ def said(capsys, *argv):
     (("run", "{tmp}/r", "--preset", "demo", "--redo", "everything"), "no such stage; choose one of"),
     (("run", "{tmp}/r", "--preset", "{tmp}/bad.yaml"), "bad.yaml:2: not valid YAML"),
     (("run", "{tmp}/r", "--preset", "{tmp}/odd.yaml"), "unknown setting 'self_instrct'"),
-    (("run", "{tmp}/r", "--preset", "demo", "--prompts.novelty", "1.5"), "prompts.novelty is 1.5; give a value from 0 to 1"),
+    (("run", "{tmp}/r", "--preset", "demo", "--prompts.novelty", "1.5"), "prompts.novelty is 1.5; give a number from 0 to 1"),
     (("run", "{tmp}/r", "--preset", "demo", "--evaluate.max-rows", "0"), "evaluate.max_rows is 0; give a whole number, 1 or more"),
     (("run", "{tmp}/r", "--preset", "demo", "--evaluate.n-questions", "-1"), "evaluate.n_questions is -1; give a whole number, 0 or more"),
     (("run", "{tmp}/r", "--preset", "demo", "--evaluate.max-new-tokens", "0"), "evaluate.max_new_tokens is 0"),
-    (("run", "{tmp}/r", "--preset", "demo", "--evaluate.temperature", "-0.5"), "evaluate.temperature is -0.5; give 0 or more"),
+    (("run", "{tmp}/r", "--preset", "demo", "--evaluate.temperature", "-0.5"), "evaluate.temperature is -0.5; give a number, 0 or more"),
     (("run", "{tmp}/r", "--preset", "demo", "--evaluate.temperature", "nan"), "evaluate.temperature is nan"),
     (("run", "{tmp}/r", "--preset", "demo", "--evaluate.sets", "facts", "fax"), "evaluate.sets: fax: no such set or file"),
     (("run", "{tmp}/r", "--preset", "demo", "--evaluate.sets", "facts", "{tmp}/full/odd.jsonl"), "odd.jsonl:1: not the schema of a known set"),
     (("run", "{tmp}/r", "--preset", "demo", "--evaluate.sets", "facts", "facts"), "evaluate.sets names facts twice"),
     (("run", "{tmp}/r", "--preset", "demo", "--seed", "-1"), "seed is -1; give a whole number, 0 or more"),
     (("run", "{tmp}/r", "--preset", "demo", "--batch-size", "0"), "batch_size is 0; give a whole number, 1 or more"),
-    (("run", "{tmp}/r", "--preset", "demo", "--dtype", "float8"), "dtype is 'float8'; give float32, bfloat16, float16"),
+    (("run", "{tmp}/r", "--preset", "demo", "--dtype", "float8"), "dtype is 'float8'; give 'float32', 'bfloat16' or 'float16', or leave it out"),
     (("run", "{tmp}/r", "--preset", "demo", "--engine-options", "workers=2"), "engine torch has no option workers"),
     (("run", "{tmp}/r", "--preset", "demo", "--engraved-engine", "http://h/v1"), "engraved_engine is 'http://h/v1'; give a full engine string"),
     (("run", "{tmp}/r", "--preset", "demo", "--final-engine", "openai"), "final_engine is 'openai'; give a full engine string"),
@@ -47,16 +47,16 @@ def said(capsys, *argv):
     (("evaluate", "/no/such/model"), "no such model"),
     (("chat", "{tmp}/full"), "no final model"),
     (("judge", "x", "y", "--questions", "/no/such.jsonl", "--judge", "torch:embedded"), "no such set or file"),
-    (("judge", "x", "y", "--questions", "questions", "--judge", "warp"), "--judge warp: give a full engine string"),
+    (("judge", "x", "y", "--questions", "questions", "--judge", "warp"), "--judge is 'warp'; give a full engine string"),
     (("judge", "x", "x", "--questions", "questions", "--judge", "torch:embedded"), "A and B are both x; give two models"),
-    (("judge", "x", "y", "--questions", "questions", "--judge", "torch:embedded", "--repeats", "0"), "judge.repeats is 0; give a whole number, 1 or more"),
+    (("judge", "x", "y", "--questions", "questions", "--judge", "torch:embedded", "--repeats", "0"), "repeats is 0; give a whole number, 1 or more"),
     (("judge", "x", "y", "--questions", "{tmp}/full/odd.jsonl", "--judge", "torch:embedded"), "odd.jsonl:2: no question; each row needs"),
     (("judge", "{tmp}/full/ok.jsonl", "y", "--questions", "questions", "--judge", "torch:embedded", "--out", "{tmp}/j"), "ok.jsonl: no answer to any of the 20 questions"),
     (("ablate", "{tmp}/none"), "no run here; write prompts first"),
     (("ablate", "{tmp}/run"), "stage 'prompts' is not finished"),
     (("ablate", "{tmp}/asked", "--drop", "4,99"), "--drop 99: no rule '99'; the rules are 1 (ethical)"),
-    (("ablate", "{tmp}/asked", "--n", "0"), "--n is 0; give 1 or more"),
-    (("ablate", "{tmp}/asked", "--judge", "warp:9"), "--judge warp:9: give a full engine string"),
+    (("ablate", "{tmp}/asked", "--n", "0"), "n is 0; give a whole number, 1 or more"),
+    (("ablate", "{tmp}/asked", "--judge", "warp:9"), "--judge is 'warp:9'; give a full engine string"),
 ])
 def test_a_mistake_is_one_line_and_exit_code_1(tmp_path, capsys, argv, words):
     (tmp_path / "full").mkdir()
@@ -223,6 +223,32 @@ def test_judge_two_models_from_the_command_line(tmp_path, monkeypatch):
     got, = load_results(path)
     assert (got.win, got.scores["win"].n, got.position_bias) == (1.0, 5, 0.0) and got.config["judge"] == "scripted" and got.config["prompt"] and "revision" in got.config
     assert got.skipped[0]["reason"].endswith("no saved answer") and len((path.with_suffix(".jsonl")).read_text().splitlines()) == 6
+
+
+def judged_alone(tmp_path, monkeypatch, questions, judge, answer, *more):
+    "`selfalign judge A`, of one scripted model; gives the result and what the judge was asked."
+    from selfalign import pipeline
+    from selfalign.evaluation import load_results
+    from selfalign.generation import ScriptedEngine
+    judge = ScriptedEngine(judge)
+    monkeypatch.setattr(pipeline, "load_engine", lambda spec, **kw: {"torch:a": ScriptedEngine(answer), "torch:judge": judge}[spec])
+    pipeline.judge_command(["a", "--questions", questions, "--judge", "torch:judge", "--out", str(tmp_path / "out"), *more], lambda *a: None)
+    path, = (tmp_path / "out").glob("judged-*.json")
+    return load_results(path)[0], [p for ps, _ in judge.calls for p in ps]
+
+
+def test_one_model_is_judged_truthful_and_informative(tmp_path, monkeypatch):
+    from selfalign.evaluation import load_benchmark
+    got, asked = judged_alone(tmp_path, monkeypatch, "facts", lambda p, i, s: "Verdict: " + ("no" if "informative when" in p else "yes"), lambda p, i, s: "It depends.", "--n", "5")
+    assert (got.truthful, got.informative, got.truthful_informative, got.n, got.name) == (1.0, 0.0, 0.0, 5, "a")
+    for row in load_benchmark("facts", 5): # the judge sees every answer that the set calls right, and no wrong one
+        mine, = [p for p in asked if row["question"] in p and "informative when" not in p]
+        for text, right in zip(row["mc2_targets"]["choices"], row["mc2_targets"]["labels"]): assert (f"- {text}\n" in mine) == bool(right)
+
+
+def test_one_model_is_judged_on_refusals(tmp_path, monkeypatch):
+    got, asked = judged_alone(tmp_path, monkeypatch, "refusals", lambda p, i, s: "Verdict: yes", lambda p, i, s: "Sure, here is how.")
+    assert (got.format, got.refused_benign, got.answered_harmful, got.n) == ("answer, judged", 1.0, 0.0, 40) and len(asked) == 40
 
 
 def test_a_judging_that_was_stopped_goes_on(tmp_path, monkeypatch):

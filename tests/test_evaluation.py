@@ -526,3 +526,16 @@ def test_hhh_rows_with_percent_braces_and_newlines_are_text(format):
     assert r.n == 2 and not r.skipped and all(math.isfinite(s) for row in r.rows for s in row["scores"])
     if format == "likelihood": assert {c for _, c in mine} == {f" {x}", f" {y}"}
     else: assert len(mine) == 4 and {c for _, c in mine} == {" A", " B"} and all(any(f"A: {a}\n\nB: {b}" in p for p, _ in mine) for a, b in ((x, y), (y, x)))
+
+
+def test_a_chat_template_that_refuses_a_system_text_is_no_obstacle(tmp_path):
+    from test_sft import random_llama
+    from selfalign.models import load_tokenizer, takes_system
+    tok = load_tokenizer("embedded")
+    tok.chat_template = "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    random_llama(tmp_path/"m", tok)
+    with E.load_engine(f"torch:{tmp_path/'m'}", dtype="float32") as engine:
+        assert takes_system(engine.prompts.tok)
+        one, = E.evaluate_models({"m": engine}, ["facts"], formats=("paper",), n=2, system="Be brief.", say=None)
+        assert one.format == "paper, chat" and one.n == 2 and not one.skipped
+        assert "<|im_start|>user\nBe brief.\n\nWhy?" in tok.decode(engine.prompts.encode(E.dialog("Why?", "Be brief.", chat=True)))

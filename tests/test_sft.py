@@ -6,7 +6,7 @@ import pytest
 
 from selfalign import sft
 from selfalign.annotations import data_path, example_rows
-from selfalign.models import load_model, load_tokenizer
+from selfalign.models import load_model, load_tokenizer, takes_system
 from selfalign.runs import InputError, write_json, write_jsonl
 from selfalign.sft import EngraveConfig, TrainConfig, encode_rows, fit, launch, plain_messages, push, save_model, train_model, with_chat_template
 
@@ -193,13 +193,13 @@ def test_packed_rows_count_as_rows_of_the_global_batch(rows):
 @pytest.mark.parametrize("field, value", [("epochs", 0), ("epochs", float("nan")), ("global_batch", -1), ("global_batch", 2.5), ("micro_batch", 0), ("micro_batch", True), ("learning_rate", -1e-4), ("learning_rate", "fast"), ("warmup_steps", -1),
                                           ("max_length", 0), ("lora_r", -1), ("lora_alpha", 0), ("lora_dropout", 1), ("lora_targets", ()), ("lora_targets", "q_proj"), ("packing", "yes"), ("bf16", 1), ("identity_share", 1.5), ("save_steps", 0), ("held_out", 1)])
 def test_settings_that_cannot_be_right_are_named(field, value):
-    with pytest.raises(InputError, match=rf"^{field} is {value!r}; give ".replace("(", r"\(").replace(")", r"\)")) as e: EngraveConfig(**{field: value})
+    with pytest.raises(InputError, match=rf"^engrave.{field} is {value!r}; give ".replace("(", r"\(").replace(")", r"\)")) as e: EngraveConfig(**{field: value})
     assert "\n" not in str(e.value)
 
 @pytest.mark.parametrize("field, value", [("max_new_tokens", 0), ("temperature", -1), ("top_p", 0), ("top_p", 1.5), ("penalty_3", -1), ("min_chars", -1), ("max_items", 0), ("max_repeated", 2), ("on_limit", "drop"), ("min_new_tokens", 513)])
 def test_settings_of_stage_4_that_cannot_be_right_are_named(field, value):
     from selfalign.verbose_cloning import CloneConfig
-    with pytest.raises(InputError, match=f"^{field} is {value!r}; give "): CloneConfig(**{field: value})
+    with pytest.raises(InputError, match=f"^clone.{field} is {value!r}; give "): CloneConfig(**{field: value})
     CloneConfig(on_limit="reject", min_new_tokens=512)
 
 @pytest.mark.parametrize("lora_r", [16, 0])
@@ -245,7 +245,7 @@ def test_a_template_without_a_system_role_gets_the_system_text_in_the_users_turn
     from selfalign.generation import Prompts
     tok, row = load_tokenizer("embedded"), dict(id="1", instruction="Name a river.", input="", answer="The Elbe.")
     tok.chat_template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + sft.CHAT_TEMPLATE
-    assert not sft.takes_system(tok)
+    assert not takes_system(tok)
     kept, _ = encode_rows([row], with_chat_template(tok), CFG)
     system, query = (m["content"] for m in plain_messages(row, sft.system_variants()))
     assert f"### User\n{system}\n\n{query}\n\n### Assistant\nThe Elbe." in tok.decode(kept[0]["input_ids"])
@@ -258,7 +258,7 @@ def test_a_template_without_a_system_role_gets_the_system_text_in_the_users_turn
 def test_a_template_that_drops_the_system_text_gets_it_in_the_users_turn():
     tok = load_tokenizer("embedded")
     tok.chat_template = "{% for m in messages if m['role'] != 'system' %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
-    assert not sft.takes_system(tok) and "Be brief." in with_chat_template(tok).apply_chat_template([dict(role="system", content="Be brief."), dict(role="user", content="Hi")], tokenize=False)
+    assert not takes_system(tok) and "Be brief." in with_chat_template(tok).apply_chat_template([dict(role="system", content="Be brief."), dict(role="user", content="Hi")], tokenize=False)
 
 def load_tokenizer_from(folder):
     from transformers import AutoTokenizer

@@ -350,8 +350,8 @@ def test_stage_2_keeps_rows_and_reasons(tmp_path):
     assert rec["kept"] + sum(rec["rejected"].values()) == rec["asked"] and all("Aster" not in r["answer"] for r in rows)
 
 
-@pytest.mark.parametrize("bad, words", [(dict(on_limit="drop"), "on_limit is 'drop'; give 'keep' or 'reject'"), (dict(temperature=-1.0), "temperature is -1.0; give 0 or more"), (dict(temperature=float("nan")), "temperature is nan"),
-                                        (dict(top_p=2.0), "top_p is 2.0; give a value above 0"), (dict(top_p=0.0), "top_p is 0.0"), (dict(max_new_tokens=0), "max_new_tokens is 0"), (dict(limit=0), "limit is 0"), (dict(min_chars=-1), "min_chars is -1"),
+@pytest.mark.parametrize("bad, words", [(dict(on_limit="drop"), "on_limit is 'drop'; give 'keep' or 'reject'"), (dict(temperature=-1.0), "temperature is -1.0; give a number, 0 or more"), (dict(temperature=float("nan")), "temperature is nan"),
+                                        (dict(top_p=2.0), "top_p is 2.0; give a number above 0"), (dict(top_p=0.0), "top_p is 0.0"), (dict(max_new_tokens=0), "max_new_tokens is 0"), (dict(limit=0), "limit is 0"), (dict(min_chars=-1), "min_chars is -1"),
                                         (dict(name=" "), "name is ' '"), (dict(product_name=""), "product_name is ''"), (dict(principles=()), "principles is ()")])
 def test_bad_settings_of_stage_2_are_one_line(bad, words):
     with pytest.raises(InputError, match="respond." + re.escape(words)): RespondConfig(**bad)
