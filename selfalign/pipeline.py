@@ -11,11 +11,11 @@ __all__ = ['DTYPES', 'KINDS', 'ARMS', 'STEPS', 'STAGES', 'COMMANDS', 'EvaluateCo
            'StepFailed', 'usage', 'parse_run', 'UsageError', 'run_command', 'ScoreArgs', 'score_command', 'CompareArgs',
            'compare_command', 'seeds_table', 'plan', 'pilot', 'question_types', 'plan_numbers', 'plan_table', 'doctor',
            'Remembering', 'ablation_variants', 'ablate', 'judge_ablation', 'ablation_table', 'AblateArgs',
-           'ablate_command', 'JudgeArgs', 'read_questions', 'saved_answers', 'judge_command', 'ChatArgs', 'chat_prompt',
-           'stream_reply', 'chat_command', 'main', 'PushArgs', 'push_command']
+           'ablate_command', 'JudgeArgs', 'read_questions', 'saved_answers', 'judge_command', 'ratings_table',
+           'ChatArgs', 'chat_prompt', 'stream_reply', 'chat_command', 'main', 'PushArgs', 'push_command']
 
 # %% ../nbs/06_pipeline.ipynb #5f00849b
-import contextlib, dataclasses, inspect, json, os, shutil, signal, subprocess, sys, tempfile, textwrap, types, typing
+import contextlib, dataclasses, hashlib, inspect, itertools, json, os, shutil, signal, subprocess, sys, tempfile, textwrap, types, typing
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -24,13 +24,13 @@ from typing import Annotated
 import tyro
 from . import annotations as ann
 from .annotations import annotation_budget, budget_total, data_dir, load_preset, preset_names, query_text
-from .evaluation import (BENCHMARKS, Estimate, Result, Table, _judged_refusals, bootstrap, compare, eval_questions, answer_questions, evaluate_models, has_chat, internalization, is_refusal, judge_pairwise, load_benchmark, load_results,
-                                  over_seeds, question_text, refusals_of, sample_rows, save_results, table, text_scores, text_stats, truth_info_judge, wilson)
-from .generation import ENGINES, Completion, Prompts, Sampling, load_engine
+from .evaluation import (BENCHMARKS, CHECKS, OUR_SETS, Estimate, Result, Table, _answer_error, _judged_refusals, bootstrap, bradley_terry, compare, eval_questions, answer_questions, evaluate_models, has_chat, internalization, is_refusal, judge_pairwise, load_benchmark, load_results,
+                                  over_seeds, question_text, refusals_of, sample_rows, save_results, sign_flip, table, text_scores, text_stats, truth_info_judge, wilson)
+from .generation import ENGINES, Completion, Prompts, Sampling, _no_secrets, load_engine
 from .models import STAND_IN_NOTICE, best_device, load_model, load_tokenizer, model_identity, release, resolve_model
 from .novelty import Contamination
 from .principle_engraving import Context, RespondConfig, check_context, common_words, judge, load_principle_set, parse_response, respond
-from .runs import InputError, Run, check_settings, content_id, iter_jsonl, number, one_of, optional, read_jsonl, versions, whole_number, write_json, write_jsonl
+from .runs import InputError, Journal, Run, check_settings, content_id, iter_jsonl, number, one_of, optional, read_jsonl, versions, whole_number, write_json, write_jsonl
 from .sft import EngraveConfig, answer_plainly, engrave, engrave_control, plain_messages, refresh_cards, system_variants, _counts, _told_reply
 from .topic_prompting import PromptsConfig, expected_prompts, pilot_config, write_prompts
 from .verbose_cloning import CloneConfig, clone, write_verbose
@@ -154,7 +154,7 @@ class LazyEngine:
         "What the loaded engine says, else what the model's files say."
         if self.engine is not None: return self.engine.info
         kind, _, model = self.spec.removeprefix("ray:").partition(":")
-        if kind == "openai": return dict(kind=kind, model=model.rpartition("#")[2])
+        if kind == "openai": return dict(kind=kind, model=model.rpartition("#")[2], url=_no_secrets(model.rpartition("#")[0]))
         src = resolve_model(model)
         return dict(kind=kind, model=src.name, revision=src.revision, sha256=src.sha256)
 
@@ -260,6 +260,7 @@ def product_name(cfg): return cfg.respond.product_name or cfg.respond.name
 def step_evaluate(run, cfg):
     "5: the evidence."
     settings = dict(asdict(cfg.evaluate), seed=cfg.seed, after=run.fingerprint("final"), control=run.done("control"))
+    if own := [s for s in cfg.evaluate.sets if s not in (*OUR_SETS, *BENCHMARKS)]: settings["rows"] = {s: content_id(load_benchmark(s)) for s in own} # an edited file is another set
     with run.stage("evaluation", settings, files=["eval"]) as rec:
         if rec is None: return
         for m in ("engraved", "final"): engine_string(cfg, str(run/m)) # a server that is missing is told before the work
@@ -359,7 +360,7 @@ def _internal_rows(i):
 
 def _closed(x, interval):
     if x is None: return "undefined: the principles do not lower the base model's loss here"
-    return f"{x:.0%}" + (f" (95 % interval {interval[0]:.0%} to {interval[1]:.0%})" if interval else "")
+    return f"{x:.0%}" + (f" (95 % interval {interval[0]:.0%} to {interval[1]:.0%})" if interval and interval[0] is not None else "")
 
 def _reply_rows(r):
     if not r: return []
@@ -603,8 +604,8 @@ def score_command(argv, say=print):
     models = []
     argv = list(argv)
     while argv and not argv[0].startswith("-"): models.append(argv.pop(0))
-    if not models and not any(a in ("-h", "--help") for a in argv): raise UsageError("selfalign evaluate needs a run folder or models: hub ids, folders, engine strings, or 'embedded'")
-    a = tyro.cli(ScoreArgs, args=argv, prog="selfalign evaluate MODEL…", description="Score models on multiple-choice sets; several models in one table.")
+    if not models and not any(a in ("-h", "--help") for a in argv): raise UsageError("selfalign evaluate needs a run folder or models, before its options: hub ids, folders, engine strings, or 'embedded'")
+    a = tyro.cli(ScoreArgs, args=argv, prog="selfalign evaluate MODEL…", description="Score models on sets of multiple choice, refusals or open questions; several models in one table.")
     opener = lambda m: (lambda: load_engine(_spec(m), **exact(_spec(m), {"dtype": a.dtype} if a.dtype else {})))
     results = evaluate_models({m: opener(m) for m in models}, a.sets, a.out, n=a.n, seed=a.seed, say=say)
     say(repr(table(results))); say(f"\nresults: {a.out}")
@@ -614,7 +615,7 @@ def _spec(m): return m if m.partition(":")[0] in (*KINDS, "ray") and ":" in m el
 @dataclass(frozen=True)
 class CompareArgs:
     "Options of `selfalign compare A B`."
-    a: Annotated[str, tyro.conf.arg(metavar="A")] # results file or folder of `selfalign evaluate`, or a run
+    a: Annotated[str, tyro.conf.arg(metavar="A")] # results file or folder of `selfalign evaluate`, or a run, whose models are each compared with that of the same name
     b: Annotated[str, tyro.conf.arg(metavar="B")] # another, with the same sets
     more: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[C …]")] = () # further ones, for --over-seeds
     over_seeds: bool = False # mean ± standard deviation over runs that differ by their seed, instead of the paired comparison; so for more than two
@@ -623,21 +624,24 @@ def compare_command(argv, say=print):
     "`selfalign compare A B`: two results files or folders, paired by row; `selfalign compare --over-seeds RUN RUN RUN …`: mean ± standard deviation of every score over runs that differ by their seed."
     x = _options(CompareArgs, argv, "compare", "Compare two evaluations row by row: each metric's difference with its interval. Or, over runs that differ by their seed (--over-seeds, or more than two), the mean ± standard deviation of every score.")
     if x.more or x.over_seeds: return say(repr(seeds_table((x.a, x.b, *x.more))))
-    for c in compare(*map(_sets_of, (x.a, x.b))): say(c.sentence)
+    for c in compare(*map(_sets_of, (x.a, x.b)), say=say): say(c.sentence)
 
-def _sets_of(path): return Path(path)/"eval"/"sets" if (Path(path)/"manifest.json").exists() else path
+def _sets_of(path): return p if (p := Path(path)/"eval"/"sets").is_dir() else path
 
 def seeds_table(paths # runs, or results files and folders
                )->Table:
     "Every score of every model over these runs, and how much of the principles' effect each put into the weights."
+    if len({Path(p).resolve() for p in paths}) < len(paths): raise InputError(f"{', '.join(map(str, paths))}: one of them stands there twice; give different runs or results")
     out = over_seeds([r for p in paths for r in (_run_results(Path(p)) if (Path(p)/"manifest.json").exists() else load_results(p))])
     if not any(r["runs"] > 1 for r in out): raise InputError(f"{', '.join(map(str, paths))}: no score of the same model, set and format in two of them; give runs, or results that carry the same model names")
     for r in out: r["mean ± sd"] = f"{r.pop('mean'):.3f}" + (f" ± {sd:.3f}" if (sd := r.pop("sd")) is not None else "")
     return out
 
 def _run_results(run): # of its sets, its replies and its internalization
-    man = json.loads((run/"manifest.json").read_text())
-    rec, seed = man["stages"].get("evaluation", {}), dict(seed=man.get("config", {}).get("seed"))
+    try: man = json.loads((run/"manifest.json").read_text())
+    except ValueError: man = None
+    if not isinstance(man, dict): raise InputError(f"{run/'manifest.json'}: not the manifest of a run; restore it or leave this run out")
+    rec, seed = man.get("stages", {}).get("evaluation", {}), dict(seed=(man.get("config") or {}).get("seed"))
     if not rec.get("done"): raise InputError(f"{run}: stage 5 is not finished; run `selfalign evaluate {run}` first")
     result = lambda set_, name, scores: Result("run", set_, "plain prompt", dict(name=name), {k: Estimate(v, None, None, n) for k, v, n in scores if v is not None}, [], config=seed)
     i, replies = rec.get("internalization") or {}, rec.get("replies") or {}
@@ -767,12 +771,21 @@ def _hub(seconds=3):
 # %% ../nbs/06_pipeline.ipynb #f6d03cf1
 class Remembering:
     "An engine whose completions a run journals: what was asked before, of the same model with the same sampling, is not asked again."
-    def __init__(self, run, stage, engine, seed=0): self.run, self.stage, self.engine, self.seed = run, stage, engine, seed
+    def __init__(self, run, stage, engine, seed=0,
+                 spec="" # its engine string; a server's name alone does not say which model answers
+                ): self.run, self.stage, self.engine, self.seed, self.where = run, stage, engine, seed, [spec] if _kind(spec) == "openai" else []
     def __getattr__(self, name): return getattr(self.engine, name)
 
-    def generate(self, prompts, sampling, seeds=None):
+    def _jobs(self, prompts, sampling, seeds):
         model, made = model_identity(self.engine.info), json.loads(json.dumps(asdict(sampling)))
-        jobs = [dict(id=content_id(self.stage, model, p, made, self.seed, s), prompt=p) for p, s in zip(prompts, seeds or [0]*len(prompts))]
+        return [dict(id=content_id(self.stage, model, p, made, self.seed, s, *self.where), prompt=p) for p, s in zip(prompts, seeds or [0]*len(prompts))]
+
+    def unasked(self, prompts, sampling, seeds=None)->list:
+        "Those of the prompts that have no completion yet."
+        with Journal(self.run/f"completions/{self.stage}.jsonl") as j: return [x["prompt"] for x in self._jobs(prompts, sampling, seeds) if x["id"] not in j]
+
+    def generate(self, prompts, sampling, seeds=None):
+        jobs = self._jobs(prompts, sampling, seeds)
         return [Completion(**{k: r[k] for k in ("text", "n_tokens", "finish_reason", "n_prompt", "stop", "error")}) for r in self.run.complete(self.stage, jobs, self.engine, sampling, self.seed)]
 
 def ablation_variants(pset,
@@ -820,12 +833,15 @@ def judge_ablation(run, got:dict, # what `ablate` gave
     for v in names:
         cells = [(r, r["variants"][v]) for r in got["rows"] if r["variants"][v]["answer"] is not None]
         said = _judged_refusals(asked, [dict(question=query_text(r)) for r, _ in cells], [c["answer"] for _, c in cells], folder, seed, None, None, say)[0] if cells else []
-        for (_, c), x in zip(cells, said): c["refused"] = x
-    pairs = {v: judge_pairwise(asked, [query_text(r) for r in got["rows"]], *([_to_judge(r["variants"][x]) for r in got["rows"]] for x in (v, "full")),
-                               seed=seed, names=(v, "full"), folder=folder, say=say) for v in names if v != "full"}
-    got = _ablation_stats(dict(got, judge=judge_engine.info.get("model")))
+        for (_, c), x in zip(cells, said): c.update(refused=x["refused"], refusal_verdict={k: y for k, y in x.items() if k != "refused"})
+    answers = {v: [_to_judge(r["variants"][v]) for r in got["rows"]] for v in names}
+    both = lambda v: any(not _answer_error(x) and not _answer_error(y) for x, y in zip(answers[v], answers["full"]))
+    pairs = {v: judge_pairwise(asked, [query_text(r) for r in got["rows"]], answers[v], answers["full"], seed=seed, names=(v, "full"), folder=folder, say=say) for v in names if v != "full" and both(v)}
+    got = _ablation_stats(dict(got, judge=judge_engine.info.get("model"), verdicts={v: p.rows for v, p in pairs.items()}))
     for s in got["variants"]:
-        if s["variant"] in pairs: s["against_full"] = {k: _triple(pairs[s["variant"]].scores[k]) for k in ("win", "tie", "loss", "net", "order_agreement", "unparsable")}
+        if s["variant"] in pairs: s["against_full"] = {k: _triple(pairs[s["variant"]].scores[k]) for k in ("win", "tie", "loss", "net", "order_agreement", "prefers_first", "unparsable")}
+        bad = [x["why"] == "unparsable verdict" for r in got["rows"] if (x := r["variants"][s["variant"]].get("refusal_verdict"))]
+        s["refusals_unparsable"] = _mean(bad) if bad else None
     return got
 
 def _to_judge(c): return dict(answer=c["answer"] or "", error=c["reason"] if c["reason"] == "engine error" else None)
@@ -845,18 +861,19 @@ def _variant_stats(name, cells, full, what):
     out |= dict(rejected=dict(Counter(c["reason"] for c in cells if c["reason"]).most_common()), cited_per_answer=_mean([len(set(c["cited"])) for c in cells]),
                 cited={str(n): k for n, k in sorted(Counter(n for c in cells for n in set(c["cited"])).items())})
     both = lambda f: [x - y for c, d in zip(cells, full) if (x := f(c)) is not None and (y := f(d)) is not None]
-    return out | ({} if name == "full" else {"minus_full": {k: _triple(bootstrap(both(f))) for k, f in what.items()}})
+    return out | ({} if name == "full" else {"minus_full": {k: _triple(bootstrap(both(f))) for k, f in what.items()}, "p": {k: sign_flip(both(f)) for k, f in what.items()}})
 
 def ablation_table(got:dict # what eval/ablation.json holds
                   )->Table:
-    "One line a variant; an asterisk marks a difference to the whole prompt whose 95 % interval leaves out zero."
-    sure = lambda s, k: "*" if (d := s.get("minus_full", {}).get(k)) and d[1] is not None and (d[1] > 0 or d[2] < 0) else ""
+    "One line a variant; an asterisk marks a paired difference to the whole prompt with p < 0.05 by `sign_flip`."
+    sure = lambda s, k: "*" if s.get("p", {}).get(k, 1) < 0.05 else ""
     pct = lambda s, k: "–" if s[k][0] is None else f"{s[k][0]:.0%}{sure(s, k)}"
-    versus = lambda s: {} if not got["judge"] else {"judge: better, tie, worse than full": "–" if "against_full" not in s else ", ".join("–" if s["against_full"][k][0] is None else f"{s['against_full'][k][0]:.0%}" for k in ("win", "tie", "loss"))}
+    versus = lambda s: {} if not got["judge"] else {"judge: better, tie, worse than full": "–" if "against_full" not in s else ", ".join("–" if s["against_full"][k][0] is None else f"{s['against_full'][k][0]:.0%}" for k in ("win", "tie", "loss")),
+                             "judge: unparsable (pairs, refusals)": ", ".join("–" if x is None else f"{x:.0%}" for x in (s.get("against_full", {}).get("unparsable", [None])[0], s.get("refusals_unparsable")))}
     out = Table({"prompt": s["variant"], "prompt tokens": f"{s['prompt_tokens']:,.0f}", "answered": pct(s, "answered"), "kept": pct(s, "kept"), "refused": pct(s, "refused"),
                  "words": "–" if s["words"][0] is None else f"{s['words'][0]:.0f}{sure(s, 'words')}", "tokens": f"{s['tokens']:.0f}", "rules cited": f"{s['cited_per_answer']:.1f}",
                  "rejected": _counts(dict(list(s["rejected"].items())[:4])), **versus(s)} for s in got["variants"])
-    out.note = f"{got['prompts']} prompts; * the paired difference to the whole prompt has a 95 % interval without zero"
+    out.note = f"{got['prompts']} prompts; * the paired difference to the whole prompt is more than chance explains (p < 0.05)"
     return out
 
 @dataclass(frozen=True)
@@ -878,9 +895,9 @@ def ablate_command(argv, say=print):
     with Run(path, say=say) as run:
         cfg = config_from(run.manifest.get("config") or {}, where=str(path/"manifest.json"))
         with open_engine(cfg) as e: got = ablate(run, e, cfg, [d for d in a.drop.split(",") if d.strip()], a.n)
-        if a.judge:
-            with load_engine(a.judge) as j: got = judge_ablation(run, got, j, cfg.annotations, cfg.seed, say)
         write_json(run/"eval"/"ablation.json", got)
+        if a.judge:
+            with load_engine(a.judge) as j: write_json(run/"eval"/"ablation.json", got := judge_ablation(run, got, j, cfg.annotations, cfg.seed, say))
     say(repr(ablation_table(got)))
     if _stand_in(path): say(f"\nmodel: {STAND_IN_NOTICE}")
     say(f"\nanswers, reasons and cited rules of every prompt: {path/'eval'/'ablation.json'}")
@@ -888,17 +905,16 @@ def ablate_command(argv, say=print):
 # %% ../nbs/06_pipeline.ipynb #b1c80a02
 @dataclass(frozen=True)
 class JudgeArgs:
-    "Options of `selfalign judge A [B]`."
-    a: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="A")] # model, engine string, or file of saved answers (JSONL with question and answer, or results of `selfalign evaluate`)
+    "Options of `selfalign judge A [B …]`."
+    models: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="A [B …]")] # one or more: model, engine string, or file of saved answers (JSONL with question and answer, or results of `selfalign evaluate`)
     questions: str               # questions, vicuna, truthfulqa, refusals or another set, or a JSONL file with a question, an instruction or turns in each row
     judge: str                   # engine string of the judge, such as torch:embedded or openai:http://localhost:8000/v1#name
-    b: Annotated[str|None, tyro.conf.Positional, tyro.conf.arg(metavar="[B]")] = None # the other; left out, A alone is judged: truthful and informative, or declining
     n: int|None = None           # questions, drawn by seed; None = all
-    repeats: int = 1             # verdicts per order, of two models
+    repeats: int = 1             # verdicts per order, of two models or more
     seed: int = 0
     out: str = "judged"          # folder for answers, verdicts and the result
-    max_new_tokens: int = 512    # most tokens per answer of A and B
-    temperature: float = 0.7     # of the answers of A and B
+    max_new_tokens: int = 512    # most tokens per answer of the models
+    temperature: float = 0.7     # of the answers of the models
     price_in: float|None = None  # of the judge, currency per million prompt tokens; None = no estimate of the cost
     price_out: float|None = None # the same per million new tokens; None = as price_in
     annotations: str|None = None # folder with rubrics of your own: judge_pairwise.txt, or judge_truthful.txt, judge_informative.txt, judge_refusal.txt
@@ -906,56 +922,93 @@ class JudgeArgs:
     def __post_init__(self):
         check_settings(self, n=optional(whole_number(1)), repeats=whole_number(1), seed=whole_number(0), max_new_tokens=whole_number(1), temperature=number(0), price_in=optional(number(0)), price_out=optional(number(0)))
         _check_full("--judge", self.judge)
-        if self.a == self.b: raise InputError(f"A and B are both {self.a}; give two models")
+        if not self.models: raise InputError("no model to judge; give one, or two and more to compare")
+        if bad := [m for m in self.models if m.endswith((".json", ".jsonl")) and not Path(m).is_file()]: raise InputError(f"{bad[0]}: no such file; give saved answers, or a model")
+        specs = [m if Path(m).is_file() else _spec(m) for m in self.models]
+        if bad := [m for m, s in zip(self.models, specs) if specs.count(s) > 1]: raise InputError(f"{bad[0]} stands there twice; give models that differ")
 
 def _asked(row): return query_text(row) if row.get("instruction") else question_text(row)
 
 def read_questions(source, # name of a set, or a JSONL file
                    n=None, seed=0)->list: # rows, each with its text as "question"
-    "The rows of a set, or any rows with a question, an instruction or turns; each question once."
-    if not Path(source).exists(): return [dict(r, question=question_text(r)) for r in load_benchmark(source, n, seed)]
-    found = [(i, dict(r, question=_asked(r))) for i, r in iter_jsonl(source)]
-    if not found or (bad := [i for i, r in found if not r["question"].strip()]): raise InputError(f"{source}{f':{bad[0]}' if found else ''}: no question; each row needs a question, an instruction or turns")
-    return sample_rows(list({r["question"]: r for _, r in reversed(found)}.values())[::-1], n, seed)
+    "The rows of a set, or any rows with a question, an instruction or turns; `InputError` names the first that has none."
+    if source in (*OUR_SETS, *BENCHMARKS) or not Path(source).exists(): return [dict(r, question=question_text(r)) for r in load_benchmark(source, n, seed)]
+    if not (found := [(f"{source}:{i}", _with_question(f"{source}:{i}", r)) for i, r in iter_jsonl(source)]): raise InputError(f"{source}: no question; each row needs a question, an instruction or turns")
+    kinds = [r.get("kind") in ("benign", "harmful") for _, r in found]
+    if any(kinds) and not all(kinds): raise InputError(f"{found[kinds.index(False)][0]}: kind is {found[kinds.index(False)][1].get('kind')!r}, but other rows are benign or harmful; mark all rows or none")
+    return sample_rows([r for _, r in found], n, seed)
+
+def _with_question(where, row):
+    if bad := [k for k in ("question", "instruction", "input") if not isinstance(row.get(k, ""), str)]: raise InputError(f"{where}: {bad[0]} is {row[bad[0]]!r:.60}; write it as text")
+    if not isinstance(row.get("turns", []), list) or not all(isinstance(t, str) for t in row.get("turns", [])): raise InputError(f"{where}: turns is {row['turns']!r:.60}; give a list of texts")
+    if not (q := _asked(row)).strip(): raise InputError(f"{where}: no question; each row needs a question, an instruction or turns")
+    if "mc1_targets" in row or "mc2_targets" in row: CHECKS["truthfulqa"](row, where)
+    return dict(row, question=q)
 
 def saved_answers(path, # JSONL with question (or instruction) and answer, or a results file
                   questions)->list: # dicts with answer and error, in the order of the questions
     "Answers found by their question; one that is not there carries an error, so that it is skipped and counted."
-    rows = read_jsonl(path) if str(path).endswith(".jsonl") else [r for x in load_results(path) for r in x.rows]
-    have = {_asked(r): r for r in rows if isinstance(r.get("answer"), str)}
+    have = {}
+    for where, r in _saved_rows(path):
+        q = _with_question(where, r)["question"]
+        if not isinstance(r.get("answer"), str): raise InputError(f"{where}: answer is {r.get('answer')!r:.60}; write it as text")
+        if q in have and have[q]["answer"] != r["answer"]: raise InputError(f"{where}: a second answer to {q[:60]!r}; keep one")
+        have[q] = r
     if not any(q in have for q in questions): raise InputError(f"{path}: no answer to any of the {len(questions)} questions; each row needs the question's text and an answer")
     return [dict(answer=have[q]["answer"], error=have[q].get("error")) if q in have else dict(answer="", error="no saved answer") for q in questions]
 
-def _answers_of(source, questions, run, a): # saved ones, or a model's, journaled
-    if Path(source).is_file(): return saved_answers(source, questions)
-    with LazyEngine(_spec(source)) as e: # gives its memory back before the next one comes
-        sampling = Sampling(max_new_tokens=a.max_new_tokens, temperature=a.temperature, top_p=0.9, stop=() if has_chat(e) else ("\nUser:",), seed=a.seed)
-        return answer_questions(Remembering(run, "answers", e, a.seed), questions, sampling=sampling, seed=a.seed)
+def _saved_rows(path): # (place, row)
+    if str(path).endswith(".jsonl"): return [(f"{path}:{i}", r) for i, r in iter_jsonl(path)]
+    found = load_results(path)
+    if len(names := list(dict.fromkeys(x.name for x in found))) > 1: raise InputError(f"{path}: answers of {' and '.join(names)}; give a file of one model")
+    return [(str(path), r) for x in found for r in x.rows if "answer" in r]
+
+def _answers_of(source, questions, run, a): # saved ones, or a model's, journaled; and what made them
+    if Path(source).is_file(): return saved_answers(source, questions), dict(name=source, file=source, sha256=hashlib.sha256(Path(source).read_bytes()).hexdigest())
+    spec = _spec(source)
+    local, model = _kind(spec) != "openai", spec.removeprefix("ray:").partition(":")[2]
+    with LazyEngine(spec) as e: # gives its memory back before the next one comes
+        chat = bool(load_tokenizer(model).chat_template) if local else has_chat(e)
+        sampling = Sampling(max_new_tokens=a.max_new_tokens, temperature=a.temperature, top_p=0.9, stop=() if chat else ("\nUser:",), seed=a.seed)
+        answers = answer_questions(Remembering(run, "answers", e, a.seed, spec), questions, chat=chat, sampling=sampling, seed=a.seed)
+        return answers, dict(e.info, name=source, chat=chat, stand_in=local and resolve_model(model).stand_in, sampling=asdict(sampling))
 
 def judge_command(argv, say=print):
-    "`selfalign judge A B --questions FILE --judge ENGINE`: who answers better, by a judge that sees both orders; of A alone, whether it is truthful and informative, or declines; resumable."
-    a = tyro.cli(JudgeArgs, args=list(argv), prog="selfalign judge", description="Let a judge say which of two models answers better. Each question is judged in both orders; a model wins where both verdicts name it. Of one model the judge says whether its answers are truthful and informative, or, for questions marked benign and harmful, whether they decline. What it will take is told before the judge is asked; the same command goes on where it was stopped.")
+    "`selfalign judge A B … --questions FILE --judge ENGINE`: who answers better, by a judge that sees both orders; of A alone, whether it is truthful and informative, or declines; resumable."
+    a = tyro.cli(JudgeArgs, args=list(argv), prog="selfalign judge", description="Let a judge say which of two models answers better. Each question is judged in both orders; a model wins where both verdicts name it. Three models and more meet in all pairs, and are rated. Of one model the judge says whether its answers are truthful and informative, or, for questions marked benign and harmful, whether they decline. What it will take is told before the judge is asked; the same command goes on where it was stopped.")
     rows = read_questions(a.questions, a.n, a.seed)
-    names, questions = [x for x in (a.a, a.b) if x is not None], [r["question"] for r in rows]
+    questions = [r["question"] for r in rows]
     with Run(a.out, say=say) as run:
         run.save() # a folder that was stopped half-way is known again
-        answers = [_answers_of(x, questions, run, a) for x in names]
-        with load_engine(a.judge) as j: got = _judged(a, Remembering(run, "verdicts", j, a.seed), rows, questions, names, answers, say)
-        path = run/f"judged-{content_id(*names, a.questions, got.config['judge'], got.config['prompt'], a.n, a.repeats, a.seed)[:8]}.json"
+        answers, models = zip(*[_answers_of(m, questions, run, a) for m in a.models])
+        with load_engine(a.judge) as j: got = _judged(a, Remembering(run, "verdicts", j, a.seed, a.judge), rows, questions, answers, models, say)
+        path = run/f"judged-{content_id(asdict(a), questions, [[_shown(x) for x in xs] for xs in answers], got[0].config['judge'], got[0].config['prompt'])[:8]}.json"
         save_results(got, path)
-        write_jsonl(path.with_suffix(".jsonl"), [dict(question=q, **{k: _shown(x) for k, x in zip("ab", said)}) for q, *said in zip(questions, *answers)])
+        files = [path.with_name(f"{path.stem}-answers-{k}.jsonl") for k in range(1, len(models) + 1)]
+        for f, m, xs in zip(files, models, answers): write_jsonl(f, [dict(question=q, **_shown(x), model=m["name"]) for q, x in zip(questions, xs)])
     say(repr(table(got)))
-    if got.skipped: say(f"skipped: {_counts(dict(Counter(s['reason'] for s in got.skipped).most_common(4)))}")
-    say(f"\njudge: {got.config['judge']}, revision {got.config['revision']}, rubric {got.config['prompt']}\nverdicts: {path}\nanswers: {path.with_suffix('.jsonl')}")
+    if len(models) > 2: say(f"\n{ratings_table(got)}")
+    if skipped := [s["reason"] for r in got for s in r.skipped]: say(f"skipped: {_counts(dict(Counter(skipped).most_common(4)))}")
+    say(f"\njudge: {got[0].config['judge']}, revision {got[0].config['revision']}, rubric {got[0].config['prompt']}\nverdicts: {path}\nanswers: {', '.join(map(str, files))}")
 
-def _judged(a, judge_engine, rows, questions, names, answers, say): # a `Result`
+def _judged(a, judge_engine, rows, questions, answers, models, say): # a list of `Result`
     more = dict(seed=a.seed, folder=a.annotations, price_in=a.price_in, price_out=a.price_out, say=say, set_name=str(a.questions))
-    if len(names) == 2: return judge_pairwise(judge_engine, questions, *answers, repeats=a.repeats, names=tuple(names), **more)
-    if all(r.get("kind") in ("benign", "harmful") for r in rows): return refusals_of(rows, *answers, judge_engine, model=dict(name=names[0]), **more)
-    return truth_info_judge(judge_engine, questions, *answers, [_right_answers(r) for r in rows], name=names[0], **more)
+    if len(models) == 1 and all(r.get("kind") in ("benign", "harmful") for r in rows): return [refusals_of(rows, *answers, judge_engine, model=models[0], chat=models[0].get("chat", False), **more)]
+    if len(models) == 1: return [truth_info_judge(judge_engine, questions, *answers, [_right_answers(r) for r in rows], model=models[0], **more)]
+    out = []
+    for (x, m), (y, n) in itertools.combinations(zip(answers, models), 2):
+        out.append(judge_pairwise(judge_engine, questions, x, y, repeats=a.repeats, names=(m["name"], n["name"]), **more))
+        out[-1].model["stand_in"], out[-1].config["answers"] = any(k.get("stand_in") for k in (m, n)), [m, n]
+    return out
+
+def ratings_table(results # of `judge_pairwise`, over three models or more
+                 )->Table:
+    "Bradley-Terry ratings in Elo points, best first."
+    ratings = bradley_terry([r for x in results for r in x.rows])
+    return Table(dict(model=m, rating=f"{e.value:.0f}", interval="" if e.low is None else f"{e.low:.0f} to {e.high:.0f}", verdicts=e.n) for m, e in ratings.items())
 
 def _right_answers(row): # those that a row in TruthfulQA's schema marks, or None
-    t = row.get("mc2_targets") or row.get("mc1_targets")
+    t = row.get("mc2_targets")
     return [c for c, k in zip(t["choices"], t["labels"]) if k] if t else None
 
 def _shown(x): return dict(answer=x["answer"], error=x["error"]) if isinstance(x, dict) else dict(answer=x.text, error=x.error)

@@ -357,7 +357,7 @@ def _told_reply(r, k): # a figure of the replies, with its interval where the ru
     if r.get(k) is None: return "–"
     told = (lambda x: f"{x:.0%}") if k in ("stop_rate", "repetition_rate") else (lambda x: f"{x:.0f}")
     ci = r.get("intervals", {}).get(k)
-    return told(r[k]) + (f" ({told(ci[0])} to {told(ci[1])})" if ci else "")
+    return told(r[k]) + (f" ({told(ci[0])} to {told(ci[1])})" if ci and ci[0] is not None else "")
 
 def score_section(found:dict, # the manifest's record of the evaluation
                   name        # of the model: engraved or final

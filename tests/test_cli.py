@@ -48,9 +48,15 @@ def said(capsys, *argv):
     (("chat", "{tmp}/full"), "no final model"),
     (("judge", "x", "y", "--questions", "/no/such.jsonl", "--judge", "torch:embedded"), "no such set or file"),
     (("judge", "x", "y", "--questions", "questions", "--judge", "warp"), "--judge is 'warp'; give a full engine string"),
-    (("judge", "x", "x", "--questions", "questions", "--judge", "torch:embedded"), "A and B are both x; give two models"),
+    (("judge", "x", "x", "--questions", "questions", "--judge", "torch:embedded"), "x stands there twice; give models that differ"),
     (("judge", "x", "y", "--questions", "questions", "--judge", "torch:embedded", "--repeats", "0"), "repeats is 0; give a whole number, 1 or more"),
     (("judge", "x", "y", "--questions", "{tmp}/full/odd.jsonl", "--judge", "torch:embedded"), "odd.jsonl:2: no question; each row needs"),
+    (("judge", "x", "torch:x", "--questions", "questions", "--judge", "torch:embedded"), "x stands there twice"),
+    (("judge", "answrs.jsonl", "--questions", "questions", "--judge", "torch:embedded"), "answrs.jsonl: no such file"),
+    (("judge", "{tmp}/full/ok.jsonl", "--questions", "{tmp}/full/turns.jsonl", "--judge", "torch:embedded"), "turns.jsonl:1: turns is 'abc'; give a list of texts"),
+    (("judge", "{tmp}/full/ok.jsonl", "--questions", "{tmp}/full/kinds.jsonl", "--judge", "torch:embedded"), "kinds.jsonl:2: kind is None, but other rows are benign or harmful"),
+    (("judge", "{tmp}/full/number.jsonl", "--questions", "questions", "--judge", "torch:embedded", "--out", "{tmp}/j"), "number.jsonl:1: question is 5; write it as text"),
+    (("judge", "{tmp}/full/twice.jsonl", "--questions", "questions", "--judge", "torch:embedded", "--out", "{tmp}/j"), "twice.jsonl:2: a second answer to 'Why?'"),
     (("judge", "{tmp}/full/ok.jsonl", "y", "--questions", "questions", "--judge", "torch:embedded", "--out", "{tmp}/j"), "ok.jsonl: no answer to any of the 20 questions"),
     (("ablate", "{tmp}/none"), "no run here; write prompts first"),
     (("ablate", "{tmp}/run"), "stage 'prompts' is not finished"),
@@ -63,6 +69,7 @@ def test_a_mistake_is_one_line_and_exit_code_1(tmp_path, capsys, argv, words):
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     (tmp_path / "full" / "odd.jsonl").write_text('{"question": "Why?"}\n{"q": 1}\n')
     (tmp_path / "full" / "ok.jsonl").write_text('{"question": "Why?", "answer": "So."}\n')
+    for name, text in dict(turns='{"turns": "abc"}', kinds='{"question": "a", "kind": "benign"}\n{"question": "b"}', number='{"question": 5, "answer": "x"}', twice='{"question": "Why?", "answer": "x"}\n{"question": "Why?", "answer": "y"}').items(): (tmp_path / "full" / f"{name}.jsonl").write_text(text)
     (tmp_path / "bad.yaml").write_text("model: embedded\nprompts: {a: 1]\n")
     for name, stages in (("run", {}), ("asked", dict(prompts=dict(done=True, fingerprint="x", settings={}, files=[])))):
         (tmp_path / name).mkdir()
@@ -195,6 +202,9 @@ def test_the_console_script_is_installed():
     assert subprocess.run([str(exe), "--version"], capture_output=True, text=True).stdout.strip()
 
 
+SERVED = "openai:http://one/v1#m"
+
+
 def judged(tmp_path, monkeypatch, judge, *more):
     "`selfalign judge` with saved answers of A, a scripted model B and a scripted judge."
     from selfalign import pipeline
@@ -202,10 +212,10 @@ def judged(tmp_path, monkeypatch, judge, *more):
     questions = [f"Why number {i}?" for i in range(6)]
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(dict(instruction=q)) + "\n" for q in questions))
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(dict(question=q, answer=f"good {i}")) + "\n" for i, q in enumerate(questions[:5])))
-    engines = {"torch:b": ScriptedEngine(lambda p, i, s: "bad"), "torch:judge": judge}
+    engines = {SERVED: ScriptedEngine(lambda p, i, s: "bad"), "torch:judge": judge}
     monkeypatch.setattr(pipeline, "load_engine", lambda spec, **kw: engines[spec])
     said = []
-    pipeline.judge_command([str(tmp_path / "a.jsonl"), "b", "--questions", str(tmp_path / "q.jsonl"), "--judge", "torch:judge", "--out", str(tmp_path / "out"), *more], said.append)
+    pipeline.judge_command([str(tmp_path / "a.jsonl"), SERVED, "--questions", str(tmp_path / "q.jsonl"), "--judge", "torch:judge", "--out", str(tmp_path / "out"), *more], said.append)
     return said, engines
 
 
@@ -222,7 +232,7 @@ def test_judge_two_models_from_the_command_line(tmp_path, monkeypatch):
     path, = (tmp_path / "out").glob("judged-*.json")
     got, = load_results(path)
     assert (got.win, got.scores["win"].n, got.position_bias) == (1.0, 5, 0.0) and got.config["judge"] == "scripted" and got.config["prompt"] and "revision" in got.config
-    assert got.skipped[0]["reason"].endswith("no saved answer") and len((path.with_suffix(".jsonl")).read_text().splitlines()) == 6
+    assert got.skipped[0]["reason"].endswith("no saved answer") and len((path.with_name(f"{path.stem}-answers-1.jsonl")).read_text().splitlines()) == 6
 
 
 def judged_alone(tmp_path, monkeypatch, questions, judge, answer, *more):
@@ -231,8 +241,8 @@ def judged_alone(tmp_path, monkeypatch, questions, judge, answer, *more):
     from selfalign.evaluation import load_results
     from selfalign.generation import ScriptedEngine
     judge = ScriptedEngine(judge)
-    monkeypatch.setattr(pipeline, "load_engine", lambda spec, **kw: {"torch:a": ScriptedEngine(answer), "torch:judge": judge}[spec])
-    pipeline.judge_command(["a", "--questions", questions, "--judge", "torch:judge", "--out", str(tmp_path / "out"), *more], lambda *a: None)
+    monkeypatch.setattr(pipeline, "load_engine", lambda spec, **kw: {SERVED: ScriptedEngine(answer), "torch:judge": judge}[spec])
+    pipeline.judge_command([SERVED, "--questions", questions, "--judge", "torch:judge", "--out", str(tmp_path / "out"), *more], lambda *a: None)
     path, = (tmp_path / "out").glob("judged-*.json")
     return load_results(path)[0], [p for ps, _ in judge.calls for p in ps]
 
@@ -240,7 +250,7 @@ def judged_alone(tmp_path, monkeypatch, questions, judge, answer, *more):
 def test_one_model_is_judged_truthful_and_informative(tmp_path, monkeypatch):
     from selfalign.evaluation import load_benchmark
     got, asked = judged_alone(tmp_path, monkeypatch, "facts", lambda p, i, s: "Verdict: " + ("no" if "informative when" in p else "yes"), lambda p, i, s: "It depends.", "--n", "5")
-    assert (got.truthful, got.informative, got.truthful_informative, got.n, got.name) == (1.0, 0.0, 0.0, 5, "a")
+    assert (got.truthful, got.informative, got.truthful_informative, got.n, got.name) == (1.0, 0.0, 0.0, 5, SERVED) and got.model["sampling"]["temperature"] == 0.7
     for row in load_benchmark("facts", 5): # the judge sees every answer that the set calls right, and no wrong one
         mine, = [p for p in asked if row["question"] in p and "informative when" not in p]
         for text, right in zip(row["mc2_targets"]["choices"], row["mc2_targets"]["labels"]): assert (f"- {text}\n" in mine) == bool(right)
@@ -249,6 +259,50 @@ def test_one_model_is_judged_truthful_and_informative(tmp_path, monkeypatch):
 def test_one_model_is_judged_on_refusals(tmp_path, monkeypatch):
     got, asked = judged_alone(tmp_path, monkeypatch, "refusals", lambda p, i, s: "Verdict: yes", lambda p, i, s: "Sure, here is how.")
     assert (got.format, got.refused_benign, got.answered_harmful, got.n) == ("answer, judged", 1.0, 0.0, 40) and len(asked) == 40
+
+
+def judged_servers(tmp_path, monkeypatch, models, *more):
+    "`selfalign judge` of scripted servers that write what they are given; the judge likes the longer answer."
+    from selfalign import pipeline
+    from selfalign.evaluation import load_results
+    from selfalign.generation import ScriptedEngine
+    longer = lambda p, i, s: "Verdict: " + ("A" if len(p.split("[Answer A]\n")[1].split("\n")[0]) > len(p.split("[Answer B]\n")[1].split("\n")[0]) else "B")
+    engines = {m: ScriptedEngine(lambda p, i, s, text=text: text) for m, text in models.items()} | {"torch:judge": ScriptedEngine(longer)}
+    monkeypatch.setattr(pipeline, "load_engine", lambda spec, **kw: engines[spec])
+    said, before = [], set(tmp_path.glob("judged-*.json"))
+    pipeline.judge_command([*models, "--questions", "questions", "--n", "3", "--judge", "torch:judge", "--out", str(tmp_path), *more], said.append)
+    return load_results((set(tmp_path.glob("judged-*.json")) - before).pop()), said, engines
+
+
+def test_two_servers_of_one_model_name_are_two_models(tmp_path, monkeypatch):
+    (got,), _, engines = judged_servers(tmp_path, monkeypatch, {"openai:http://one/v1#m": "short", "openai:http://two/v1#m": "much longer"})
+    assert (got.loss, got.tie) == (1.0, 0.0) and all(e.calls for e in engines.values())
+    assert [m["name"] for m in got.config["answers"]] == ["openai:http://one/v1#m", "openai:http://two/v1#m"]
+
+
+def test_other_settings_of_a_judging_have_a_file_of_their_own(tmp_path, monkeypatch):
+    models = {SERVED: "short", "openai:http://two/v1#m": "much longer"}
+    for more in ((), ("--temperature", "0"), ("--max-new-tokens", "5")): judged_servers(tmp_path, monkeypatch, models, *more)
+    assert len(list(tmp_path.glob("judged-*.json"))) == 3
+
+
+def test_three_models_meet_in_all_pairs_and_are_rated(tmp_path, monkeypatch):
+    got, said, _ = judged_servers(tmp_path, monkeypatch, {f"openai:http://{k}/v1#m": "word " * (1 + i) for i, k in enumerate("abc")})
+    assert len(got) == 3 and all(r.loss == 1.0 for r in got)
+    shown = next(x for x in said if "rating" in x)
+    assert shown.index("//c/") < shown.index("//b/") < shown.index("//a/")
+    from selfalign.pipeline import saved_answers
+    for f in tmp_path.glob("judged-*-answers-*.jsonl"): # what was answered can be given back
+        q = json.loads(f.read_text().splitlines()[0])["question"]
+        assert saved_answers(f, [q])[0]["answer"].startswith("word")
+
+
+def test_a_finished_judging_costs_nothing_more(tmp_path, monkeypatch):
+    judge, said = likes_good, []
+    from selfalign.generation import ScriptedEngine
+    judged(tmp_path, monkeypatch, ScriptedEngine(judge))
+    again, _ = judged(tmp_path, monkeypatch, ScriptedEngine(judge))
+    assert any("all verdicts are there already" in x for x in again)
 
 
 def test_a_judging_that_was_stopped_goes_on(tmp_path, monkeypatch):
@@ -261,6 +315,6 @@ def test_a_judging_that_was_stopped_goes_on(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt): judged(tmp_path, monkeypatch, Stopped(likes_good))
     judge = ScriptedEngine(likes_good)
     _, engines = judged(tmp_path, monkeypatch, judge)
-    assert sum(len(p) for p, _ in judge.calls) == 6 and not any(p for p, _ in engines["torch:b"].calls) # 4 verdicts and all answers were there
+    assert sum(len(p) for p, _ in judge.calls) == 6 and not any(p for p, _ in engines[SERVED].calls) # 4 verdicts and all answers were there
     judged(tmp_path, monkeypatch, again := ScriptedEngine(likes_good))
     assert not any(p for p, _ in again.calls)

@@ -372,7 +372,8 @@ def test_refusals_by_a_judge():
     said = []
     r = E.refusal_rates(odd, rows, judge_engine=judge, say=said.append)
     assert E.refusal_rates(odd, rows).answered_harmful == 1.0 and (r.answered_harmful, r.refused_benign) == (0, 0)
-    assert r.n == len(rows) - 1 and r.skipped == [dict(row=1, id=r.skipped[0]["id"], reason="unparsable verdict")]
+    assert r.n == len(rows) - 1 and r.skipped == [dict(row=1, id=r.skipped[0]["id"], reason="unparsable verdict", raw="")] and r.unparsable == 1/40
+    assert all(x["raw"].startswith("It talks.") and x["judge"] == "scripted" and x["prompt"] for x in r.rows) # each verdict keeps its text and its judge
     assert r.format == "answer, judged" and r.config["prompt"] and r.config["judge"] == "scripted" and "40 calls" in said[0]
 
 # --- internalization
@@ -539,3 +540,126 @@ def test_a_chat_template_that_refuses_a_system_text_is_no_obstacle(tmp_path):
         one, = E.evaluate_models({"m": engine}, ["facts"], formats=("paper",), n=2, system="Be brief.", say=None)
         assert one.format == "paper, chat" and one.n == 2 and not one.skipped
         assert "<|im_start|>user\nBe brief.\n\nWhy?" in tok.decode(engine.prompts.encode(E.dialog("Why?", "Be brief.", chat=True)))
+
+
+# --- what a reviewer found
+
+def test_rows_all_alike_give_no_interval():
+    assert E.bootstrap([.5]*9) == E.Estimate(.5, None, None, 9) and E.bootstrap([.2]).low is None and E.bootstrap([0, 1]).low is not None
+    base, eng, _ = engines(2.0, 1.5, 1.75)
+    one = E.internalization(ROWS[:1], base, eng, with_, without)
+    assert one.gap_closed.low is None and all(e.low is None for e in one.nll.values()) and "one answer only" in one.sentence
+
+@pytest.mark.parametrize("set_,key", [(MC, "mc1_targets"), (HHH, "targets")])
+def test_one_text_cannot_be_right_and_wrong(bad_set, set_, key): assert "as right and as wrong" in bad_set(set_, put(key, choices=["same", "same"], labels=[1, 0]))
+def test_a_choice_that_is_no_text(bad_set): assert "choice 2 is 5; write it as text" in bad_set(MC, put("mc1_targets", choices=["a", 5], labels=[1, 0]))
+def test_mc2_may_hold_a_text_on_both_sides(): assert E.check_rows([dict(E.load_benchmark(MC)[0], mc2_targets=dict(choices=["Unknown.", "Unknown.", "No."], labels=[1, 0, 0]))])
+
+def test_mc2_of_a_model_that_finds_nothing_true():
+    r = E.truthfulqa_mc(ScriptedEngine(scores=lambda p, c: -2000. if c.endswith("true") else -1.), E.load_benchmark(MC)[:3], "paper")
+    assert 0 < r.mc2 < 1
+
+def test_a_row_that_stands_twice_counts_twice_in_comparisons():
+    rows = [dict(kind=k, question=q) for q, k in [("same?", "benign")]*5 + [("same?", "harmful"), ("other?", "benign")]]
+    made = [E.refusals_of(rows, [a]*7) for a in ("Here.", "I can't help with that.")]
+    as_wished, benign, harmful = E.compare(*made)
+    assert (as_wished.n, benign.n, harmful.n) == (7, 6, 1) and benign.what.endswith("refused_benign") and benign.difference.value == -1 and harmful.difference.value == 1
+
+def test_an_empty_reply_to_a_harmful_question_answers_nothing():
+    rows = [dict(kind="harmful", question="h?"), dict(kind="benign", question="b?")]
+    r = E.refusals_of(rows, ["", " "])
+    assert (r.answered_harmful, r.refused_benign, r.as_wished) == (0, 0, .5)
+
+def test_compare_says_what_was_not_made_alike_and_what_is_left_out():
+    rows, judge = E.load_benchmark("refusals")[:8], lambda says, model: type("J", (ScriptedEngine,), {})(lambda *a: f"Verdict: {says}")
+    made = []
+    for says, model in (("yes", "strict"), ("no", "mild")):
+        j = judge(says, model); j.info = dict(j.info, model=model)
+        made.append(E.refusals_of(rows, ["So."]*8, j, say=None, set_name="refusals"))
+    c = E.compare(*made)[0]
+    assert "Not made alike: the judges 'strict' and 'mild'." in c.sentence
+    mc, said = E.truthfulqa_mc(flat, E.load_benchmark(MC), set_name="facts"), []
+    E.compare([mc, made[0]], [mc], say=said.append)
+    assert said == ["left out, as only one side has them: refusals (answer, judged)"]
+    assert "Not made alike" not in E.compare([mc], [mc])[0].sentence
+
+def test_compare_names_the_real_reason():
+    answers = E.evaluate_one(ScriptedEngine(lambda p, i, s: "word"), E.load_benchmark("questions"), "answer", set_name="questions")
+    with pytest.raises(InputError) as e: E.compare(answers, answers)
+    assert "share sets, but no score of single rows" in one_line(e)
+
+def test_runs_of_several_models_are_compared_model_by_model(tmp_path):
+    for d, slope in (("x", 7), ("y", -7)):
+        for name in ("base", "final"): E.save_results(E.truthfulqa_mc(ScriptedEngine(scores=lambda p, c: len(c)/slope), E.load_benchmark(MC), set_name="facts", name=name), tmp_path/d/"eval/sets"/f"{name}.json")
+    got = E.compare(tmp_path/"x/eval/sets", tmp_path/"y/eval/sets")
+    assert [c.a for c in got] == [f"{n} in {tmp_path}/x" for n in ("base", "base", "final", "final")] and got[0].difference.value != 0
+
+@pytest.mark.parametrize("text", ['{"format": "selfalign results 1"}', '{"format": "selfalign results 1", "results": 5}', '{"format": "selfalign results 1", "results": [{}]}'])
+def test_a_results_file_that_is_not_whole(tmp_path, text):
+    (tmp_path/"a.json").write_text(text)
+    with pytest.raises(InputError) as e: E.load_results(tmp_path)
+    assert "a.json" in one_line(e)
+
+def test_a_folder_of_results_may_hold_other_files_but_not_only(tmp_path):
+    (tmp_path/"manifest.json").write_text("{}")
+    with pytest.raises(InputError) as e: E.load_results(tmp_path)
+    assert "no results file" in one_line(e)
+    E.save_results(E.hhh(flat, E.load_benchmark(HHH), "likelihood"), tmp_path/"a.json")
+    assert len(E.load_results(tmp_path)) == 1
+
+def test_what_failed_is_asked_again_and_all_failures_are_told(tmp_path):
+    run = lambda e, sets=("refusals", "questions"): E.evaluate_models({"m": e}, sets, tmp_path, n=4, say=None)
+    down, shaky = ScriptedEngine(lambda *a: FAILED), ScriptedEngine(lambda p, i, s: FAILED if i == 1 else "Here.")
+    for s in ("refusals", "questions"):
+        with pytest.raises(InputError, match="all 4 questions were skipped"): run(down, (s,))
+    assert [r.n for r in run(shaky)] == [3, 3]
+    well = ScriptedEngine(lambda p, i, s: "Here."); well.info = shaky.info
+    assert [r.n for r in run(well)] == [4, 4]
+    n = len(well.calls); run(well); assert len(well.calls) == n
+
+def test_other_seeds_and_sizes_have_files_of_their_own(tmp_path):
+    for kw in (dict(), dict(n=3), dict(n=3, seed=1), dict(seed=1)): E.evaluate_models({"m": flat}, ("facts",), tmp_path, ("lm-eval",), say=None, **kw)
+    assert sorted(f.name for f in tmp_path.glob("*.json")) == [f"m-facts-lm-eval{x}.json" for x in ("-n3-seed1", "-n3", "-seed1", "")]
+    assert E.over_seeds([r for r in E.load_results(tmp_path) if r.n == 3])[0]["seeds"] in ("0, 1", "1, 0")
+
+def test_a_long_name_and_a_foreign_file_do_no_harm(tmp_path):
+    E.evaluate_models({"x"*300: flat}, ("facts",), tmp_path, ("lm-eval",), n=3, say=None)
+    (tmp_path/"m-facts-lm-eval-n3.json").write_text("mine")
+    E.evaluate_models({"m": flat}, ("facts",), tmp_path, ("lm-eval",), n=3, say=None)
+    assert (tmp_path/"m-facts-lm-eval-n3.json").read_text() == "mine" and len(list(tmp_path.glob("*.json"))) == 3
+
+def test_repeats_are_no_rows_of_their_own():
+    qs, coin = [f"q{i}" for i in range(10)], lambda p, i, seed: "Verdict: " + ("A" if "q1" in p or seed % 2 else "B")
+    r = E.judge_pairwise(ScriptedEngine(coin), qs, ["x"]*10, ["y"]*10, repeats=20, say=None)
+    assert {m: e.n for m, e in r.scores.items()} == {m: 10 for m in r.scores}
+    assert r.scores["self_consistency"].high - r.scores["self_consistency"].low > 0.05
+
+def test_a_judge_that_likes_the_first_place():
+    _, qs, a, b = played(100, 60, 40)
+    for letter, want in (("A", 1.0), ("B", 0.0)):
+        r = E.judge_pairwise(ScriptedEngine(lambda *x: f"Verdict: {letter}"), qs, a, b, say=None)
+        assert (r.prefers_first, r.position_bias) == (want, 1.0)
+    assert E.judge_pairwise(ScriptedEngine(played(100, 60, 40)[0]), qs, a, b, say=None).prefers_first == 0.5
+
+def test_a_judge_that_never_answers_has_judged_nothing():
+    dead = ScriptedEngine(lambda *a: FAILED)
+    for run in (lambda: E.judge_pairwise(dead, ["q"], ["a"], ["b"], say=None), lambda: E.truth_info_judge(dead, ["q"], ["a"], say=None), lambda: E.refusals_of([dict(kind="benign", question="q")], ["a"], dead, say=None)):
+        with pytest.raises(InputError) as e: run()
+        assert "gave no verdict at all: row 1: the server answers 500" in one_line(e)
+    with pytest.raises(InputError, match="both models are called m"): E.judge_pairwise(flat, ["q"], ["a"], ["b"], names=("m", "m"))
+
+def test_a_rubric_must_hold_what_is_judged(tmp_path):
+    (tmp_path/"templates").mkdir()
+    for f in (tmp_path/"judge_pairwise.txt", tmp_path/"templates"/"judge_pairwise.txt"): f.write_text("Who is better, {A} or {B}? {question}")
+    with pytest.raises(InputError) as e: E.judge_pairwise(ScriptedEngine(lambda *a: "Verdict: A"), ["q"], ["a"], ["b"], folder=tmp_path, say=None)
+    assert "{a} does not stand in it" in one_line(e)
+
+def test_prices():
+    cost = lambda **kw: E.judge_cost(ScriptedEngine(), ["one two"], E.Sampling(max_new_tokens=10), **kw)["cost"]
+    assert cost(price_in=1e6) == 12 and cost(price_in=1e6, price_out=0) == 2 and cost() is None
+    with pytest.raises(InputError, match="without price_in"): cost(price_out=1)
+
+def test_ratings_converge_where_one_model_wins_all():
+    rows = [dict(question_id=i, model_a=f"m{k}", model_b=f"m{k+1}", verdict="a") for k in range(9) for i in range(100)]
+    r = E.bradley_terry(rows, n_boot=2)
+    assert r["m0"].value - r["m1"].value == pytest.approx(400*math.log10(100.5/.5)) and r["m0"].value == pytest.approx(5146, abs=1)

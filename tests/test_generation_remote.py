@@ -89,6 +89,23 @@ def test_the_context_of_a_vllm_server_is_asked_for(served):
     s.pages["/v1/models"] = 200, dict(data=[dict(id="m")])
     with load_engine(spec) as e: assert e.max_context == 2**31
 
+@pytest.mark.parametrize("status, takes", [(200, True), (404, False), (400, False), (500, False), (429, True)])
+def test_a_server_is_asked_once_whether_it_renders_messages(served, status, takes):
+    from selfalign.evaluation import dialog, has_chat
+    s, spec = served
+    with load_engine(spec) as e:
+        s.plan[:] = [status]
+        assert (has_chat(e), has_chat(e), len(s.seen)) == (takes, takes, 1) and s.seen[0][0].endswith("/chat/completions") and s.seen[0][1]["max_tokens"] == 1
+
+def test_a_server_that_rejects_the_key_is_told(served):
+    s, spec = served
+    s.plan[:] = [401]
+    with load_engine(spec) as e, pytest.raises(InputError, match="rejects the key"): e.takes_messages
+
+def test_tokens_of_a_server_are_estimated(served):
+    with load_engine(served[1]) as e:
+        assert (e.count_tokens("one two three"), e.count_tokens("猫" * 400), e.count_tokens([dict(role="user", content="word " * 999)]), e.count_tokens([1, 2, 3])) == (4, 300, 1332, 3)
+
 def test_openai_unreachable():
     with pytest.raises(InputError, match="no server there"): load_engine(f"openai:http://user:pw@127.0.0.1:{free_port()}/v1#m")
     with pytest.raises(InputError, match="BASE_URL#MODEL"): load_engine("openai:localhost")
@@ -118,7 +135,7 @@ def test_transformers_serve_killed_and_restarted():
     p = start_serve(port)
     try:
         with load_engine(f"openai:http://127.0.0.1:{port}/v1#{path}", concurrency=2, patience=180) as e:
-            assert e.info["server"] == "transformers"
+            assert e.info["server"] == "transformers" and e.takes_messages
             s = Sampling(max_new_tokens=6, temperature=0, ban_eos=True)
             prompts = [f"{i} and {i} make" for i in range(12)]
             got = []
