@@ -590,7 +590,7 @@ def _stand_in(out): return any((Path(out)/d/"STAND_IN").exists() for d in ("engr
 @dataclass(frozen=True)
 class ScoreArgs:
     "Options of `selfalign evaluate MODEL…`."
-    sets: tuple[str, ...] = ("facts", "choices") # truthfulqa, hhh, facts, choices, refusals, or JSONL files in their schemas
+    sets: tuple[str, ...] = ("facts", "choices") # truthfulqa, hhh, facts, choices, refusals; questions and vicuna for the shape of open answers; or JSONL files in their schemas
     n: int|None = None        # rows per set, drawn by seed; None = all
     seed: int = 0
     out: str = "evaluation"   # folder for the results
