@@ -617,7 +617,7 @@ class CompareArgs:
     "Options of `selfalign compare A B`."
     a: Annotated[str, tyro.conf.arg(metavar="A")] # results file or folder of `selfalign evaluate`, or a run, whose models are each compared with that of the same name
     b: Annotated[str, tyro.conf.arg(metavar="B")] # another, with the same sets
-    more: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[C …]")] = () # further ones, for --over-seeds
+    more: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[C …]", help_behavior_hint="")] = () # further ones, for --over-seeds
     over_seeds: bool = False # mean ± standard deviation over runs that differ by their seed, instead of the paired comparison; so for more than two
 
 def compare_command(argv, say=print):
@@ -906,7 +906,7 @@ def ablate_command(argv, say=print):
 @dataclass(frozen=True)
 class JudgeArgs:
     "Options of `selfalign judge A [B …]`."
-    models: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="A [B …]")] # one or more: model, engine string, or file of saved answers (JSONL with question and answer, or results of `selfalign evaluate`)
+    models: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="A [B …]", help_behavior_hint="(required)")] # one or more: model, engine string, or file of saved answers (JSONL with question and answer, or results of `selfalign evaluate`)
     questions: str               # questions, vicuna, truthfulqa, refusals or another set, or a JSONL file with a question, an instruction or turns in each row
     judge: str                   # engine string of the judge, such as torch:embedded or openai:http://localhost:8000/v1#name
     n: int|None = None           # questions, drawn by seed; None = all
