@@ -737,6 +737,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'selfalign.pipeline._packages': ('pipeline.html#_packages', 'selfalign/pipeline.py'),
                                     'selfalign.pipeline._plain_ways': ('pipeline.html#_plain_ways', 'selfalign/pipeline.py'),
                                     'selfalign.pipeline._quiet_notebooks': ('pipeline.html#_quiet_notebooks', 'selfalign/pipeline.py'),
+                                    'selfalign.pipeline._rated': ('pipeline.html#_rated', 'selfalign/pipeline.py'),
                                     'selfalign.pipeline._redo': ('pipeline.html#_redo', 'selfalign/pipeline.py'),
                                     'selfalign.pipeline._replies': ('pipeline.html#_replies', 'selfalign/pipeline.py'),
                                     'selfalign.pipeline._reply_rows': ('pipeline.html#_reply_rows', 'selfalign/pipeline.py'),

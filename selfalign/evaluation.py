@@ -809,9 +809,11 @@ def bradley_terry(verdicts, # verdict rows of one or several `judge_pairwise` re
                   n_boot=200, seed=0
                  )->dict: # model -> Estimate in Elo points, best first
     "Ratings of all models from pairwise verdicts; `InputError` where two groups of models never met."
-    games = [(r["question_id"], r["model_a"], r["model_b"], {"a": 1., "b": 0., "tie": .5}[r["verdict"]]) for r in verdicts if r["verdict"]]
+    pair = lambda r: (r["question_id"], r.get("repeat"), r["model_a"], r["model_b"])
+    read = Counter(pair(r) for r in verdicts if r["verdict"])
+    games = [(r["question_id"], r["model_a"], r["model_b"], {"a": 1., "b": 0., "tie": .5}[r["verdict"]]) for r in verdicts if r["verdict"] and ("order" not in r or read[pair(r)] == 2)] # one order alone favours a place
     names = sorted({m for g in games for m in g[1:3]})
-    if not names: raise InputError("no verdict could be read; there is nothing to rate")
+    if not names: raise InputError("no pair of verdicts could be read; there is nothing to rate")
     by_q = defaultdict(list)
     for q, a, b, s in games: by_q[q].append((names.index(a), names.index(b), s))
     wins = np.stack([_wins(g, len(names)) for g in by_q.values()])
@@ -998,6 +1000,9 @@ def evaluate_models(models,       # dict from name to engine, engine string, or 
                    )->list: # of `Result`
     "Evaluate several models on several sets; `table` shows the outcome."
     data = {str(s): load_benchmark(s, n, seed) for s in sets}
+    if out_dir: # before the work, not after it
+        try: Path(out_dir).mkdir(parents=True, exist_ok=True)
+        except OSError as e: raise InputError(f"{out_dir}: cannot be written ({e.strerror}); choose another folder") from None
     out = []
     for name, model in models.items():
         text = system.get(name) if isinstance(system, dict) else system

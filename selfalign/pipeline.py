@@ -987,7 +987,7 @@ def judge_command(argv, say=print):
         files = [path.with_name(f"{path.stem}-answers-{k}.jsonl") for k in range(1, len(models) + 1)]
         for f, m, xs in zip(files, models, answers): write_jsonl(f, [dict(question=q, **_shown(x), model=m["name"]) for q, x in zip(questions, xs)])
     say(repr(table(got)))
-    if len(models) > 2: say(f"\n{ratings_table(got)}")
+    if len(models) > 2: say(f"\n{_rated(got)}")
     if skipped := [s["reason"] for r in got for s in r.skipped]: say(f"skipped: {_counts(dict(Counter(skipped).most_common(4)))}")
     say(f"\njudge: {got[0].config['judge']}, revision {got[0].config['revision']}, rubric {got[0].config['prompt']}\nverdicts: {path}\nanswers: {', '.join(map(str, files))}")
 
@@ -1000,6 +1000,10 @@ def _judged(a, judge_engine, rows, questions, answers, models, say): # a list of
         out.append(judge_pairwise(judge_engine, questions, x, y, repeats=a.repeats, names=(m["name"], n["name"]), **more))
         out[-1].model["stand_in"], out[-1].config["answers"] = any(k.get("stand_in") for k in (m, n)), [m, n]
     return out
+
+def _rated(results):
+    try: return ratings_table(results)
+    except InputError as e: return f"no ratings: {e}"
 
 def ratings_table(results # of `judge_pairwise`, over three models or more
                  )->Table:
@@ -1100,7 +1104,7 @@ def main(argv=None)->int: # exit code
 
 def _machine_trouble(e)->str|None: # what happened, and the remedy
     "Errors of the disk or the memory; safetensors and PyTorch tell them in words of their own."
-    disk = (13, 27, 28, 30, 122) # forbidden, too large, full, read-only, quota
+    disk = (13, 17, 20, 27, 28, 30, 122) # forbidden, a file where a folder should be, too large, full, read-only, quota
     if isinstance(e, OSError) and e.errno in disk: return f"{e.filename or 'disk'}: {e.strerror}; make room or choose another folder"
     if n := next((n for n in disk if f"os error {n})" in str(e)), None): return f"disk: {os.strerror(n)}; make room or choose another folder"
     if "file write failed" in str(e) or "unexpected pos" in str(e): return "disk: a model or checkpoint could not be written; make room or choose another folder"

@@ -51,6 +51,7 @@ def said(capsys, *argv):
     (("judge", "x", "x", "--questions", "questions", "--judge", "torch:embedded"), "x stands there twice; give models that differ"),
     (("judge", "x", "y", "--questions", "questions", "--judge", "torch:embedded", "--repeats", "0"), "repeats is 0; give a whole number, 1 or more"),
     (("judge", "x", "y", "--questions", "{tmp}/full/odd.jsonl", "--judge", "torch:embedded"), "odd.jsonl:2: no question; each row needs"),
+    (("evaluate", "embedded", "--out", "{tmp}/bad.yaml/scores"), "bad.yaml/scores: cannot be written (Not a directory); choose another folder"),
     (("judge", "x", "torch:x", "--questions", "questions", "--judge", "torch:embedded"), "x stands there twice"),
     (("judge", "answrs.jsonl", "--questions", "questions", "--judge", "torch:embedded"), "answrs.jsonl: no such file"),
     (("judge", "{tmp}/full/ok.jsonl", "--questions", "{tmp}/full/turns.jsonl", "--judge", "torch:embedded"), "turns.jsonl:1: turns is 'abc'; give a list of texts"),

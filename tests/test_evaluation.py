@@ -663,3 +663,11 @@ def test_ratings_converge_where_one_model_wins_all():
     rows = [dict(question_id=i, model_a=f"m{k}", model_b=f"m{k+1}", verdict="a") for k in range(9) for i in range(100)]
     r = E.bradley_terry(rows, n_boot=2)
     assert r["m0"].value - r["m1"].value == pytest.approx(400*math.log10(100.5/.5)) and r["m0"].value == pytest.approx(5146, abs=1)
+
+def test_ratings_leave_out_a_verdict_in_one_order_only():
+    _, qs, a, b = played(6, 0, 0)
+    half = lambda p, i, s: "Verdict: A" if i < 8 else "Verdict: A" if i % 2 else "Hm." # two pairs of six lack an order
+    rows = E.judge_pairwise(ScriptedEngine(half), qs, a, b, say=None).rows
+    r = E.bradley_terry(rows, n_boot=5)
+    assert r["a"].n == r["b"].n == 8 and r["a"].value == pytest.approx(1000)
+    with pytest.raises(InputError, match="nothing to rate"): E.bradley_terry([x for x in rows if x["order"] == "ba"])
