@@ -26,9 +26,10 @@ def data_dir()->Path:
 def data_path(name,       # such as "annotations/principles.yaml", or a path of the user's own
               folder=None # a folder whose files go before ours
              )->Path: # an existing file; `InputError` if there is none
-    "Find a data file: as given, then in `folder` (with or without its subfolder), then in the package."
+    "Find a data file: as given, then in `folder` (with or without its subfolder), then in the package; for the name of a file of ours, in `folder` before all."
     p = Path(name)
-    places = [p, *([Path(folder)/p, Path(folder)/p.name] if folder else []), data_dir()/p]
+    own = [Path(folder)/p, Path(folder)/p.name] if folder else []
+    places = [*own, data_dir()/p] if own and (data_dir()/p).is_file() else [p, *own, data_dir()/p] # a file of ours gives way to the folder's, not to one that happens to lie here
     if folder and not Path(folder).is_dir(): raise InputError(f"{folder}: no such folder; give the folder that holds your annotation files")
     for q in places:
         if q.is_file(): return q
@@ -56,7 +57,7 @@ def load_template(name,       # such as "principles" for prompts/principles.txt
                   folder=None # see `data_path`
                  )->str:
     "A prompt template, as it stands in the file without its final line break."
-    return data_path(f"prompts/{name}.txt", folder).read_text(encoding="utf-8").removesuffix("\n")
+    return read_text(data_path(f"prompts/{name}.txt", folder)).removesuffix("\n")
 
 def fill(template, # text with {placeholders}
          **values  # what to put there
@@ -220,6 +221,7 @@ def annotation_budget(preset="demo", # a preset's name or path: it decides which
     whole = [f for f in pr if f.endswith(".txt")] # a prompt as one text has its own header and exemplars
     rows += [(f, "principles and exemplars", _count(read_text(data_path(f, folder)))) if f in whole else (f, "principles", len(load_principles(f, folder))) for f in pr]
     rows += [] if whole else [(f, "exemplars", sum(_count(x) for e in load_exemplars(f, folder) for t in e.turns for x in (t.user, t.thoughts, t.answer))) for f in ex]
+    load_identity(folder=folder) # checks it
     idy = read_yaml(data_path("annotations/identity.yaml", folder))
     rows += [("annotations/identity.yaml", "identity", sum(_count(x) for k in ("questions", "answers") for x in idy[k]))]
     prompts = sorted((data_dir()/"prompts").glob("*.txt"))

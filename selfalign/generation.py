@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ATTENTION', 'CONTROL_TEXT', 'ENGINES', 'Sampling', 'Completion', 'Score', 'mix', 'row_seeds', 'Engine',
-           'ScriptedEngine', 'find_stop', 'Prompts', 'Group', 'prefix_groups', 'Unsupported', 'attend', 'join',
-           'SharedLayer', 'SharedCache', 'shared_attention', 'waits', 'draw', 'NGrams', 'Row', 'Chooser', 'free_memory',
-           'TorchEngine', 'Tree', 'token_tree', 'tree_mask', 'token_rules', 'RowRules', 'vllm_rules', 'VLLMEngine',
-           'OpenAIEngine', 'RayEngine', 'load_engine']
+           'ScriptedEngine', 'find_stop', 'whole_text', 'Prompts', 'Group', 'prefix_groups', 'Unsupported', 'attend',
+           'join', 'SharedLayer', 'SharedCache', 'shared_attention', 'waits', 'draw', 'NGrams', 'Row', 'Chooser',
+           'free_memory', 'TorchEngine', 'Tree', 'token_tree', 'tree_mask', 'token_rules', 'RowRules', 'vllm_rules',
+           'VLLMEngine', 'OpenAIEngine', 'RayEngine', 'load_engine']
 
 # %% ../nbs/core/generation.ipynb #a911a82c
 import contextlib, json, os, re, time, warnings
@@ -174,6 +174,10 @@ def _cut_text(text, n_prompt, sampling):
     return Completion(text, len(words), "stop", n_prompt, stop=stop or "<eos>")
 
 # %% ../nbs/core/generation.ipynb #e000a572
+def whole_text(text:str)->str:
+    "The text with U+FFFD for lone surrogates, which scraped JSON holds (half an emoji) and UTF-8 cannot."
+    return re.sub("[\ud800-\udfff]", "\ufffd", text)
+
 class Prompts:
     "Turns prompts into token ids and token ids into text, for one tokenizer."
     def __init__(self, tokenizer):
@@ -193,7 +197,8 @@ class Prompts:
     def text(self, text:str, # plain text
              bos=True        # begin as the tokenizer does by default
             )->list: # token ids, none of them a control token of the text
-        "Encode plain text; special-token text in it stays text."
+        "Encode plain text; special-token text in it stays text, and a lone surrogate, which no tokenizer reads, becomes U+FFFD."
+        text = whole_text(text)
         ids = self.tok(text, add_special_tokens=bos, split_special_tokens=True)["input_ids"]
         if not (found := [t for t in self.control if t in text]): return ids
         start = self.tok("", add_special_tokens=True)["input_ids"] if bos else []
@@ -230,7 +235,7 @@ class Prompts:
     def _render(self, messages):
         try: return self.tok.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         except TemplateError as e: raise InputError(f"{self.tok.name_or_path}: its chat template turns down the roles {', '.join(m['role'] for m in messages)} ({e})") from None
-    def _template(self, text): return self.tok(text, add_special_tokens=False, split_special_tokens=False)["input_ids"] if text else []
+    def _template(self, text): return self.tok(whole_text(text), add_special_tokens=False, split_special_tokens=False)["input_ids"] if text else []
 
     def pair(self, prompt, continuation:str)->tuple: # (ids of prompt and continuation, how many belong to the prompt)
         "Encode prompt + continuation as the tokenizer encodes the joined text (as lm-eval does)."
@@ -1306,8 +1311,8 @@ class OpenAIEngine(Engine):
 
     def _call(self, prompt, seed, body):
         args = dict(body, model=self.model or None, seed=seed % 2**31)
-        if isinstance(prompt, list) and isinstance(prompt[0], dict): return self.client.chat.completions.create(messages=prompt, **args)
-        return self.client.completions.create(prompt=prompt, **args)
+        if isinstance(prompt, list) and isinstance(prompt[0], dict): return self.client.chat.completions.create(messages=[dict(m, content=whole_text(m["content"])) for m in prompt], **args)
+        return self.client.completions.create(prompt=whole_text(prompt) if isinstance(prompt, str) else prompt, **args)
 
     def _read(self, r, sampling, i):
         if not getattr(r, "choices", None): raise InputError(f"{_no_secrets(self.url)}: what answers there is no completions endpoint ({str(r).strip()[:60]!r}); check the address, it mostly ends in /v1")

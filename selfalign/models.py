@@ -129,8 +129,8 @@ def _hub_revision(repo):
 # %% ../nbs/core/models.ipynb #65786e5b
 def model_identity(info:dict # a `ModelSource` as a dict, or an engine's `info`
                   )->str:
-    "What counts as the same model: its weights' hash, else its revision, else its name; never how it is run."
-    return info.get("sha256") or info.get("revision") or info.get("name") or info.get("model")
+    "What counts as the same model: its weights' hash, else its revision, else its name, and the adapter on it; never how it is run."
+    return (info.get("sha256") or info.get("revision") or info.get("name") or info.get("model")) + (f" with {weights_sha256(lora) or lora}" if (lora := info.get("lora")) else "")
 
 # %% ../nbs/core/models.ipynb #5e2a7c02
 FOLD_SYSTEM = ("{% if messages|length > 1 and messages[0]['role'] == 'system' and messages[1]['role'] == 'user' and messages[0]['content'] is string and messages[1]['content'] is string %}"

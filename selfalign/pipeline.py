@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['DTYPES', 'KINDS', 'ARMS', 'STEPS', 'STAGES', 'COMMANDS', 'EvaluateConfig', 'RunConfig', 'config_from', 'load_config',
            'is_full', 'engine_string', 'base_model', 'ServerNeeded', 'LazyEngine', 'open_engine', 'known_options',
-           'engine_options', 'open_scorer', 'exact', 'step_prompts', 'step_respond', 'step_engrave', 'step_verbose',
-           'step_clone', 'trained_rows', 'product_name', 'step_evaluate', 'open_questions', 'closing_table',
-           'print_table', 'write_report', 'step_report', 'four_answers', 'write_page', 'run_steps', 'check_inputs',
-           'StepFailed', 'usage', 'parse_run', 'UsageError', 'run_command', 'ScoreArgs', 'score_command', 'CompareArgs',
-           'compare_command', 'seeds_table', 'plan', 'pilot', 'question_types', 'plan_numbers', 'plan_table', 'doctor',
-           'Remembering', 'ablation_variants', 'ablate', 'judge_ablation', 'ablation_table', 'AblateArgs',
-           'ablate_command', 'JudgeArgs', 'read_questions', 'saved_answers', 'judge_command', 'ratings_table',
-           'ChatArgs', 'chat_prompt', 'stream_reply', 'chat_command', 'main', 'PushArgs', 'push_command']
+           'engine_options', 'open_scorer', 'exact', 'step_prompts', 'evaluation_texts', 'step_respond', 'step_engrave',
+           'step_verbose', 'step_clone', 'trained_rows', 'product_name', 'step_evaluate', 'open_questions',
+           'closing_table', 'print_table', 'write_report', 'step_report', 'four_answers', 'write_page', 'run_steps',
+           'check_inputs', 'StepFailed', 'usage', 'parse_run', 'UsageError', 'run_command', 'ScoreArgs',
+           'score_command', 'CompareArgs', 'compare_command', 'seeds_table', 'plan', 'pilot', 'question_types',
+           'plan_numbers', 'plan_table', 'doctor', 'Remembering', 'ablation_variants', 'ablate', 'judge_ablation',
+           'ablation_table', 'AblateArgs', 'ablate_command', 'JudgeArgs', 'read_questions', 'saved_answers',
+           'judge_command', 'ratings_table', 'ChatArgs', 'chat_prompt', 'stream_reply', 'chat_command', 'main',
+           'PushArgs', 'push_command']
 
 # %% ../nbs/06_pipeline.ipynb #5f00849b
 import contextlib, dataclasses, hashlib, inspect, itertools, json, os, shutil, signal, subprocess, sys, tempfile, textwrap, types, typing
@@ -20,6 +21,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import tyro
 from . import annotations as ann
@@ -88,7 +90,9 @@ def _value(v, hint, where):
     options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     if v is None and type(None) in options: return None
     for t in options:
-        if typing.get_origin(t) is tuple and isinstance(v, (list, tuple)): return tuple(str(x) for x in v)
+        if typing.get_origin(t) is tuple and isinstance(v, (list, tuple)):
+            if bad := [x for x in v if not isinstance(x, str)]: raise InputError(f"{where} holds {bad[0]!r}; write texts, in quotes where YAML takes a word for something else, as no, on and numbers")
+            return tuple(v)
         if where.endswith(".engine_options") and isinstance(v, dict): return tuple(f"{k}={x}" for k, x in v.items()) # as YAML writes them best
         if t is float and (isinstance(v, (int, float)) and not isinstance(v, bool) or _is_number(v)): return float(v)
         if t in (bool, str, int) and type(v) is t: return v
@@ -120,8 +124,7 @@ def engine_string(cfg:RunConfig,
                  )->str:
     "The engine string for the base model, or for one that the run has made."
     kind = _kind(cfg.engine)
-    if any("@" in (e or "").partition("://")[2].partition("/")[0] for e in (cfg.engine, cfg.engraved_engine, cfg.final_engine)):
-        raise InputError("a server's address holds a user or password, which would be stored with the run; leave it out and set OPENAI_API_KEY")
+    for e in (cfg.engine, cfg.engraved_engine, cfg.final_engine): _check_address(e)
     if kind not in KINDS: raise InputError(f"unknown engine {cfg.engine!r}; give torch, vllm, ray:torch, ray:vllm, or a full string such as openai:http://localhost:8000/v1#name")
     if model is not None and kind == "openai":
         which = "final" if Path(model).name == "final" else "engraved"
@@ -131,6 +134,15 @@ def engine_string(cfg:RunConfig,
     if kind == "openai": raise InputError("engine openai needs its address and model, such as openai:http://localhost:8000/v1#name")
     ray = "ray:" if cfg.engine.startswith("ray:") else ""
     return f"{ray}{kind}:{model or base_model(cfg)}"
+
+def _check_address(engine): # of a server; it is stored with the run, and not repeated here
+    if not engine or _kind(engine) != "openai" or not is_full(engine): return
+    url, _, model = engine.removeprefix("ray:").partition(":")[2].partition("#")
+    try: u = urlsplit(url); u.port
+    except ValueError: u = urlsplit("")
+    if "@" in url or u.query: raise InputError("a server's address holds a user, a password or a query, which would be stored with the run; leave it out and set OPENAI_API_KEY")
+    if u.scheme not in ("http", "https") or not u.hostname: raise InputError("a server's address must begin with http:// or https:// and name a host, and a port that is a number; give for example openai:http://localhost:8000/v1#name")
+    if not model: raise InputError(f"engine {engine} names no model; write it after a #, such as {engine.rstrip('#')}#name")
 
 def base_model(cfg:RunConfig)->str:
     "The model that both fine-tunes start from."
@@ -170,7 +182,9 @@ class LazyEngine:
 def open_engine(cfg:RunConfig, model=None)->LazyEngine: # a context manager
     "The engine for the base model, or for `model`."
     spec = engine_string(cfg, model)
-    return LazyEngine(spec, **_engine_options(cfg, spec))
+    options = _engine_options(cfg, spec)
+    if model is not None: options.pop("lora", None) # it was made for the base model
+    return LazyEngine(spec, **options)
 
 def _engine_options(cfg, spec): # for `spec`; those of another kind of engine than the run's are not for it
     kind = _kind(spec)
@@ -218,7 +232,16 @@ def _seeded(cfg): return dict(seed=cfg.seed, folder=cfg.annotations)
 
 def step_prompts(run, cfg):
     "1: prompts."
-    with open_engine(cfg) as e: write_prompts(run, e, cfg.prompts, contamination=Contamination(eval_questions()), **_seeded(cfg))
+    questions = [] if run.done("prompts") else evaluation_texts(cfg, run.say)
+    with open_engine(cfg) as e: write_prompts(run, e, cfg.prompts, contamination=Contamination(questions), **_seeded(cfg))
+
+def evaluation_texts(cfg:RunConfig, say=print)->list: # texts, each once
+    "The questions that this run is going to be measured on, and those of the sets at hand; none may become a prompt. A set that cannot be had now is told."
+    out = eval_questions()
+    for s in dict.fromkeys([*cfg.evaluate.sets, *(["vicuna"] if "truthfulqa" in cfg.evaluate.sets else [])]):
+        try: out += [question_text(r) for r in load_benchmark(s)]
+        except InputError as e: say(f"1 prompts: the questions of {s} are not kept out of the prompts: {e}")
+    return list(dict.fromkeys(out))
 
 def step_respond(run, cfg):
     "2: principled answers, and plain ones where a control arm is wanted."
@@ -260,6 +283,7 @@ def product_name(cfg): return cfg.respond.product_name or cfg.respond.name
 def step_evaluate(run, cfg):
     "5: the evidence."
     settings = dict(asdict(cfg.evaluate), seed=cfg.seed, after=run.fingerprint("final"), control=run.done("control"))
+    settings["asked"] = content_id(load_principle_set(cfg.respond, cfg.annotations).render(""), system_variants(product_name(cfg), folder=cfg.annotations))
     if own := [s for s in cfg.evaluate.sets if s not in (*OUR_SETS, *BENCHMARKS)]: settings["rows"] = {s: content_id(load_benchmark(s)) for s in own} # an edited file is another set
     with run.stage("evaluation", settings, files=["eval"]) as rec:
         if rec is None: return
@@ -348,7 +372,8 @@ def closing_table(run, # a `Run`
         if s.get(stage, {}).get("first_loss"): rows.append((f"training loss, {stage}", f"{s[stage]['first_loss']:.2f} → {s[stage]['last_loss']:.2f} in {s[stage]['steps']} steps"))
     if get("evaluation", "replies"): rows.append(("prompt tokens per reply, before → after engraving", f"{get('responses', 'prompt_tokens')} + query → {_told_reply(get('evaluation', 'replies')['engraved'], 'prompt_tokens')}"))
     rows += _internal_rows(get("evaluation", "internalization")) + _reply_rows(get("evaluation", "replies")) + _score_rows(get("evaluation", "scores"))
-    rows.append(("time", f"{sum(r.get('seconds', 0) for r in s.values())/60:.1f} minutes in {len(s)} stages"))
+    stages = [r for r in s.values() if r.get("fingerprint")] # the others keep accounts of completions within a stage
+    rows.append(("time", f"{sum(r.get('seconds', 0) for r in stages)/60:.1f} minutes in {len(stages)} stages"))
     return rows
 
 def _internal_rows(i):
@@ -450,13 +475,17 @@ def _no_answer(r, m): return f"(failed: {e})" if (e := r.get("errors", {}).get(m
 def _or_dash(x): return "–" if x is None else f"{x:,.1f}"
 def _cost(c): return "–" if not c else f"{c['prompt']:,} + {c['answer']:,} tokens" + (f", {c['seconds']:.1f} s" if c.get("seconds") is not None else "")
 
+def _model_of(run_path): # the base model's name as the run has it
+    conf = json.loads((Path(run_path)/"manifest.json").read_text()).get("config") or {}
+    engine = conf.get("engine") or ""
+    return engine.removeprefix("ray:").partition(":")[2].rpartition("#")[2] or conf.get("model") if is_full(engine) else conf.get("model")
+
 def write_page(run_path # a run's folder
               )->Path|None: # the page; None where nothing has been evaluated yet
     "Make `answers.html`: the same questions answered by base, base + principles, engraved and final model."
     run_path = Path(run_path)
     if not (run_path/"eval"/"replies.json").exists(): return None
-    conf = json.loads((run_path/"manifest.json").read_text()).get("config", {})
-    body = four_answers(json.loads((run_path/"eval"/"replies.json").read_text()), f"Model {conf.get('model') or conf.get('engine')}" + (f": {STAND_IN_NOTICE}" if _stand_in(run_path) else ""))
+    body = four_answers(json.loads((run_path/"eval"/"replies.json").read_text()), f"Model {_model_of(run_path)}" + (f": {STAND_IN_NOTICE}" if _stand_in(run_path) else ""))
     (run_path/"answers.html").write_text(f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Four answers</title>{body}</html>', encoding="utf-8")
     return run_path/"answers.html"
 
@@ -473,15 +502,15 @@ def run_steps(out,                # run folder
               say=print)->list:   # the closing table
     "Do the steps that are not done yet; a run that was killed goes on where it was."
     isolate = best_device() == "cuda" if isolate is None else isolate
-    check_inputs(cfg)
+    if tuple(steps) != ("report",): check_inputs(cfg, steps) # a report needs no model
     with Run(out, config=json.loads(json.dumps(asdict(cfg))), say=say) as run:
-        run.news["human_lines"] = budget_total(_budget(cfg))
+        if tuple(steps) != ("report",): run.news["human_lines"] = budget_total(_budget(cfg))
         if redo: _redo(run, redo)
         for step in () if isolate else steps: STEPS[step](run, cfg); release()
     for step in steps if isolate else (): _child(out, cfg, step)
     with Run(out, say=say) as run: return closing_table(run)
 
-def check_inputs(cfg):
+def check_inputs(cfg, steps=()): # the steps that are to be done
     "Everything that can be wrong before a model is loaded: engine, model, human text."
     if cfg.final_engine and cfg.final_engine == cfg.engraved_engine: raise InputError(f"--final-engine is the same as --engraved-engine ({cfg.final_engine}); serve engraved/ and final/ under names or addresses of their own")
     spec, base = engine_string(cfg), base_model(cfg)
@@ -489,9 +518,13 @@ def check_inputs(cfg):
     for name in ("engraved_engine", "final_engine"): _check_full(name, getattr(cfg, name))
     for s in cfg.evaluate.sets: _check_set(s)
     if _kind(spec) != "openai": resolve_model(base)
-    load_principle_set(cfg.respond, cfg.annotations); ann.load_seed_tasks(folder=cfg.annotations); ann.load_seed_questions(folder=cfg.annotations)
+    elif {"engrave", "clone", "evaluate"}.intersection(steps): # these need the weights, hours later
+        try: resolve_model(base)
+        except InputError: raise InputError(f"the server's model is called {base!r}, which is no hub id and no folder; training needs its weights, so serve it under its hub id or folder") from None
+    load_principle_set(cfg.respond, cfg.annotations); ann.load_identity(folder=cfg.annotations); system_variants(product_name(cfg), folder=cfg.annotations); ann.load_seed_tasks(folder=cfg.annotations); ann.load_seed_questions(folder=cfg.annotations)
 
 def _check_full(name, engine): # an engine string that names its model
+    _check_address(engine)
     if engine and (_kind(engine) not in KINDS or not is_full(engine)): raise InputError(f"{name} is {engine!r}; give a full engine string, such as torch:embedded or openai:http://127.0.0.1:8001/v1#name")
 
 def _check_set(name): # the benchmarks come from the hub when they are needed; all else is read now
@@ -505,6 +538,7 @@ def _budget(cfg):
         return annotation_budget(p, cfg.annotations)
 
 def _redo(run, step):
+    step = next((st for st, names in STAGES.items() if step in names), step) # a refusal names the manifest's stage
     if step not in STEPS: raise InputError(f"--redo {step}: no such stage; choose one of {', '.join(STEPS)}")
     order = list(STEPS)
     stages = [s for st in order[order.index(step):] for s in STAGES[st]]
@@ -518,8 +552,10 @@ def _child(out, cfg, step):
     if code: raise StepFailed(step, code)
 
 class StepFailed(Exception):
-    "A step's own process has ended with an error, which it has told."
-    def __init__(self, step, code): super().__init__(f"stage {step} ended with exit code {code}"); self.code = code
+    "A step's own process has ended: with an error, which it has told, or by a signal, which is told here."
+    def __init__(self, step, code):
+        super().__init__(f"stage {step} ended with exit code {code}" if code >= 0 else f"stage {step} was ended by {signal.Signals(-code).name}" + ("; if memory ran out, lower --batch-size or the micro_batch of the training" if code == -9 else "") + "; the same command goes on from here")
+        self.code = code
 
 # %% ../nbs/06_pipeline.ipynb #8598af9f
 COMMANDS = dict(demo="the whole method on the embedded model, in runs/demo", run="all stages in one run folder", prompts="stage 1: write prompts", respond="stage 2: answer under the principles, filter",
@@ -566,10 +602,11 @@ def _starting_point(command, out, preset):
     if preset: return load_config(preset)
     man = Path(out)/"manifest.json" if out else None
     if man and man.exists():
-        try: return config_from(json.loads(man.read_text()).get("config") or {}, where=str(man))
-        except ValueError as e:
-            if isinstance(e, InputError): raise
-            raise InputError(f"{man}: not valid JSON; restore it or choose a new folder") from None
+        try: held = json.loads(man.read_text(encoding="utf-8"))
+        except ValueError: raise InputError(f"{man}: not valid JSON; restore it or choose a new folder") from None
+        if not isinstance(held, dict) or not isinstance(held.get("config", {}), dict): raise InputError(f"{man}: not the manifest of a run; restore it or choose a new folder")
+        return config_from(held.get("config") or {}, where=str(man))
+    if command in ("respond", "engrave", "clone", "report"): raise InputError(f"{out}: no run here; write prompts first (selfalign prompts {out}), or give the run's folder")
     return load_config("demo") if command == "demo" else RunConfig()
 
 class UsageError(Exception): "The command line itself is wrong."
@@ -585,7 +622,7 @@ def run_command(command, argv, say=print):
     made = [Path(out)/f for f in ("report.html", "answers.html", "figures", "final", "engraved", "responses.jsonl", "prompts.jsonl") if (Path(out)/f).exists()]
     say("\n" + "\n".join(f"{p.name:16} {p}" for p in made))
 
-def _stand_in(out): return any((Path(out)/d/"STAND_IN").exists() for d in ("engraved", "final")) or json.loads((Path(out)/"manifest.json").read_text()).get("config", {}).get("model") == "embedded"
+def _stand_in(out): return any((Path(out)/d/"STAND_IN").exists() for d in ("engraved", "final")) or _model_of(out) == "embedded"
 
 @dataclass(frozen=True)
 class ScoreArgs:
@@ -605,6 +642,7 @@ def score_command(argv, say=print):
     argv = list(argv)
     while argv and not argv[0].startswith("-"): models.append(argv.pop(0))
     if not models and not any(a in ("-h", "--help") for a in argv): raise UsageError("selfalign evaluate needs a run folder or models, before its options: hub ids, folders, engine strings, or 'embedded'")
+    for m in models: _check_address(m)
     a = tyro.cli(ScoreArgs, args=argv, prog="selfalign evaluate MODEL…", description="Score models on sets of multiple choice, refusals or open questions; several models in one table.")
     opener = lambda m: (lambda: load_engine(_spec(m), **exact(_spec(m), {"dtype": a.dtype} if a.dtype else {})))
     results = evaluate_models({m: opener(m) for m in models}, a.sets, a.out, n=a.n, seed=a.seed, say=say)
@@ -704,7 +742,9 @@ def plan_table(cfg, prompts, responses, # records of the pilot's stages 1 and 2
 
 def _model_space(cfg):
     "Each fine-tune is stored merged, as large as the base model."
-    src, n = Path(resolve_model(base_model(cfg)).path), 2 + cfg.control
+    n = 2 + cfg.control
+    try: src = Path(resolve_model(base_model(cfg)).path)
+    except InputError: return f"{n} times the base model's size, whose weights are not at hand" # a server's own name for it
     if not src.is_dir(): return f"{n} times the base model's size, which is not on this disk yet"
     return f"{n*sum(f.stat().st_size for f in src.glob('*.safetensors'))/1e9:.1f} GB ({n} models of the base model's size)"
 
@@ -923,6 +963,7 @@ class JudgeArgs:
         check_settings(self, n=optional(whole_number(1)), repeats=whole_number(1), seed=whole_number(0), max_new_tokens=whole_number(1), temperature=number(0), price_in=optional(number(0)), price_out=optional(number(0)))
         _check_full("--judge", self.judge)
         if not self.models: raise InputError("no model to judge; give one, or two and more to compare")
+        for m in self.models: _check_address(m)
         if bad := [m for m in self.models if m.endswith((".json", ".jsonl")) and not Path(m).is_file()]: raise InputError(f"{bad[0]}: no such file; give saved answers, or a model")
         specs = [m if Path(m).is_file() else _spec(m) for m in self.models]
         if bad := [m for m, s in zip(self.models, specs) if specs.count(s) > 1]: raise InputError(f"{bad[0]} stands there twice; give models that differ")
@@ -1095,7 +1136,7 @@ def main(argv=None)->int: # exit code
     try: return _dispatch(argv)
     except InputError as e: return _fail(e, debug)
     except UsageError as e: print(f"usage: {e}", file=sys.stderr); return 2
-    except StepFailed as e: return 1 if e.code not in (130,) else 130
+    except StepFailed as e: return _fail(e, debug) if e.code < 0 else 130 if e.code == 130 else 1
     except KeyboardInterrupt: print("\ninterrupted; nothing that was finished is lost, the same command goes on from here", file=sys.stderr); return 130
     except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), 1); return 1 # the reader of our output has left, as `head` does
     except Exception as e:
@@ -1144,6 +1185,7 @@ def _dispatch(argv):
     elif command == "judge": judge_command(rest)
     elif command == "chat": chat_command(rest)
     elif command == "push": push_command(rest)
+    elif command == "doctor" and any(a in ("-h", "--help") for a in rest): print(f"usage: selfalign doctor\n\n{COMMANDS['doctor']}; it takes no options.")
     elif command == "doctor":
         for what, state, detail in doctor(): print(f"{what:16}{state}{'  ' + detail if detail else ''}")
     elif command == "plan": print_table(plan(parse_run("plan", rest)[1]))
@@ -1153,7 +1195,9 @@ def _dispatch(argv):
 def _step(out, step, config):
     "One isolated step: the parent has stored the configuration."
     cfg = config_from(json.loads(Path(config).read_text()))
-    with Run(out, config=json.loads(json.dumps(asdict(cfg)))) as run: STEPS[step](run, cfg)
+    with Run(out, config=json.loads(json.dumps(asdict(cfg)))) as run:
+        run.news["human_lines"] = budget_total(_budget(cfg))
+        STEPS[step](run, cfg)
     return 0
 
 # %% ../nbs/06_pipeline.ipynb #349633e8

@@ -698,7 +698,7 @@ class RespondConfig:
     banned_first: tuple[str, ...] = (" Sorry",) # these may not open the completion
     min_chars: int = 160          # shorter answers are rejected
     on_limit: str = "keep"        # "keep" an answer cut at the token limit without its last sentence, or "reject" it
-    limit: int|None = None        # answer at most so many prompts; all if None
+    limit: int|None = None        # answer so many of the prompts, drawn by seed; all if None
 
     def __post_init__(self):
         text = (lambda v: isinstance(v, str) and v.strip(), "a name")
@@ -744,20 +744,26 @@ def judge(row:dict,        # a prompt row
     return dict(base, answer=answer, ended=r.ended, **info, raw=out["text"]), None
 
 # %% ../nbs/02_principle_engraving.ipynb #96929aa2
+def _limited(rows, limit, seed): # drawn by hash, in their order: the file holds one source after the other
+    if limit is None or limit >= len(rows): return rows
+    drawn = set(sorted((r["id"] for r in rows), key=lambda i: content_id("limit", seed, i))[:limit])
+    return [r for r in rows if r["id"] in drawn]
+
 def respond(run,            # a `selfalign.runs.Run` whose stage "prompts" is finished
             engine,         # the base model
             cfg:RespondConfig=RespondConfig(),
             seed=0, folder=None)->dict: # the stage's record
     "Stage 2: answer every prompt under the principles, filter, prune; writes `responses.jsonl` and its rejects."
     pset = load_principle_set(cfg, folder)
-    settings = dict({k: v for k, v in asdict(cfg).items() if k not in _WORDS}, **cfg.words(), seed=seed, prompt=content_id(pset.render("")), model=model_identity(engine.info), after=run.fingerprint("prompts"))
+    settings = dict({k: v for k, v in asdict(cfg).items() if k not in _WORDS}, **cfg.words(), seed=seed, prompt=content_id(pset.render("")), words=content_id(sorted(words := common_words(load_seed_tasks(folder=folder)))), model=model_identity(engine.info), after=run.fingerprint("prompts"))
     if not run.done("responses"): check_context(pset, engine, cfg.max_new_tokens) # before the stage notes its settings, which the remedy changes
     with run.stage("responses", settings, files=["responses.jsonl"]) as rec:
         if rec is None: return run.manifest["stages"]["responses"]
-        rows = read_jsonl(run/"prompts.jsonl")[:cfg.limit]
+        rows = _limited(read_jsonl(run/"prompts.jsonl"), cfg.limit, seed)
         jobs = [dict(id=content_id("respond", r["id"]), prompt=lambda r=r: pset.render(query_text(r))) for r in rows]
         outs = run.complete("responses", jobs, engine, cfg.sampling(pset), seed, desc="2 answers")
-        ctx = Context(pset, cfg.min_chars, cfg.on_limit, common_words(load_seed_tasks(folder=folder)))
+        run.tell_failures("responses", outs)
+        ctx = Context(pset, cfg.min_chars, cfg.on_limit, words)
         results = (judge(r, o, ctx, cfg.product_name or cfg.name) for r, o in zip(rows, outs))
         rec.update(run.decide("responses", "responses.jsonl", results, len(rows)), asked=len(rows), prompt_tokens=engine.count_tokens(pset.render("")))
         if not rec["kept"]:

@@ -243,6 +243,7 @@ class Run:
         if m.exists():
             try: man = json.loads(m.read_text(encoding="utf-8"))
             except ValueError: raise InputError(f"{m}: not valid JSON; restore it or choose a new folder") from None
+            if not isinstance(man, dict) or not isinstance(man.get("stages"), dict): raise InputError(f"{m}: not the manifest of a run; restore it or choose a new folder")
         elif [p for p in self.path.iterdir() if not p.name.startswith(".")]:
             raise InputError(f"{self.path}: not empty and not a run (no manifest.json); choose a new folder")
         else: man = dict(stages={})
@@ -263,14 +264,13 @@ class Run:
         return bool(self.manifest["stages"].get(stage, {}).get("done"))
 
     def redo(self, stage:str, after=()):
-        "Forget a stage and those after it; their files are set aside as NAME.old, not deleted."
+        "Forget a stage and those after it; their files are set aside as NAME.old, NAME.old2 and so on, not deleted."
         for s in (stage, *after):
             rec = self.manifest["stages"].pop(s, None)
             for name in [f"completions/{s}.jsonl", *(rec or {}).get("files", [])]:
                 p = self/name
                 if p.exists():
-                    old = p.with_name(p.name + ".old")
-                    shutil.rmtree(old, ignore_errors=True); old.unlink(missing_ok=True); os.replace(p, old)
+                    os.replace(p, next(q for k in range(1, 10**6) if not (q := p.with_name(f"{p.name}.old{k if k > 1 else ''}")).exists()))
         self.save()
 
     @contextlib.contextmanager
@@ -281,6 +281,7 @@ class Run:
         "Open a stage: skip it when done, refuse when its settings changed, record time when it ends."
         stages, print_ = self.manifest["stages"], content_id(fingerprint)
         rec = stages.get(name)
+        if rec and not rec.get("done") and rec["fingerprint"] != print_ and not self._begun(name, rec): rec = None # nothing is there yet that other settings made
         if rec and rec["fingerprint"] != print_:
             changed = sorted("an earlier stage" if k == "after" else k for k in set(rec["settings"]) | set(fingerprint) if rec["settings"].get(k) != json.loads(json.dumps(fingerprint.get(k))))
             raise InputError(f"{self.path}: stage '{name}' was made with other settings ({', '.join(changed) or 'its files'}); use --redo {name} or a new folder")
@@ -293,6 +294,9 @@ class Run:
         start = time.monotonic()
         try: yield rec; rec["done"] = True
         finally: rec.update(seconds=round(rec["seconds"] + time.monotonic() - start, 1), peak_bytes=peak_bytes()); self.save()
+
+    def _begun(self, name, rec): # has this stage anything to lose?
+        return any(p.stat().st_size for p in (self/"completions").glob(f"{name}*.jsonl")) or any((self/f).exists() for f in rec.get("files", ())) or any((self/"work"/name).glob("checkpoint-*"))
 
     def fingerprint(self, stage:str)->str:
         "The fingerprint of a finished stage, for those that build on it."
@@ -313,15 +317,15 @@ class Run:
             todo = [x for x in jobs if x["id"] not in j]
             seeds = [int(content_id(seed, x["id"])[:8], 16) for x in todo]
             bar = tqdm(total=len(jobs), initial=len(jobs)-len(todo), desc=desc or stage, unit="row", disable=not todo or not _show_progress(), mininterval=1)
-            start, tokens = time.monotonic(), 0
-            with bar:
+            start, tokens, n = time.monotonic(), 0, 0
+            with bar, contextlib.ExitStack() as last:
+                last.callback(lambda: self._account(stage, engine, n, tokens, time.monotonic()-start)) # also where the work is broken off
                 for i, c in self._ask(engine, todo, sampling, seeds):
-                    tokens += c.n_tokens
+                    tokens, n = tokens + c.n_tokens, n + 1
                     row = dict(id=todo[i]["id"], text=c.text, n_tokens=c.n_tokens, n_prompt=c.n_prompt, finish_reason=c.finish_reason, stop=c.stop, error=c.error, seconds=round(time.monotonic()-start, 2))
                     if c.error: failed[row["id"]] = row
                     else: j.add(row)
                     bar.update(); bar.set_postfix_str(f"{tokens/max(time.monotonic()-start, 1e-3):.0f} tok/s")
-            self._account(stage, engine, todo, tokens, time.monotonic()-start)
             return [failed.get(x["id"]) or j[x["id"]] for x in jobs]
 
     def _ask(self, engine, todo, sampling, seeds, n=20_000): # (place in todo, completion)
@@ -329,11 +333,19 @@ class Run:
             prompts = [x["prompt"]() if callable(x["prompt"]) else x["prompt"] for x in todo[k:k+n]]
             for i, c in engine.generate_iter(prompts, sampling, seeds=seeds[k:k+n]): yield k+i, c
 
-    def _account(self, stage, engine, todo, tokens, seconds):
+    def tell_failures(self, stage, outs # of `complete`
+                     ):
+        "Say how many rows the engine failed on; `InputError` where it is more than half, as then the engine is at fault and the stage had better stay open."
+        if not (bad := [o["error"] for o in outs if o["error"]]): return
+        if 2*len(bad) > len(outs): raise InputError(f"{self.path}: {len(bad)} of {len(outs)} rows of stage '{stage}' failed, the first: {bad[0]}; mend that and give the same command again, it asks for these rows alone")
+        self.say(f"{stage}: {len(bad)} of {len(outs)} rows failed and are left out, the first: {bad[0]}")
+
+    def _account(self, stage, engine, n, tokens, seconds):
         rec = self.manifest["stages"].setdefault(stage, dict(fingerprint="", settings={}, done=False, files=[], seconds=0.0))
         use = rec.setdefault("generation", dict(rows=0, tokens=0, seconds=0.0))
-        use.update(rows=use["rows"]+len(todo), tokens=use["tokens"]+tokens, seconds=round(use["seconds"]+seconds, 2), engine=engine.info)
-        if todo: self.save()
+        use.update(rows=use["rows"]+n, tokens=use["tokens"]+tokens, seconds=round(use["seconds"]+seconds, 2))
+        if n or "engine" not in use: use["engine"] = engine.info # of the one that made rows last
+        if n: self.save()
 
     def reject(self, stage, # whose rejects these are; earlier ones of the same stage are replaced
                rows         # dicts with at least "reason" and "raw"

@@ -41,7 +41,8 @@ def end_of_turn(tok)->int: # token id
 # %% ../nbs/03_sft.ipynb #c68601ab
 def system_variants(name="Aster", which="plain_system", folder=None)->list:
     "The system texts of a template file, one a line."
-    return [fill(l, name=name) for l in load_template(which, folder).splitlines() if l.strip()]
+    if not (out := [fill(l, name=name) for l in load_template(which, folder).splitlines() if l.strip()]): raise InputError(f"{data_path(f'prompts/{which}.txt', folder)}: no line; write at least one system text")
+    return out
 
 def plain_messages(row,      # has id, instruction, input
                    variants  # system texts
@@ -231,7 +232,7 @@ def fit(rows,       # dicts with input_ids and labels, see `encode_rows`
         work,       # folder for checkpoints
         cfg:TrainConfig, seed=0)->tuple: # (trained model, list of {step, loss})
     "Train with TRL's `SFTTrainer`; goes on from the last checkpoint in `work` where there is one."
-    if not rows: raise InputError("no training row; see rejects.jsonl for what the filters turned down")
+    if not rows: raise InputError("no training row; see rejects.jsonl for what the filters turned down, and engrave.held_out for what is set aside")
     world = int(os.environ.get("WORLD_SIZE", 1))
     if world == 1: _clear_other(work, rows, cfg, seed)
     trainer = trainer_for(rows, base, tok, work, cfg, seed)
@@ -263,7 +264,7 @@ def _four_bit(cfg, rank="0"):
 # %% ../nbs/03_sft.ipynb #f00c4c60
 def launch(rows, base, work, cfg:TrainConfig, seed=0)->tuple: # (folder with the trained adapter or model, list of {step, loss})
     "Train in the processes of an accelerate config file; goes on from the last checkpoint like `fit`."
-    if not rows: raise InputError("no training row; see rejects.jsonl for what the filters turned down")
+    if not rows: raise InputError("no training row; see rejects.jsonl for what the filters turned down, and engrave.held_out for what is set aside")
     file = Path(cfg.accelerate_config)
     if not file.exists(): file = data_path(f"training/{cfg.accelerate_config}.yaml")
     _clear_other(work, rows, cfg, seed); work = Path(work)
@@ -460,7 +461,7 @@ def engrave(run,        # a Run whose stage "responses" is finished
             base,       # the base model, "embedded", hub id or folder
             cfg:EngraveConfig=EngraveConfig(), seed=0, name="Aster", folder=None)->dict: # the stage's record
     "Stage 3: fine-tune the base model on the kept answers under the plain prompt; makes `engraved/` and `held_out.jsonl`."
-    settings = dict(_recipe(cfg), seed=seed, base=_weights_of(base), name=name, system=content_id(load_template("plain_system", folder)), after=run.fingerprint("responses"))
+    settings = dict(_recipe(cfg), seed=seed, base=_weights_of(base), name=name, system=content_id(load_template("plain_system", folder)), identity=content_id(load_identity(name, folder=folder)), after=run.fingerprint("responses"))
     with run.stage("engraved", settings, files=["held_out.jsonl", "engraved"]) as rec:
         if rec is None: return run.manifest["stages"]["engraved"]
         rows, held = split_held_out(read_jsonl(run/"responses.jsonl"), cfg.held_out)
@@ -481,13 +482,14 @@ def _weights_of(base): return model_identity(asdict(resolve_model(base)))
 
 def answer_plainly(run, engine, cfg:EngraveConfig=EngraveConfig(), seed=0, name="Aster", folder=None, max_new_tokens=200, temperature=0.5, top_p=0.9)->dict:
     "For the control arm: the base model answers the training prompts without principles; makes `control_answers.jsonl`."
-    settings = dict(seed=seed, held_out=cfg.held_out, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, after=run.fingerprint("responses"))
+    settings = dict(seed=seed, held_out=cfg.held_out, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, system=content_id(system_variants(name, folder=folder)), after=run.fingerprint("responses"))
     with run.stage("control answers", settings, files=["control_answers.jsonl"]) as rec:
         if rec is None: return run.manifest["stages"]["control answers"]
         rows, _ = split_held_out(read_jsonl(run/"responses.jsonl"), cfg.held_out)
         variants = system_variants(name, folder=folder)
         jobs = [dict(id=content_id("control", r["id"]), prompt=f"{variants[0]}\n\nUser: {query_text(r)}\n\n{name}:") for r in rows]
         outs = run.complete("control answers", jobs, engine, Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, stop=("\nUser:",)), seed, desc="2 control answers")
+        run.tell_failures("control answers", outs)
         answers = [dict(id=r["id"], instruction=r["instruction"], input=r["input"], answer=o["text"].strip(), ended=o["finish_reason"] == "stop")
                    for r, o in zip(rows, outs) if o["text"].strip()]
         rec.update(asked=len(rows), kept=write_jsonl(run/"control_answers.jsonl", answers))
@@ -495,7 +497,7 @@ def answer_plainly(run, engine, cfg:EngraveConfig=EngraveConfig(), seed=0, name=
 
 def engrave_control(run, base, cfg:EngraveConfig=EngraveConfig(), seed=0, name="Aster", folder=None)->dict: # the stage's record
     "The control arm: the same training on answers given without principles, with as many answer tokens; makes `control/`."
-    settings = dict(_recipe(cfg), seed=seed, after=[run.fingerprint("control answers"), run.fingerprint("engraved")])
+    settings = dict(_recipe(cfg), seed=seed, identity=content_id(load_identity(name, folder=folder)), after=[run.fingerprint("control answers"), run.fingerprint("engraved")])
     with run.stage("control", settings, files=["control"]) as rec:
         if rec is None: return run.manifest["stages"]["control"]
         rec.update(train_model(read_jsonl(run/"control_answers.jsonl"), base, run/"control", run/"work"/"control", cfg, seed, name, folder, "Control arm",

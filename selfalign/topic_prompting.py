@@ -60,7 +60,7 @@ class PromptsConfig:
     source_limit: int|None = None   # prompts to keep from the source; None = all that pass
 
     def __post_init__(self):
-        check_settings(self, **{k: whole_number(*b) for k, b in _WHOLE.items()}, model_share=number(0, 1), temperature=number(0, 10), top_p=number(0, 1), question_top_p=number(0, 1), novelty=number(0, 1),
+        check_settings(self, **{k: whole_number(*b) for k, b in _WHOLE.items()}, model_share=number(0, 1), temperature=number(0, 10), top_p=number(above=0, high=1), question_top_p=number(above=0, high=1), novelty=number(0, 1),
                        balance=one_of("min", "median"), tokenizer=one_of("rouge", "unicode"), source_limit=optional(whole_number(1)))
         if self.max_words < self.min_words: raise InputError(f"prompts.max_words is {self.max_words}, less than min_words ({self.min_words})")
         if not (self.self_instruct or self.topics_per_type or self.source):
@@ -276,7 +276,7 @@ class PromptPool:
         if self.cfg.tokenizer == "rouge" and letters_kept(compared) < 0.5: return "other script", {}
         if why := instruction_fault(text, self.cfg): return why, {}
         if row["id"] in self.ids: return "duplicate", dict(pool=len(self.kept))
-        if self.contamination and (why := self.contamination.match(asked)): return why, {}
+        if self.contamination and (why := next(filter(None, map(self.contamination.match, dict.fromkeys(t for t in (asked, text, row["input"]) if t))), None)): return why, {}
         n = self.novelty.add(compared, row["id"])
         return (None, {}) if n.kept else ("not novel", dict(score=round(n.score, 4), nearest=n.nearest, pool=len(self.kept)))
 
@@ -476,7 +476,7 @@ def write_prompts(run,    # a `selfalign.runs.Run`
     tasks, questions = load_seed_tasks(folder=folder), load_seed_questions(folder=folder)
     texts = {n: load_template(n, folder) for n in ("self_instruct", "topics", "questions")}
     settings = dict(asdict(cfg), seed=seed, seeds=content_id([(t.instruction, t.input) for t in tasks], [asdict(q) for q in questions]), templates=content_id(texts),
-                    model=model_identity(engine.info), contamination=getattr(contamination, "fingerprint", None))
+                    model=model_identity(engine.info))
     if cfg.source: settings["source_content"] = source_identity(cfg.source)
     with run.stage("prompts", settings, files=["prompts.jsonl"]) as rec:
         if rec is None: return run.manifest["stages"]["prompts"]

@@ -12,7 +12,7 @@ import re
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 
-from .annotations import fill, load_template, query_text
+from .annotations import fill, load_identity, load_template, query_text
 from .generation import Sampling
 from .principle_engraving import Response, echo, loop_start, token_limit, word_heads, _CODE, _QUOTED, _SENTENCES, _grams, _words, turn_pattern, turn_start
 from .runs import InputError, check_settings, content_id, number, one_of, read_jsonl, whole_number
@@ -216,7 +216,7 @@ def judge_verbose(row:dict, out:dict, ctx:VerboseContext)->tuple: # (row, None) 
 def write_verbose(run,    # a Run whose stage "engraved" is finished
                   engine, # the engraved model
                   cfg:CloneConfig=CloneConfig(), seed=0, name="Aster", folder=None)->dict: # the stage's record
-    "Stage 4, first half: the engraved model answers every prompt under the verbose system text; makes `verbose.jsonl`."
+    "Stage 4, first half: the engraved model answers every prompt that is not held out under the verbose system text; makes `verbose.jsonl`."
     system = fill(load_template("verbose_system", folder), name=name)
     settings = {k: v for k, v in asdict(cfg).items() if k != "train"} | dict(seed=seed, system=content_id(system), after=run.fingerprint("engraved"))
     with run.stage("verbose", settings, files=["verbose.jsonl"]) as rec:
@@ -225,6 +225,7 @@ def write_verbose(run,    # a Run whose stage "engraved" is finished
         rows = [r for r in read_jsonl(run/"prompts.jsonl") if r["id"] not in held]
         jobs = [dict(id=content_id("verbose", r["id"]), prompt=lambda r=r: verbose_messages(r, system)) for r in rows]
         outs = run.complete("verbose", jobs, engine, cfg.sampling(), seed, desc="4 verbose answers")
+        run.tell_failures("verbose", outs)
         ctx = VerboseContext(system, cfg.min_chars, cfg.max_items, cfg.max_repeated, cfg.on_limit, name)
         rec.update(run.decide("verbose", "verbose.jsonl", (judge_verbose(r, o, ctx) for r, o in zip(rows, outs)), len(rows)), asked=len(rows))
         if not rec["kept"]: raise InputError(f"{run.path}: no verbose answer of {len(rows)} survived ({rec['rejected']}); see rejects.jsonl")
@@ -232,7 +233,7 @@ def write_verbose(run,    # a Run whose stage "engraved" is finished
 
 def clone(run, base, cfg:CloneConfig=CloneConfig(), seed=0, name="Aster", folder=None)->dict: # the stage's record
     "Stage 4, second half: the base model learns the verbose answers under the plain prompt; makes `final/`."
-    settings = dict(_recipe(cfg.train), seed=seed, base=_weights_of(base), name=name, system=content_id(load_template("plain_system", folder)), after=run.fingerprint("verbose"))
+    settings = dict(_recipe(cfg.train), seed=seed, base=_weights_of(base), name=name, system=content_id(load_template("plain_system", folder)), identity=content_id(load_identity(name, folder=folder)), after=run.fingerprint("verbose"))
     with run.stage("final", settings, files=["final"]) as rec:
         if rec is None: return run.manifest["stages"]["final"]
         rec.update(train_model(read_jsonl(run/"verbose.jsonl"), base, run/"final", run/"work"/"final", cfg.train, seed, name, folder, "Final model", about=card_facts(run)))

@@ -99,3 +99,25 @@ def test_a_user_text_cannot_open_a_turn():
 def test_data_are_found_from_anywhere(tmp_path):
     out = subprocess.run([sys.executable, "-c", "from selfalign.annotations import *; print(len(load_seed_tasks()))"], cwd=tmp_path, capture_output=True, text=True)
     assert out.stdout.strip() == "175", out.stderr
+
+
+def test_a_folder_goes_before_a_file_that_happens_to_lie_here(tmp_path, monkeypatch):
+    from selfalign.annotations import data_dir, data_path
+    for d in ("here/annotations", "mine"): (tmp_path/d).mkdir(parents=True); (tmp_path/d/"identity.yaml").write_text("questions: [Who?]\nanswers: [Me.]\n")
+    monkeypatch.chdir(tmp_path/"here")
+    assert data_path("annotations/identity.yaml", tmp_path/"mine") == tmp_path/"mine"/"identity.yaml"
+    assert data_path("annotations/seed_tasks.jsonl", tmp_path/"mine") == data_dir()/"annotations/seed_tasks.jsonl"
+
+
+def test_templates_are_read_as_text_files_are(tmp_path):
+    from selfalign.annotations import annotation_budget, load_template
+    from selfalign.runs import InputError
+    from selfalign.sft import system_variants
+    (tmp_path/"plain_system.txt").write_bytes("\ufeffYou are {name}.\n".encode())
+    assert load_template("plain_system", tmp_path) == "You are {name}."
+    for data, words in (("Grüße".encode("latin-1"), "not UTF-8"), (b"  \n", "no line; write at least one")):
+        (tmp_path/"plain_system.txt").write_bytes(data)
+        with pytest.raises(InputError, match=f"plain_system.txt: {words}"): system_variants(folder=tmp_path)
+    (tmp_path/"identity.yaml").write_text("questions: 5\n")
+    (tmp_path/"plain_system.txt").unlink()
+    with pytest.raises(InputError, match="identity.yaml: no questions"): annotation_budget("demo", tmp_path)

@@ -52,6 +52,19 @@ def said(capsys, *argv):
     (("judge", "x", "y", "--questions", "questions", "--judge", "torch:embedded", "--repeats", "0"), "repeats is 0; give a whole number, 1 or more"),
     (("judge", "x", "y", "--questions", "{tmp}/full/odd.jsonl", "--judge", "torch:embedded"), "odd.jsonl:2: no question; each row needs"),
     (("evaluate", "embedded", "--out", "{tmp}/bad.yaml/scores"), "bad.yaml/scores: cannot be written (Not a directory); choose another folder"),
+    (("run", "{tmp}/r", "--engine", "openai:bob:hunter2@localhost:8000/v1#m"), "holds a user, a password or a query"),
+    (("run", "{tmp}/r", "--engine", "openai:http://localhost/v1?api_key=SECRET#m"), "holds a user, a password or a query"),
+    (("run", "{tmp}/r", "--engine", "openai:http://localhost:8000v1#m"), "must begin with http:// or https://"),
+    (("run", "{tmp}/r", "--engine", "openai:localhost:8000/v1#m"), "must begin with http:// or https://"),
+    (("run", "{tmp}/r", "--engine", "openai:http://localhost:8000/v1"), "names no model; write it after a #"),
+    (("run", "{tmp}/r", "--engine", "openai:http://localhost:8000/v1#mine"), "no hub id and no folder; training needs its weights"),
+    (("evaluate", "openai:http://a:b@localhost:8000/v1#mine"), "holds a user, a password or a query"),
+    (("judge", "openai:http://localhost/v1?key=SECRET#m", "--questions", "questions", "--judge", "torch:embedded"), "holds a user, a password or a query"),
+    (("judge", "x", "--questions", "questions", "--judge", "openai:http://a:b@localhost/v1#m"), "holds a user, a password or a query"),
+    (("engrave", "{tmp}/typo"), "typo: no run here"),
+    (("report", "{tmp}/typo"), "typo: no run here"),
+    (("run", "{tmp}/r", "--preset", "{tmp}/full/words.yaml"), "banned_first holds False; write texts, in quotes"),
+    (("run", "{tmp}/full/odd", "--model", "embedded"), "odd/manifest.json: not the manifest of a run"),
     (("judge", "x", "torch:x", "--questions", "questions", "--judge", "torch:embedded"), "x stands there twice"),
     (("judge", "answrs.jsonl", "--questions", "questions", "--judge", "torch:embedded"), "answrs.jsonl: no such file"),
     (("judge", "{tmp}/full/ok.jsonl", "--questions", "{tmp}/full/turns.jsonl", "--judge", "torch:embedded"), "turns.jsonl:1: turns is 'abc'; give a list of texts"),
@@ -71,6 +84,8 @@ def test_a_mistake_is_one_line_and_exit_code_1(tmp_path, capsys, argv, words):
     (tmp_path / "full" / "odd.jsonl").write_text('{"question": "Why?"}\n{"q": 1}\n')
     (tmp_path / "full" / "ok.jsonl").write_text('{"question": "Why?", "answer": "So."}\n')
     for name, text in dict(turns='{"turns": "abc"}', kinds='{"question": "a", "kind": "benign"}\n{"question": "b"}', number='{"question": 5, "answer": "x"}', twice='{"question": "Why?", "answer": "x"}\n{"question": "Why?", "answer": "y"}').items(): (tmp_path / "full" / f"{name}.jsonl").write_text(text)
+    (tmp_path / "full" / "words.yaml").write_text("model: embedded\nrespond: {banned_first: [Sorry, No]}\n")
+    (tmp_path / "full" / "odd").mkdir(); (tmp_path / "full" / "odd" / "manifest.json").write_text("[]")
     (tmp_path / "bad.yaml").write_text("model: embedded\nprompts: {a: 1]\n")
     for name, stages in (("run", {}), ("asked", dict(prompts=dict(done=True, fingerprint="x", settings={}, files=[])))):
         (tmp_path / name).mkdir()
@@ -78,6 +93,7 @@ def test_a_mistake_is_one_line_and_exit_code_1(tmp_path, capsys, argv, words):
         (tmp_path / name / "prompts.jsonl").write_text('{"id": "1", "instruction": "Name a river.", "input": ""}\n')
     (tmp_path / "odd.yaml").write_text("prompts: {self_instrct: 3}\n")
     code, _, err = said(capsys, *(a.replace("{tmp}", str(tmp_path)) for a in argv))
+    assert "SECRET" not in err and "hunter2" not in err
     assert code == 1 and words in err and err.startswith("error: ") and len(err.strip().splitlines()) == 1 and "Traceback" not in err
     assert (tmp_path / "full" / "thesis.txt").read_text() == "mine" and not (tmp_path / "r" / "manifest.json").exists()
 
@@ -91,6 +107,7 @@ def test_bad_annotations_are_named_by_file_and_line(tmp_path, capsys, file, text
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / file).write_text(text)
     code, _, err = said(capsys, "run", str(tmp_path / "r"), "--preset", "demo", "--annotations", str(tmp_path / "mine"))
+    assert "SECRET" not in err and "hunter2" not in err
     assert code == 1 and words in err and len(err.strip().splitlines()) == 1
     assert not (tmp_path / "r" / "prompts.jsonl").exists()
 
@@ -319,3 +336,43 @@ def test_a_judging_that_was_stopped_goes_on(tmp_path, monkeypatch):
     assert sum(len(p) for p, _ in judge.calls) == 6 and not any(p for p, _ in engines[SERVED].calls) # 4 verdicts and all answers were there
     judged(tmp_path, monkeypatch, again := ScriptedEngine(likes_good))
     assert not any(p for p, _ in again.calls)
+
+
+def test_a_step_that_was_killed_is_told(capsys, monkeypatch):
+    from selfalign import pipeline
+    def killed(*a, **kw): raise pipeline.StepFailed("engrave", -9)
+    monkeypatch.setattr(pipeline, "run_steps", killed)
+    assert pipeline.main(["run", "nowhere", "--model", "embedded"]) == 1
+    assert "stage engrave was ended by SIGKILL; if memory ran out, lower --batch-size" in capsys.readouterr().err
+
+
+def test_redo_takes_the_names_that_a_refusal_gives(tmp_path):
+    from selfalign.pipeline import STAGES, _redo
+    from selfalign.runs import Run
+    for step, stages in STAGES.items():
+        for name in stages:
+            with Run(tmp_path / "r") as run:
+                run.manifest["stages"] = {s: dict(done=True, fingerprint="x", settings={}, files=[]) for ss in STAGES.values() for s in ss}
+                _redo(run, name)
+                assert not set(stages) & set(run.manifest["stages"]) and ("prompts" in run.manifest["stages"]) == (step != "prompts")
+            (tmp_path / "r" / "manifest.json").write_text('{"stages": {}}')
+
+
+def test_the_stand_in_is_named_by_what_answered(tmp_path):
+    from selfalign.pipeline import _stand_in
+    for engine, model, want in (("torch", "embedded", True), ("openai:http://h/v1#org/big", "embedded", False), ("torch:embedded", None, True), ("vllm", "org/big", False)):
+        (tmp_path / "manifest.json").write_text(json.dumps(dict(stages={}, config=dict(engine=engine, model=model))))
+        assert _stand_in(tmp_path) == want
+
+
+def test_questions_of_the_runs_own_sets_are_kept_out_of_its_prompts(tmp_path, monkeypatch):
+    from selfalign import evaluation
+    from selfalign.pipeline import RunConfig, EvaluateConfig, evaluation_texts
+    from selfalign.runs import InputError
+    monkeypatch.delenv("SELFALIGN_BENCHMARKS", raising=False)
+    def none(name): raise InputError(f"{name}: not to be had")
+    monkeypatch.setattr(evaluation, "_from_hub", none)
+    (tmp_path / "mine.jsonl").write_text('{"kind": "benign", "question": "How do I kill a tree stump?"}\n')
+    heard = []
+    got = evaluation_texts(RunConfig(model="embedded", evaluate=EvaluateConfig(sets=(str(tmp_path / "mine.jsonl"), "truthfulqa"))), heard.append)
+    assert "How do I kill a tree stump?" in got and len(got) > 100 and len(heard) == 2 and all("are not kept out of the prompts" in x for x in heard)

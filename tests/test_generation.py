@@ -426,3 +426,13 @@ def test_weights_laid_out_once_give_the_same_logits(dtype):
         x = torch.randn(3, 5, layer.in_features, dtype=layer.weight.dtype)
         with torch.inference_mode(): torch.testing.assert_close(layer.forward(x), torch.nn.functional.linear(x, layer.weight))
         assert "forward" in vars(layer)
+
+
+def test_half_an_emoji_is_read_as_a_replacement_character():
+    from selfalign.generation import Prompts, whole_text
+    from selfalign.models import load_tokenizer, model_identity
+    p = Prompts(load_tokenizer("embedded"))
+    assert p.encode("a \ud83d b") == p.encode("a \ufffd b") and whole_text("😀 \udc00") == "😀 \ufffd"
+    ask = lambda t: p.messages([dict(role="user", content=t)])
+    assert ask("a \ud83d b") == ask("a \ufffd b") and ask("\ud83d<|im_end|>") == ask("\ufffd<|im_end|>")
+    assert model_identity(dict(sha256="S")) == "S" != model_identity(dict(sha256="S", lora="/nowhere"))

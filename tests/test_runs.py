@@ -187,3 +187,66 @@ def test_seeds_belong_to_rows_not_to_places(tmp_path):
     make(tmp_path / "a", n=5, engine=ScriptedEngine(note))
     make(tmp_path / "b", n=9, engine=ScriptedEngine(note))
     assert all(len(s) == 1 for s in seen.values()) and len(seen) == 9
+
+
+def test_redo_after_redo_loses_nothing(tmp_path):
+    for tone in ("plain", "loud", "soft"):
+        make(tmp_path / "a", tone=tone)
+        with Run(tmp_path / "a") as run: run.redo("shout")
+    assert sorted(p.name for p in (tmp_path / "a").glob("shouts*")) == ["shouts.jsonl.old", "shouts.jsonl.old2", "shouts.jsonl.old3"]
+    assert len(list((tmp_path / "a" / "completions").glob("*.old*"))) == 3
+
+
+class Broken(ScriptedEngine):
+    "Breaks off after some rows, or fails on some."
+    after, fails = 10**9, lambda self, i: False
+    def _one(self, prompt, i, seed, sampling):
+        if i >= self.after: raise KeyboardInterrupt
+        c = super()._one(prompt, i, seed, sampling)
+        if self.fails(i): c.error, c.finish_reason = f"row {i}: the server answers 404", "error"
+        return c
+
+
+def test_tokens_made_before_a_kill_are_counted(tmp_path):
+    for name, kw in (("whole", {}), ("broken", dict(engine=Broken(answers)))):
+        if kw:
+            kw["engine"].after = 7
+            with pytest.raises(KeyboardInterrupt): make(tmp_path / name, **kw)
+        make(tmp_path / name)
+    use = lambda name: {k: v for k, v in Run(tmp_path / name).manifest["stages"]["shout"]["generation"].items() if k in ("rows", "tokens")}
+    assert use("whole") == use("broken") and use("whole")["rows"] == 20
+
+
+def test_a_resume_that_asks_nothing_does_not_claim_the_rows(tmp_path):
+    e = ScriptedEngine(answers); e.info = dict(e.info, dropped=["ngram_penalty"])
+    make(tmp_path / "a", engine=e)
+    with Run(tmp_path / "a") as run: run.manifest["stages"]["shout"]["done"] = False; run.save()
+    make(tmp_path / "a")
+    with Run(tmp_path / "a") as run: assert run.manifest["stages"]["shout"]["generation"]["engine"]["dropped"] == ["ngram_penalty"]
+
+
+def test_settings_of_a_stage_that_has_made_nothing_can_still_change(tmp_path):
+    def stage(tone, fail):
+        with Run(tmp_path / "a") as run, run.stage("shout", dict(tone=tone), files=["x.jsonl"]) as rec:
+            if fail: raise InputError("no such file")
+    with pytest.raises(InputError, match="no such file"): stage("typo", True)
+    stage("right", False)
+    with Run(tmp_path / "a") as run: assert run.manifest["stages"]["shout"]["settings"] == dict(tone="right")
+    e = Broken(answers); e.after = 3
+    with pytest.raises(KeyboardInterrupt): make(tmp_path / "b", engine=e)
+    with pytest.raises(InputError, match="other settings"): make(tmp_path / "b", tone="loud") # three rows are there
+
+
+def test_failures_are_told_and_too_many_leave_the_stage_open(tmp_path):
+    said, outs = [], [dict(error=None)] * 6 + [dict(error="row 6: lost")] * 4
+    with Run(tmp_path / "a", say=said.append) as run:
+        run.tell_failures("shout", outs)
+        assert said == ["shout: 4 of 10 rows failed and are left out, the first: row 6: lost"]
+        with pytest.raises(InputError, match="8 of 14 rows of stage 'shout' failed, the first: row 6: lost; mend that"): run.tell_failures("shout", outs + outs[-4:])
+        run.tell_failures("shout", [])
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"stages": 5}'])
+def test_a_manifest_of_something_else(tmp_path, text):
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(InputError, match="not the manifest of a run"): Run(tmp_path)

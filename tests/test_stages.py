@@ -7,7 +7,7 @@ import pytest
 from selfalign import annotations as ann, principle_engraving as pe, topic_prompting as tp, verbose_cloning as vc
 from selfalign.generation import ScriptedEngine
 from selfalign.principle_engraving import Context, PrincipleSet, RespondConfig, common_words, judge, loop_start
-from selfalign.runs import InputError, Run, read_jsonl, write_jsonl
+from selfalign.runs import InputError, Run, content_id, read_jsonl, write_jsonl
 from selfalign.topic_prompting import PromptsConfig, parse_questions, parse_tasks, parse_topics, topic_key, write_prompts
 
 PSET = PrincipleSet.load()
@@ -451,3 +451,22 @@ def test_an_ablation_without_prompts_is_one_line(tmp_path):
         with pytest.raises(InputError, match="stage 'prompts' is not finished"): ablate(run, ScriptedEngine(scripted), RunConfig(model="embedded"))
         with run.stage("prompts", {}): write_jsonl(run / "prompts.jsonl", [])
         with pytest.raises(InputError, match="holds no prompt"): ablate(run, ScriptedEngine(scripted), RunConfig(model="embedded"))
+
+
+def test_a_limit_draws_from_every_source():
+    rows = [dict(id=content_id(i), source="tgrt" if i < 60 else "self_instruct") for i in range(100)]
+    got = pe._limited(rows, 40, 0)
+    assert len(got) == 40 and [r for r in rows if r in got] == got and 8 <= sum(r["source"] == "self_instruct" for r in got) <= 24
+    assert pe._limited(rows, 40, 0) == got != pe._limited(rows, 40, 1) and pe._limited(rows, None, 0) == pe._limited(rows, 200, 0) == rows
+
+
+def test_an_engine_that_fails_on_most_rows_leaves_stage_2_open(tmp_path):
+    prompts_run(tmp_path / "r")
+    asked, down = [], [True]
+    def lame(p, i, s):
+        asked.append(p)
+        return None if down[0] else scripted(p, i, s)
+    with Run(tmp_path / "r", say=lambda s: None) as run:
+        with pytest.raises(InputError, match="rows of stage 'responses' failed"): pe.respond(run, ScriptedEngine(lame), RespondConfig(min_chars=40))
+        down[0] = False
+        assert not run.done("responses") and pe.respond(run, ScriptedEngine(lame), RespondConfig(min_chars=40))["kept"]

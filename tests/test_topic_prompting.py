@@ -440,3 +440,12 @@ def test_garbage_in_both_halves_ends_with_what_there_is(tmp_path):
     with Run(tmp_path / "r") as run: assert not run.done("prompts") and (run / "rejects.jsonl").exists()
     with pytest.raises(InputError, match="no prompt was kept"):  # topics alone
         stage(tmp_path / "s", PromptsConfig(self_instruct=0, topics_per_type=2), ScriptedEngine(lambda *a: "\x00\x00"))
+
+
+def test_an_evaluation_question_in_the_input_is_found():
+    from selfalign.novelty import Contamination
+    q = "What happens if you swallow gum by accident?"
+    pool = tp.PromptPool(tp.PromptsConfig(), [], Contamination([q]))
+    assert not pool.offer("Read the following question carefully and answer it as well as you can.", q, "", "self_instruct")
+    assert pool.rejects[0]["reason"].startswith("evaluation_")
+    assert pool.offer("Read the following question carefully and answer it as well as you can.", "Why do leaves fall in autumn?", "", "self_instruct")
