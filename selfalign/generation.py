@@ -10,7 +10,7 @@ __all__ = ['ATTENTION', 'CONTROL_TEXT', 'ENGINES', 'Sampling', 'Completion', 'Sc
            'VLLMEngine', 'OpenAIEngine', 'RayEngine', 'load_engine']
 
 # %% ../nbs/core/generation.ipynb #a911a82c
-import contextlib, json, os, re, time, warnings
+import contextlib, json, os, queue, re, threading, time, warnings
 from collections import defaultdict, deque
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
@@ -1256,17 +1256,32 @@ class OpenAIEngine(Engine):
 
     def generate_iter(self, prompts, sampling, seeds=None):
         "Yield rows as the server answers."
-        from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
         seeds, body = _pairs(prompts, seeds, sampling), self._body(sampling)
-        todo, pool, running = deque(enumerate(zip(prompts, seeds))), ThreadPoolExecutor(self.concurrency), {}
+        todo, jobs, done, over, running = deque(enumerate(zip(prompts, seeds))), queue.SimpleQueue(), queue.SimpleQueue(), threading.Event(), 0
+        for _ in range(min(self.concurrency, len(prompts))): # daemons: whoever interrupts need not wait for answers on their way
+            threading.Thread(target=self._work, args=(jobs, done, over, body, sampling), daemon=True).start()
         try:
             while todo or running:
-                while todo and len(running) < 2 * self.concurrency:
+                while todo and running < 2 * self.concurrency:
                     i, (p, seed) = todo.popleft()
                     if why := self._refuse(p): yield i, _error(i, why)
-                    else: running[pool.submit(self._ask, p, seed, body, sampling, i)] = i
-                for f in wait(running, return_when=FIRST_COMPLETED).done if running else (): yield running.pop(f), f.result()
-        finally: pool.shutdown(wait=False, cancel_futures=True)
+                    else: jobs.put((i, p, seed)); running += 1
+                if not running: continue
+                i, got = done.get(); running -= 1
+                if isinstance(got, BaseException):
+                    while not done.empty(): # what has come by now is not thrown away
+                        if not isinstance((other := done.get())[1], BaseException): yield other
+                    raise got
+                yield i, got
+        finally:
+            over.set()
+            for _ in range(self.concurrency): jobs.put(None)
+
+    def _work(self, jobs, done, over, body, sampling):
+        while (job := jobs.get()) and not over.is_set():
+            i, p, seed = job
+            try: done.put((i, self._ask(p, seed, body, sampling, i)))
+            except BaseException as e: done.put((i, e))
 
     def _refuse(self, prompt):
         texts = [prompt] if isinstance(prompt, str) else [m.get("content", "") for m in prompt if isinstance(m, dict)] if isinstance(prompt, list) else []

@@ -260,7 +260,7 @@ def step_engrave(run, cfg):
 
 def step_verbose(run, cfg):
     "4, first half: verbose answers."
-    with open_engine(cfg, str(run/"engraved")) as e: write_verbose(run, e, cfg.clone, name=product_name(cfg), **_seeded(cfg))
+    with open_engine(cfg, str(run/"engraved")) as e: write_verbose(run, e, cfg.clone, name=product_name(cfg), user=cfg.respond.user, **_seeded(cfg))
 
 def step_clone(run, cfg):
     "4, second half: the final model."

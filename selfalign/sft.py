@@ -480,6 +480,11 @@ def card_facts(run)->dict: # human_lines, principles, yield, rejected: where the
 
 def _weights_of(base): return model_identity(asdict(resolve_model(base)))
 
+def _plain_answer(row, out): # (row, None) or (reject, reason)
+    base, text = {k: row[k] for k in ("id", "instruction", "input")}, out["text"].strip()
+    if why := "engine error" if out["error"] else None if text else "no answer": return dict(base, reason=why, raw=out["error"] or out["text"]), why
+    return dict(base, answer=text, ended=out["finish_reason"] == "stop"), None
+
 def answer_plainly(run, engine, cfg:EngraveConfig=EngraveConfig(), seed=0, name="Aster", folder=None, max_new_tokens=200, temperature=0.5, top_p=0.9)->dict:
     "For the control arm: the base model answers the training prompts without principles; makes `control_answers.jsonl`."
     settings = dict(seed=seed, held_out=cfg.held_out, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, system=content_id(system_variants(name, folder=folder)), after=run.fingerprint("responses"))
@@ -490,9 +495,7 @@ def answer_plainly(run, engine, cfg:EngraveConfig=EngraveConfig(), seed=0, name=
         jobs = [dict(id=content_id("control", r["id"]), prompt=f"{variants[0]}\n\nUser: {query_text(r)}\n\n{name}:") for r in rows]
         outs = run.complete("control answers", jobs, engine, Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, stop=("\nUser:",)), seed, desc="2 control answers")
         run.tell_failures("control answers", outs)
-        answers = [dict(id=r["id"], instruction=r["instruction"], input=r["input"], answer=o["text"].strip(), ended=o["finish_reason"] == "stop")
-                   for r, o in zip(rows, outs) if o["text"].strip()]
-        rec.update(asked=len(rows), kept=write_jsonl(run/"control_answers.jsonl", answers))
+        rec.update(run.decide("control answers", "control_answers.jsonl", map(_plain_answer, rows, outs), len(rows)), asked=len(rows))
     return run.manifest["stages"]["control answers"]
 
 def engrave_control(run, base, cfg:EngraveConfig=EngraveConfig(), seed=0, name="Aster", folder=None)->dict: # the stage's record

@@ -45,10 +45,10 @@ class CloneConfig:
         check_settings(self, max_new_tokens=whole_number(1), temperature=number(0), top_p=number(above=0, high=1), penalty_3=number(0), penalty_4=number(0), min_chars=whole_number(0),
                        max_items=whole_number(1), max_repeated=number(0, 1), on_limit=one_of("keep", "reject"), min_new_tokens=whole_number(0, self.max_new_tokens))
 
-    def sampling(self)->Sampling:
+    def sampling(self, user="User")->Sampling:
         penalty = {n: p for n, p in ((3, self.penalty_3), (4, self.penalty_4)) if p}
         return Sampling(max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_p=self.top_p, ngram_penalty=penalty, word_start_only=True,
-                        stop=("\nUser:",), min_new_tokens=self.min_new_tokens)
+                        stop=(f"\n{user}:",), min_new_tokens=self.min_new_tokens)
 
 # %% ../nbs/04_verbose_cloning.ipynb #f0bc80de
 _ITEM = re.compile(r"(?m)^[ \t]*(?:[-*•]|\(?\d{1,3}[.)])\s+\S")
@@ -186,9 +186,10 @@ class VerboseContext:
     max_repeated: float = 0.5
     on_limit: str = "keep" # an answer that was cut: "keep" it without the unfinished sentence, or "reject"
     name: str = "Aster"
+    user: str = "User"     # the user's word in the run's language
 
     @property
-    def turn(self): return turn_pattern(self.name)
+    def turn(self): return turn_pattern(self.name, self.user)
 
     @cached_property
     def addressed(self): return re.compile(rf"(?i)\byou are (?:{re.escape(self.name)}\b|an? (?:\w+ )?(?:AI )?assistant (?:that|who|named|called)\b)")
@@ -215,18 +216,20 @@ def judge_verbose(row:dict, out:dict, ctx:VerboseContext)->tuple: # (row, None) 
 # %% ../nbs/04_verbose_cloning.ipynb #a6e3b038
 def write_verbose(run,    # a Run whose stage "engraved" is finished
                   engine, # the engraved model
-                  cfg:CloneConfig=CloneConfig(), seed=0, name="Aster", folder=None)->dict: # the stage's record
+                  cfg:CloneConfig=CloneConfig(), seed=0, name="Aster", folder=None,
+                  user="User" # the user's word, see `PrincipleSet`
+                 )->dict: # the stage's record
     "Stage 4, first half: the engraved model answers every prompt that is not held out under the verbose system text; makes `verbose.jsonl`."
     system = fill(load_template("verbose_system", folder), name=name)
-    settings = {k: v for k, v in asdict(cfg).items() if k != "train"} | dict(seed=seed, system=content_id(system), after=run.fingerprint("engraved"))
+    settings = {k: v for k, v in asdict(cfg).items() if k != "train"} | dict(seed=seed, system=content_id(system), user=user, after=run.fingerprint("engraved"))
     with run.stage("verbose", settings, files=["verbose.jsonl"]) as rec:
         if rec is None: return run.manifest["stages"]["verbose"]
         held = {r["id"] for r in read_jsonl(run/"held_out.jsonl")}
         rows = [r for r in read_jsonl(run/"prompts.jsonl") if r["id"] not in held]
         jobs = [dict(id=content_id("verbose", r["id"]), prompt=lambda r=r: verbose_messages(r, system)) for r in rows]
-        outs = run.complete("verbose", jobs, engine, cfg.sampling(), seed, desc="4 verbose answers")
+        outs = run.complete("verbose", jobs, engine, cfg.sampling(user), seed, desc="4 verbose answers")
         run.tell_failures("verbose", outs)
-        ctx = VerboseContext(system, cfg.min_chars, cfg.max_items, cfg.max_repeated, cfg.on_limit, name)
+        ctx = VerboseContext(system, cfg.min_chars, cfg.max_items, cfg.max_repeated, cfg.on_limit, name, user)
         rec.update(run.decide("verbose", "verbose.jsonl", (judge_verbose(r, o, ctx) for r, o in zip(rows, outs)), len(rows)), asked=len(rows))
         if not rec["kept"]: raise InputError(f"{run.path}: no verbose answer of {len(rows)} survived ({rec['rejected']}); see rejects.jsonl")
     return run.manifest["stages"]["verbose"]

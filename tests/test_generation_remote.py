@@ -106,6 +106,28 @@ def test_tokens_of_a_server_are_estimated(served):
     with load_engine(served[1]) as e:
         assert (e.count_tokens("one two three"), e.count_tokens("猫" * 400), e.count_tokens([dict(role="user", content="word " * 999)]), e.count_tokens([1, 2, 3])) == (4, 300, 1332, 3)
 
+def test_an_interrupted_run_does_not_wait_for_answers_on_their_way():
+    with socket.socket() as mute: # takes connections and says nothing
+        mute.bind(("127.0.0.1", 0)); mute.listen(64)
+        code = (f"from selfalign.generation import load_engine, Sampling\ne = load_engine('openai:http://127.0.0.1:{mute.getsockname()[1]}/v1#m', server='openai', timeout=60)\n"
+                "print('asking', flush=True)\ne.generate(['a']*40, Sampling())")
+        p = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        try:
+            assert p.stdout.readline().strip() == "asking"
+            time.sleep(1); p.send_signal(signal.SIGINT)
+            assert p.wait(timeout=10) != 0
+        finally: p.kill()
+
+def test_answers_that_came_before_a_failure_are_kept(served):
+    s, spec = served
+    s.plan[:] = [200, 200, 401]
+    with load_engine(spec, concurrency=1) as e:
+        got = []
+        with pytest.raises(InputError, match="rejects the key"):
+            for i, c in e.generate_iter(list("abcdef"), Sampling()): got.append(i); time.sleep(.1)
+        assert got[:2] == [0, 1] and 2 not in got
+        assert not e.generate([], Sampling())
+
 def test_openai_unreachable():
     with pytest.raises(InputError, match="no server there"): load_engine(f"openai:http://user:pw@127.0.0.1:{free_port()}/v1#m")
     with pytest.raises(InputError, match="BASE_URL#MODEL"): load_engine("openai:localhost")

@@ -295,3 +295,16 @@ def test_what_save_model_writes_loads_in_lm_eval_as_it_is(rows, tmp_path):
     p, a = tok("A river:")["input_ids"], tok(" Elbe")["input_ids"]
     with torch.no_grad(): at = load_model(str(tmp_path/"out"), dtype=torch.float32, device="cpu")[0](torch.tensor([p+a])).logits[0].log_softmax(-1)
     assert score == pytest.approx(sum(at[len(p)+i-1, t].item() for i, t in enumerate(a)), abs=1e-3)
+
+
+def test_control_answers_that_are_none_are_kept_with_their_reason(tmp_path):
+    from selfalign.generation import ScriptedEngine
+    from selfalign.runs import Run, read_jsonl
+    rows = [dict(id=str(i), instruction=f"Name river {i}.", input="") for i in range(6)]
+    says = lambda p, i, s: [" The Elbe.", "  ", None][i % 3]
+    with Run(tmp_path/"r", say=lambda s: None) as run:
+        write_jsonl(run/"responses.jsonl", rows)
+        with run.stage("responses", {}, files=["responses.jsonl"]): pass
+        rec = sft.answer_plainly(run, ScriptedEngine(says), EngraveConfig(held_out=0))
+        assert rec["kept"] == 2 and rec["rejected"] == {"no answer": 2, "engine error": 2} and rec["asked"] == 6
+        assert sorted(r["reason"] for r in read_jsonl(run/"rejects.jsonl")) == ["engine error"]*2 + ["no answer"]*2

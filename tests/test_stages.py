@@ -470,3 +470,9 @@ def test_an_engine_that_fails_on_most_rows_leaves_stage_2_open(tmp_path):
         with pytest.raises(InputError, match="rows of stage 'responses' failed"): pe.respond(run, ScriptedEngine(lame), RespondConfig(min_chars=40))
         down[0] = False
         assert not run.done("responses") and pe.respond(run, ScriptedEngine(lame), RespondConfig(min_chars=40))["kept"]
+
+
+def test_stage_4_knows_the_users_word_of_another_language():
+    row, out = dict(id="1", instruction="Was ist ein Fluss?", input=""), dict(text="Ein Fluss ist ein Gewässer, das von der Quelle zur Mündung fließt und dabei Land entwässert, und er wird breiter.\n\nNutzer: Und was ist ein See?", n_tokens=9, finish_reason="length")
+    kept, _ = vc.judge_verbose(row, dict(out), vc.VerboseContext("Sei ausführlich.", 20, user="Nutzer"))
+    assert kept["answer"].endswith("breiter.") and vc.CloneConfig().sampling("Nutzer").stop == ("\nNutzer:",)
