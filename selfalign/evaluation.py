@@ -228,22 +228,21 @@ def save_results(results, # one or several
     results = [results] if isinstance(results, Result) else list(results)
     write_json(path, dict(format="selfalign results 1", results=[asdict(r) for r in results]))
 
-def _is_results(path): # other files of a run lie beside them; one that is broken is not passed over
-    try: d = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError): return True
-    return isinstance(d, dict) and d.get("format") == "selfalign results 1"
-
 def load_results(path # a JSON file, or a folder of them
                 )->list: # of `Result`
-    "Read what `save_results` wrote."
+    "Read what `save_results` wrote; a folder's other files are passed over, broken ones are not."
     p = Path(path)
-    if p.is_dir():
-        if not (found := [f for f in sorted(p.glob("*.json")) if _is_results(f)]): raise InputError(f"{p}: no results file of selfalign evaluate in this folder; give its --out, a results file, or a run whose stage 5 is finished")
-        return [r for f in found for r in load_results(f)]
+    files = sorted(p.glob("*.json")) if p.is_dir() else [p]
+    found = [rs for f in files if (rs := _results_in(f)) is not None]
+    if not found and p.is_dir(): raise InputError(f"{p}: no results file of selfalign evaluate in this folder; give its --out, a results file, or a run whose stage 5 is finished")
+    if not found: raise InputError(f"{p}: not a results file of selfalign evaluate; give one that it wrote")
+    return [r for rs in found for r in rs]
+
+def _results_in(p): # of a file; None where it holds something else
     try: d = json.loads(p.read_text(encoding="utf-8"))
     except OSError as e: raise InputError(f"{p}: cannot be read ({e.strerror}); give a results file, or a folder of them") from None
     except ValueError as e: raise InputError(f"{p}: not valid JSON ({e}); evaluate again") from None
-    if not isinstance(d, dict) or d.get("format") != "selfalign results 1": raise InputError(f"{p}: not a results file of selfalign evaluate; give one that it wrote")
+    if not isinstance(d, dict) or d.get("format") != "selfalign results 1": return None
     try: return [Result(**dict(r, scores={k: Estimate(**v) for k, v in r["scores"].items()})) for r in d["results"]]
     except (TypeError, KeyError, AttributeError) as e: raise InputError(f"{p}: a results file, but not as this version writes them ({type(e).__name__}: {e}); evaluate again") from None
 
@@ -784,7 +783,7 @@ def _verdict_scores(rows, seed):
     rate = lambda v: _rate([np.mean([o == v for o in os]) for os in by_q.values()], seed)
     read = {k: p for k, p in pairs.items() if _outcome(p) is not None}
     named = {k: p for k, p in read.items() if "tie" not in (p[0]["letter"], p[1]["letter"])}
-    by_question = lambda hits: _by_question([(q, hit) for q, hit in hits], seed)
+    by_question = lambda hits: _by_question(hits, seed)
     return dict(win=rate(1), tie=rate(0), loss=rate(-1), net=bootstrap([np.mean(os) for os in by_q.values()], seed=seed),
                 position_bias=by_question((q, p[0]["letter"] == p[1]["letter"]) for (q, _), p in named.items()), prefers_first=by_question((q, np.mean([r["letter"] == "A" for r in p])) for (q, _), p in named.items()),
                 order_agreement=by_question((q, p[0]["verdict"] == p[1]["verdict"]) for (q, _), p in read.items()),
@@ -1048,17 +1047,19 @@ def _prompt_of(rows, format): # hash of the template that asks these rows; open 
     name = {"truthfulqa": MC_FORMATS, "hhh": HHH_FORMATS}.get(schema(rows[0], "rows"), {}).get(format, (None,))[-1]
     return name and prompt_hash(load_template(name))
 
-def _result_path(out_dir, name, set_name, format, n, seed): # the plain name, or one of its own where another model or set has that
+def _result_path(out_dir, name, set_name, format, n, seed): # (path, result there or None): the plain name, or one of its own where another model or set has that
     path = Path(out_dir)/f"{_slug(name)}-{_slug(Path(set_name).stem)}-{_slug(format)}{f'-n{n}' if n else ''}{f'-seed{seed}' if seed else ''}.json"
-    if not path.exists() or ((old := _earlier(path)) and (old.name, old.set) == (name, set_name)): return path
-    return path.with_stem(f"{path.stem}-{content_id(name, set_name)[:6]}")
+    old = _earlier(path)
+    if not path.exists() or (old and (old.name, old.set) == (name, set_name)): return path, old
+    own = path.with_stem(f"{path.stem}-{content_id(name, set_name)[:6]}")
+    return own, _earlier(own)
 
 def _slug(s):
     text = re.sub(r"\W+", "-", str(s)).strip("-")
     return text if len(text) <= 80 else f"{text[:73]}-{content_id(text)[:6]}"
 
 def _earlier(path): # the result in a file; None where there is none, or not as this version writes it
-    try: return next(iter(load_results(path)), None) if path and path.exists() else None
+    try: return next(iter(load_results(path)), None) if path.exists() else None
     except InputError: return None
 
 def _failed(result): # did the machine or a server fail, so that another try may do better? A row longer than the context stays so
@@ -1066,8 +1067,8 @@ def _failed(result): # did the machine or a server fail, so that another try may
 
 def _saved(out_dir, engine, name, set_name, rows, format, kw, n, say):
     made_from = content_id(_model(engine), rows, format, kw, _prompt_of(rows, format))
-    path = _result_path(out_dir, name, set_name, format, n, kw["seed"]) if out_dir else None
-    if (old := _earlier(path)) and old.config.get("made_from") == made_from and not _failed(old): return old
+    path, old = _result_path(out_dir, name, set_name, format, n, kw["seed"]) if out_dir else (None, None)
+    if old and old.config.get("made_from") == made_from and not _failed(old): return old
     r = evaluate_one(engine, rows, format, set_name=set_name, name=name, **kw)
     r.config["made_from"] = made_from
     if path: save_results(r, path)

@@ -144,9 +144,11 @@ def _check_address(engine): # of a server; it is stored with the run, and not re
     if u.scheme not in ("http", "https") or not u.hostname: raise InputError("a server's address must begin with http:// or https:// and name a host, and a port that is a number; give for example openai:http://localhost:8000/v1#name")
     if not model: raise InputError(f"engine {engine} names no model; write it after a #, such as {engine.rstrip('#')}#name")
 
+def _named_model(engine): return engine.removeprefix("ray:").partition(":")[2].rpartition("#")[2] # of a full engine string
+
 def base_model(cfg:RunConfig)->str:
     "The model that both fine-tunes start from."
-    if is_full(cfg.engine): return cfg.engine.removeprefix("ray:").partition(":")[2].rpartition("#")[2]
+    if is_full(cfg.engine): return _named_model(cfg.engine)
     if not cfg.model: raise InputError("no model; give --model embedded, a hub id such as Qwen/Qwen3-4B-Base, or a folder")
     return cfg.model
 
@@ -478,7 +480,7 @@ def _cost(c): return "–" if not c else f"{c['prompt']:,} + {c['answer']:,} tok
 def _model_of(run_path): # the base model's name as the run has it
     conf = json.loads((Path(run_path)/"manifest.json").read_text()).get("config") or {}
     engine = conf.get("engine") or ""
-    return engine.removeprefix("ray:").partition(":")[2].rpartition("#")[2] or conf.get("model") if is_full(engine) else conf.get("model")
+    return (is_full(engine) and _named_model(engine)) or conf.get("model")
 
 def write_page(run_path # a run's folder
               )->Path|None: # the page; None where nothing has been evaluated yet
