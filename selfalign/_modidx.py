@@ -1067,6 +1067,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'selfalign.sft.TrainConfig.__post_init__': ('sft.html#trainconfig.__post_init__', 'selfalign/sft.py'),
                                'selfalign.sft._answer_size': ('sft.html#_answer_size', 'selfalign/sft.py'),
                                'selfalign.sft._batches': ('sft.html#_batches', 'selfalign/sft.py'),
+                               'selfalign.sft._checkpointing': ('sft.html#_checkpointing', 'selfalign/sft.py'),
                                'selfalign.sft._clear_other': ('sft.html#_clear_other', 'selfalign/sft.py'),
                                'selfalign.sft._counts': ('sft.html#_counts', 'selfalign/sft.py'),
                                'selfalign.sft._four_bit': ('sft.html#_four_bit', 'selfalign/sft.py'),

@@ -152,6 +152,15 @@ def _batches(cfg, world, # processes
 
 def _rows_per_pack(rows, cfg): return max(cfg.max_length * len(rows) / sum(len(r["input_ids"]) for r in rows), 1)
 
+def _checkpointing(on, # compute activations again in the backward pass?
+                   fields=None # names that SFTConfig takes; None = those of the installed one
+                  )->dict: # its arguments
+    "The switch under the name that the installed transformers knows: 5.23 gave it a new one."
+    from trl import SFTConfig
+    name = next(n for n in ("activation_checkpointing", "gradient_checkpointing") if n in (fields or SFTConfig.__dataclass_fields__))
+    # one dict, since transformers gives it both names: what TRL sets for ZeRO-3 under the old one, the Trainer reads under the new
+    return {name: on, f"{name}_kwargs": dict(use_reentrant=False)}
+
 def _sft_config(cfg, work, seed, cuda, per_pack=1):
     import torch
     from trl import SFTConfig
@@ -164,7 +173,7 @@ def _sft_config(cfg, work, seed, cuda, per_pack=1):
         warmup_steps=cfg.warmup_steps, max_length=cfg.max_length, packing=packing, bf16=best_dtype() == torch.bfloat16 if cfg.bf16 is None else cfg.bf16, use_cpu=not cuda, seed=seed, data_seed=seed,
         logging_steps=1, logging_first_step=True, save_steps=cfg.save_steps, save_total_limit=2, report_to=_reporters(cfg.report_to), logging_nan_inf_filter=False,
         use_liger_kernel=cuda and importlib.util.find_spec("liger_kernel") is not None,
-        activation_checkpointing=ckpt, train_sampling_strategy="random" if packing else "group_by_length", dataloader_num_workers=0,
+        **_checkpointing(ckpt), train_sampling_strategy="random" if packing else "group_by_length", dataloader_num_workers=0,
         disable_tqdm=bool(os.environ.get("SELFALIGN_NO_PROGRESS")), dataset_num_proc=None)
 
 def _watch():
