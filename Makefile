@@ -23,7 +23,7 @@ test-exact: $(VENV)/.dev
 # vLLM pins a transformers of its own, so it lives in another environment: make test-vllm VLLM_PYTHON=path/to/its/python
 VLLM_PYTHON ?= $(BIN)/python
 test-vllm: $(VENV)/.dev
-	$(VLLM_PYTHON) -m pytest -q -rs -m vllm tests/test_generation_remote.py
+	$(VLLM_PYTHON) -m pytest -q -rs -m vllm tests/test_generation_remote.py tests/test_vllm_run.py
 
 soak: $(VENV)/.dev
 	$(BIN)/python benchmarks/reliability.py soak --kills 60
