@@ -22,7 +22,7 @@ from jinja2 import TemplateError
 from transformers import AttentionInterface, AttentionMaskInterface, Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from .models import best_device, best_dtype, load_model, load_tokenizer, resolve_model
+from .models import ModelSource, best_device, best_dtype, load_model, load_tokenizer, resolve_model
 from .runs import InputError, check_settings, number, whole_number
 
 # %% ../nbs/core/generation.ipynb #aa924fc7
@@ -1364,31 +1364,78 @@ def _no_secrets(url):
     return f"{u.scheme}://{u.hostname}{f':{u.port}' if u.port else ''}{u.path}"
 
 # %% ../nbs/core/generation.ipynb #3f976d56
+class _Replica: # one engine, in a process of its own, loaded at the first batch
+    def __init__(self, spec, revision, options): self.spec, self.revision, self.options = spec, revision, options
+
+    @cached_property
+    def engine(self):
+        import selfalign.generation as g # named in full: this class travels to the workers by value in a notebook
+        kind, _, model = self.spec.partition(":")
+        if not self.revision: return g.load_engine(self.spec, **self.options)
+        return g.ENGINES[kind](g.ModelSource(model, model, self.revision, None), **self.options) # the driver's revision
+
+    def work(self, prompts, others, sampling):
+        import selfalign.generation as g
+        if sampling is None: return [asdict(o) for o in self.engine.score(prompts, others)]
+        return [asdict(o) for o in self.engine.generate(prompts, g.Sampling(**sampling), seeds=others)]
+
+    def close(self):
+        if "engine" in vars(self): self.engine.close()
+
+# %% ../nbs/core/generation.ipynb #5c1a90e2
+def _model_context(src): # tokens, or None
+    from transformers import AutoConfig
+    return _positions(AutoConfig.from_pretrained(src.path, revision=src.revision).get_text_config(decoder=True))
+
+def _start_ray(ray, address):
+    import logging
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    address = address or os.environ.get("RAY_ADDRESS")
+    where = dict(env_vars=dict(PYTHONPATH=os.pathsep.join(_here())))
+    try: ray.init(address=address, include_dashboard=False if not address else None, log_to_driver=False,
+                  logging_level=logging.ERROR, runtime_env=where)
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as e:
+        remedy = "copy ~/.ray/auth_token of the head to this machine" if "auth" in str(e).lower() else "check RAY_ADDRESS"
+        why = (str(e).splitlines() or [type(e).__name__])[0][:200]
+        raise InputError(f"ray: cannot join {address or 'a cluster on this machine'} ({why}); {remedy}") from None
+
+def _here(): # workers import this package from where the driver has it
+    import selfalign
+    return [os.path.dirname(os.path.dirname(os.path.abspath(selfalign.__file__))), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+
+# %% ../nbs/core/generation.ipynb #91e6ac37
 class RayEngine(Engine):
-    "Replicas of an engine over a Ray cluster."
-    kind = "ray"
+    "Replicas of an engine over a Ray cluster, alive as long as this engine."
+    kind, deaths = "ray", 8 # deaths: batches in a row that end their replicas before the run stops
     def __init__(self, model,      # an engine string, such as torch:embedded or vllm:<id>
-                 workers=None,     # replicas; None = one per GPU, or one per two CPU cores
-                 batch=32,         # rows a worker takes at a time
-                 cpus_per_worker=1, gpus_per_worker=None, # None = one where the cluster has GPUs
+                 workers=None,     # replicas; None = as many as the GPUs allow, or one per CPU core
+                 batch=None,       # rows a worker takes at a time; None = 32, or 1,024 for vLLM
+                 cpus_per_worker=1,
+                 gpus_per_worker=None, # None = tensor_parallel_size of vLLM, 1 for torch, 0 without GPUs
                  address=None,     # of the cluster; None = RAY_ADDRESS, else this machine
                  **options         # of the replicas' engine
                 ):
-        if model.partition(":")[0] not in set(ENGINES) - {"ray"}: raise InputError(f"ray:{model}: give ray:torch:MODEL, ray:vllm:MODEL or ray:openai:URL#MODEL")
+        kind, _, name = model.partition(":")
+        if kind not in set(ENGINES) - {"ray"}:
+            raise InputError(f"ray:{model}: give ray:torch:MODEL, ray:vllm:MODEL or ray:openai:URL#MODEL")
+        _check_options(kind, options)
         try: import ray
-        except ImportError as e: raise InputError(f"ray:{model}: Ray is not installed here ({e}); pip install 'ray[data]'") from None
-        self.spec, self.batch, self.options, self.cpus = model, batch, options, cpus_per_worker
+        except ImportError as e: raise InputError(f"ray:{model}: Ray is not installed here ({e}); pip install ray") from None
+        src = None if kind == "openai" else resolve_model(name)
+        self.spec, self.options, self.cpus, self.actors = model, options, cpus_per_worker, []
+        self.revision, self.batch = src and src.revision, batch or (1024 if kind == "vllm" else 32)
         self.started = not ray.is_initialized()
         if self.started: _start_ray(ray, address)
+        cards = 0 if kind == "openai" else options.get("tensor_parallel_size", 1)
         have = ray.cluster_resources()
-        self.gpus = gpus_per_worker if gpus_per_worker is not None else min(1, have.get("GPU", 0))
-        # one core stays free: a pool that takes them all starves Ray Data's readers
-        self.workers = workers or max(1, int(have.get("GPU", 0) // self.gpus if self.gpus else (have.get("CPU", 1) - 1) // max(1, cpus_per_worker)))
-        src = None if model.startswith("openai:") else resolve_model(model.partition(":")[2])
+        self.gpus = gpus_per_worker if gpus_per_worker is not None else cards if have.get("GPU") else 0
+        try: self.workers = _workers(ray, workers, self.gpus, cpus_per_worker)
+        except InputError: self.close(); raise
         self.stand_in = bool(src and src.stand_in)
-        if src: self.max_context = options.get("max_context") or options.get("max_model_len") or _model_context(src) or self.max_context
-        self.info = dict(kind="ray", engine=model.partition(":")[0], model=src.name if src else model.partition("#")[2], revision=src and src.revision, sha256=src and src.sha256,
-                         dtype=options.get("dtype"), device="gpu" if self.gpus else "cpu", workers=self.workers)
+        if src: self.max_context = options.get("max_context") or _model_context(src) or self.max_context
+        self.info = dict(kind="ray", engine=kind, model=src.name if src else model.partition("#")[2],
+                         revision=self.revision, sha256=src and src.sha256, dtype=options.get("dtype"),
+                         device="gpu" if self.gpus else "cpu", workers=self.workers)
 
     @cached_property
     def prompts(self):
@@ -1397,86 +1444,74 @@ class RayEngine(Engine):
 
     def generate_iter(self, prompts, sampling, seeds=None):
         "Yield rows as workers hand in their batches."
-        rows = [dict(row=i, prompt=json.dumps(p), other=str(s)) for i, (p, s) in enumerate(zip(prompts, _pairs(prompts, seeds, sampling)))]
-        if self.spec.startswith("vllm:") and self.gpus: yield from self._vllm(rows, sampling); return
-        for r in self._map(rows, asdict(sampling)):
-            c = json.loads(r["out"])
-            if c["error"]: c["error"] = f"row {r['row']}: {c['error'].partition(': ')[2]}" # a worker counts within its batch
-            yield int(r["row"]), Completion(**c)
+        for i, c in self._map(list(prompts), _pairs(prompts, seeds, sampling), asdict(sampling)):
+            yield i, _error(i, c) if isinstance(c, str) else Completion(**c)
 
     def score(self, prompts, continuations):
         "Scores by the replicas."
-        rows = [dict(row=i, prompt=json.dumps(p), other=c) for i, (p, c) in enumerate(zip(prompts, continuations, strict=True))]
-        got = {int(r["row"]): Score(**json.loads(r["out"])) for r in self._map(rows, None)}
-        for i, s in got.items(): s.error = s.error and f"row {i}: {s.error.partition(': ')[2]}"
-        return [got[i] for i in range(len(prompts))]
+        if len(prompts) != len(continuations): raise ValueError("one continuation per prompt")
+        got = dict(self._map(list(prompts), list(continuations), None))
+        return [Score(float("nan"), 0, f"row {i}: {got[i]}") if isinstance(got[i], str) else Score(**got[i]) for i in range(len(prompts))]
 
-    def _map(self, rows, sampling):
-        import ray
-        if not rows: return
-        ds = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // self.batch))
-        pool = ray.data.ActorPoolStrategy(size=min(self.workers, -(-len(rows) // self.batch)))
-        out = ds.map_batches(_Replica, fn_constructor_args=(self.spec, self.options, sampling), batch_size=self.batch, compute=pool, num_cpus=self.cpus, num_gpus=self.gpus or None)
-        try: yield from out.iter_rows()
-        except ray.exceptions.RayTaskError as e:
-            if isinstance(e.cause, InputError): raise InputError(str(e.cause)) from None
-            raise
-
-    def _vllm(self, rows, sampling):
-        import ray
-        from ray.data.llm import build_processor, vLLMEngineProcessorConfig
-        src = resolve_model(self.spec.partition(":")[2])
-        eos = _config_eos(None, self.prompts.tok, src.path)
-        rules, good = token_rules(sampling, self.prompts, eos), []
-        for r in rows:
-            try: good.append(dict(row=r["row"], ids=self.prompts.encode(json.loads(r["prompt"])), other=r["other"]))
-            except InputError as e: yield r["row"], _error(r["row"], str(e))
-        kw = dict(enable_prefix_caching=True, logits_processors=["selfalign.generation:VLLMRules"], **{_VLLM_NAMES.get(k, k): v for k, v in self.options.items()})
-        config = vLLMEngineProcessorConfig(model_source=src.path, engine_kwargs=kw, concurrency=self.workers, batch_size=self.batch, chat_template_stage=False, tokenize_stage=False,
-                                           detokenize_stage=False, should_continue_on_error=True, runtime_env=dict(env_vars=dict(VLLM_USE_V2_MODEL_RUNNER="0")))
-        process = build_processor(config, preprocess=lambda r: dict(row=r["row"], tokenized_prompt=r["ids"], sampling_params={k: v for k, v in _vllm_params(sampling, int(r["other"]), rules).items() if v is not None}),
-                                  postprocess=lambda r: dict(row=r["row"], ids=list(r["generated_tokens"]), text=r["generated_text"], n_prompt=r["num_input_tokens"]))
-        for r in process(ray.data.from_items(good, override_num_blocks=-(-len(good) // self.batch))).iter_rows() if good else ():
-            if why := r.get("__inference_error__"): yield int(r["row"]), _error(int(r["row"]), why)
-            else: yield int(r["row"]), self._ended([int(t) for t in r["ids"]], r["text"], int(r["n_prompt"]), sampling, eos)
-
-    def _ended(self, ids, text, n_prompt, s, eos):
-        if ids and ids[-1] in eos: return Completion(text, len(ids), "stop", n_prompt, "<eos>", None, ids)
-        stop = find_stop(self.prompts.decode(ids), s.stop)[1]
-        return Completion(text, len(ids), "stop" if stop else "length", n_prompt, stop, None, ids)
+    def _actor(self, ray):
+        kw = dict(num_cpus=self.cpus, num_gpus=self.gpus, max_restarts=-1, max_task_retries=1)
+        return ray.remote(_Replica).options(**kw).remote(self.spec, self.revision, self.options)
 
     def close(self):
-        "Leave the cluster, if this engine joined it."
+        "End the replicas, and leave the cluster if this engine joined it."
         import ray
-        if self.started and ray.is_initialized(): ray.shutdown()
+        actors, self.actors = self.actors, []
+        if not ray.is_initialized(): return
+        ray.wait([a.close.remote() for a in actors], num_returns=len(actors), timeout=30) if actors else None
+        for a in actors: ray.kill(a)
+        if self.started: ray.shutdown()
 
-def _model_context(src): # tokens, or None
-    from transformers import AutoConfig
-    return _positions(AutoConfig.from_pretrained(src.path, revision=src.revision).get_text_config(decoder=True))
+# %% ../nbs/core/generation.ipynb #2f8b6e15
+@patch
+def _map(self:RayEngine, prompts, others, sampling): # yields (row, dict of a Completion or Score, or what went wrong)
+    import ray
+    if not prompts: return
+    size = min(self.batch, -(-len(prompts) // self.workers)) # no worker is left without rows
+    todo = deque(range(i, min(i+size, len(prompts))) for i in range(0, len(prompts), size))
+    while len(self.actors) < min(self.workers, len(todo)): self.actors.append(self._actor(ray))
+    free, busy, deaths = list(self.actors), {}, 0
+    try:
+        while todo or busy:
+            while todo and free:
+                actor, rows = free.pop(), todo.popleft()
+                ref = actor.work.remote([prompts[i] for i in rows], [others[i] for i in rows], sampling)
+                busy[ref] = actor, rows
+            ref = ray.wait(list(busy))[0][0]
+            actor, rows = busy.pop(ref)
+            free.append(actor)
+            try: outs, deaths = ray.get(ref), 0
+            except ray.exceptions.RayTaskError as e:
+                if isinstance(e.cause, InputError): raise InputError(str(e.cause)) from None
+                raise
+            except ray.exceptions.RayActorError as e:
+                deaths += 1
+                if deaths > self.deaths: raise InputError(f"ray: the workers of {self.spec} end again and again "
+                                                          f"({_line(e)}); lower the batch size or see Ray's logs") from None
+                if len(rows) == 1: yield rows[0], "the worker ended twice on this row"; continue
+                part = -(-len(rows) // 8)
+                todo.extend(rows[k:k+part] for k in range(0, len(rows), part))
+                continue
+            for i, out in zip(rows, outs): # a worker counts within its batch
+                if out["error"]: out["error"] = f"row {i}: {out['error'].partition(': ')[2]}"
+                yield i, out
+    finally: # the caller left: the replicas are kept, what they still do is not waited for
+        for ref in busy: ray.cancel(ref)
 
-def _start_ray(ray, address):
-    import logging
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    for name in ("ray", "ray.data"): logging.getLogger(name).setLevel(logging.ERROR)
-    address = address or os.environ.get("RAY_ADDRESS")
-    try: ray.init(address=address, include_dashboard=False if not address else None, log_to_driver=False, logging_level=logging.ERROR, runtime_env=dict(env_vars=dict(PYTHONPATH=os.pathsep.join(_here()))))
-    except (ConnectionError, ValueError, RuntimeError) as e: raise InputError(f"ray: cannot join {address or 'a cluster on this machine'} ({str(e).splitlines()[0][:200]}); check RAY_ADDRESS") from None
-    ray.data.DataContext.get_current().enable_progress_bars = False
+def _line(e): return " ".join(str(e).split())[:160]
 
-def _here(): # workers import this package from where the driver has it
-    import selfalign
-    return [os.path.dirname(os.path.dirname(os.path.abspath(selfalign.__file__))), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-
-class _Replica:
-    def __init__(self, spec, options, sampling):
-        import selfalign.generation as g # named in full: this class travels to the workers by value in a notebook
-        self.engine, self.sampling = g.load_engine(spec, **options), g.Sampling(**sampling) if sampling else None
-
-    def __call__(self, batch):
-        prompts = [json.loads(p) for p in batch["prompt"]]
-        if self.sampling: outs = self.engine.generate(prompts, self.sampling, seeds=[int(s) for s in batch["other"]])
-        else: outs = self.engine.score(prompts, [str(c) for c in batch["other"]])
-        return dict(row=batch["row"], out=np.array([json.dumps(asdict(o)) for o in outs], dtype=object))
+def _workers(ray, workers, gpus, cpus): # how many replicas; `InputError` where they have no place
+    have, nodes = ray.cluster_resources(), [n["Resources"] for n in ray.nodes() if n["Alive"]]
+    room = sum(int(min(n.get("GPU", 0) // gpus if gpus else 1e9, n.get("CPU", 0) // cpus if cpus else 1e9)) for n in nodes)
+    room = min(room, 10_000)
+    if room < (workers or 1):
+        raise InputError(f"ray: {workers or 1} workers of {gpus:g} GPUs and {cpus:g} CPUs do not fit into the cluster "
+                         f"({have.get('GPU', 0):g} GPUs, {have.get('CPU', 0):g} CPUs; a worker stays on one machine); lower workers, tensor_parallel_size or cpus_per_worker")
+    return workers or room
 
 # %% ../nbs/core/generation.ipynb #e216ba0f
 def load_engine(spec:str,  # "torch:embedded" | "torch:<hub id or path>" | "vllm:<id>" | "openai:<base url>#<model>" | "ray:<any of these>"
@@ -1485,10 +1520,13 @@ def load_engine(spec:str,  # "torch:embedded" | "torch:<hub id or path>" | "vllm
     "Open an engine; raises `InputError` for an unknown kind, model or option."
     kind, _, model = spec.partition(":")
     if kind not in ENGINES or not model: raise InputError(f"engine {spec!r}: give one of {', '.join(f'{k}:MODEL' for k in ENGINES)}, such as torch:embedded")
+    _check_options(kind, options)
+    return ENGINES[kind](model, **options)
+
+def _check_options(kind, options):
     import inspect
     known = list(inspect.signature(ENGINES[kind].__init__).parameters)[2:]
     bad = set(options) - set(known) if "options" not in known else ()
     if bad: raise InputError(f"engine {kind}: no option {', '.join(sorted(bad))}; it has {', '.join(known)}")
-    return ENGINES[kind](model, **options)
 
 ENGINES = dict(torch=TorchEngine, vllm=VLLMEngine, openai=OpenAIEngine, ray=RayEngine)

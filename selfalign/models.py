@@ -103,9 +103,10 @@ def weights_sha256(folder)->str|None: # hexadecimal; None where the folder holds
     with contextlib.suppress(OSError): memo.write_text(json.dumps(dict(stamp=stamp, sha256=h.hexdigest())))
     return h.hexdigest()
 
-def resolve_model(spec:str # "embedded", a hub id, or a folder
+def resolve_model(spec:str # "embedded", a hub id, a folder, or a `ModelSource`, which is returned as it is
                  )->ModelSource:
     "Find a model by its name; `InputError` for a path that does not exist."
+    if isinstance(spec, ModelSource): return spec
     if spec == "embedded":
         p = embedded_model_path()
         return ModelSource(str(p), "embedded", None, weights_sha256(p), stand_in=True)

@@ -200,8 +200,7 @@ def known_options(engine)->dict: # name → its default
     own = lambda kind: {k: p.default for k, p in list(inspect.signature(ENGINES[kind].__init__).parameters.items())[2:] if p.kind is not p.VAR_KEYWORD}
     kind = _kind(engine)
     if not engine.startswith("ray:"): return own(kind)
-    inner = own(kind) if kind != "vllm" else {k: own(kind)[k] for k in ("dtype", "tensor_parallel_size", "quantization")} # Ray hands them to vLLM under vLLM's names
-    return own("ray") | inner
+    return own("ray") | own(kind)
 
 def engine_options(cfg:RunConfig)->dict:
     "Options of the run's engine; `InputError` for one that this kind of engine does not take."

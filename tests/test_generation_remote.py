@@ -177,7 +177,7 @@ def test_transformers_serve_killed_and_restarted():
 
 @pytest.fixture
 def ray_engine():
-    pytest.importorskip("ray", reason="Ray is not installed: pip install 'ray[data]'")
+    pytest.importorskip("ray", reason="Ray is not installed: pip install ray")
     import ray
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, runtime_env=dict(env_vars=dict(PYTHONPATH=os.getcwd(), OMP_NUM_THREADS="1")))
     with load_engine("ray:torch:embedded", workers=2, batch=3, dtype="float32") as e: yield e
@@ -202,7 +202,63 @@ def test_ray_matches_one_engine_and_survives_a_killed_worker(ray_engine):
 
 def worker_pids(): # only below this process; Ray renames a worker's process after what it runs
     import psutil
-    return [p.pid for p in psutil.Process().children(recursive=True) if "MapWorker" in " ".join(p.cmdline()) and p.status() != psutil.STATUS_ZOMBIE]
+    return [p.pid for p in psutil.Process().children(recursive=True) if "_Replica" in " ".join(p.cmdline()) and p.status() != psutil.STATUS_ZOMBIE]
+
+@pytest.fixture
+def counted_ray(tmp_path, monkeypatch):
+    "Ray with an engine that notes its starts in a file, ends its process at the row `poison`, and scores."
+    pytest.importorskip("ray", reason="Ray is not installed: pip install ray")
+    import ray
+    import selfalign.generation as g
+    starts = tmp_path/"starts"
+    base = g._Replica
+    class Counted(base): # defined in a function, so it travels by value
+        @property
+        def engine(self):
+            if not hasattr(self, "opened"):
+                with open(starts, "a") as f: f.write(f"{os.getpid()}\n")
+                def answer(prompt, i, seed):
+                    if prompt == "poison": os._exit(1)
+                    if prompt == "slow": time.sleep(.5)
+                    return g.Completion(f"{prompt}!", 1, "stop", 1) if prompt else None
+                self.opened = g.ScriptedEngine(answer, scores=lambda p, c: -len(c))
+            return self.opened
+    monkeypatch.setattr(g, "_Replica", Counted)
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=dict(env_vars=dict(PYTHONPATH=os.getcwd(), OMP_NUM_THREADS="1")))
+    yield lambda: starts.read_text().split() if starts.exists() else []
+    ray.shutdown()
+
+@pytest.mark.ray
+def test_ray_keeps_its_engines_over_rounds_and_a_poison_row_ends_in_an_error(counted_ray):
+    with load_engine("ray:torch:embedded", batch=4) as e:
+        assert e.workers == 2 and not counted_ray()
+        for n in (16, 20, 12): # rounds, as stage 1 asks them
+            outs = e.generate([f"{n} {i}" for i in range(n)] + [""])
+            assert [o.text for o in outs[:-1]] == [f"{n} {i}!" for i in range(n)] and outs[-1].error.startswith(f"row {n}: ")
+        assert [s.logprob for s in e.score(["a"]*9, ["b"*i for i in range(1, 10)])] == [-float(i) for i in range(1, 10)]
+        first = next(iter(e.generate_iter(["slow"]*12, Sampling()))) # the caller leaves; the next call is served
+        assert first[1].text == "slow!" and len(e.generate(["x"]*4)) == 4
+        assert len(counted_ray()) == 2 and len(worker_pids()) == 2, "one start per worker"
+        outs = e.generate(["a", "b", "poison", *"defghijkl"])
+        assert [o.error for o in outs if o.error] == ["row 2: the worker ended twice on this row"] and outs[11].text == "l!"
+        assert len(counted_ray()) == 2 + 4 # two tries of its batch, two alone
+        e.deaths = 2
+        with pytest.raises(InputError, match="end again and again"): e.generate(["poison"] * 8)
+    end = time.monotonic() + 20
+    while worker_pids() and time.monotonic() < end: time.sleep(.2)
+    assert not worker_pids(), "closing ends the processes"
+
+@pytest.mark.ray
+def test_ray_places_are_counted_by_cards(monkeypatch):
+    "Tensor parallelism takes all its cards in one machine; what has no place is told before a model is loaded."
+    from types import SimpleNamespace as N
+    from selfalign.generation import _workers
+    def cluster(*nodes): return N(cluster_resources=lambda: {k: sum(n[k] for n in nodes) for k in ("GPU", "CPU")}, nodes=lambda: [dict(Alive=True, Resources=n) for n in nodes])
+    two = cluster(dict(GPU=8., CPU=64.), dict(GPU=3., CPU=64.))
+    assert (_workers(two, None, 1, 1), _workers(two, None, 4, 1), _workers(two, None, 2, 1), _workers(two, 1, 8, 1)) == (11, 2, 5, 1)
+    assert _workers(cluster(dict(GPU=0, CPU=6.)), None, 0, 2) == 3
+    for bad in ((two, 3, 4, 1), (cluster(dict(GPU=4., CPU=9.), dict(GPU=4., CPU=9.)), None, 8, 1)):
+        with pytest.raises(InputError, match="do not fit into the cluster"): _workers(*bad)
 
 # --- vLLM --------------------------------------------------------------------------------------------------------
 
