@@ -10,9 +10,9 @@ __all__ = ['SUBSETS', 'CHECKS', 'OUR_SETS', 'BENCHMARKS', 'VICUNA_URL', 'MC_FORM
            'Table', 'table', 'over_seeds', 'Comparison', 'mcnemar', 'sign_flip', 'paired_compare', 'compare',
            'answer_questions', 'repeats_itself', 'text_stats', 'text_scores', 'is_refusal', 'refusal_rates',
            'refusals_of', 'judged_by', 'rubric', 'parse_verdict', 'judge_cost', 'judge_pairwise', 'bradley_terry',
-           'truth_info_judge', 'Internalization', 'gap_share', 'internalization', 'evaluate_one', 'formats_of',
-           'evaluate_models', 'checkpoint_scores', 'can_score', 'paper_results', 'plot_scores', 'plot_tax',
-           'plot_steps', 'plot_internalization']
+           'truth_info_judge', 'Internalization', 'gap_share', 'internalization', 'score_arms', 'internalization_of',
+           'evaluate_one', 'formats_of', 'evaluate_models', 'checkpoint_scores', 'can_score', 'paper_results',
+           'plot_scores', 'plot_tax', 'plot_steps', 'plot_internalization']
 
 # %% ../nbs/05_evaluation.ipynb #8fee2028
 import contextlib, csv, hashlib, json, math, os, random, re
@@ -921,15 +921,10 @@ def internalization(rows,               # held-out, each with "id" and "answer" 
                     seed=0, n_boot=2000 # of the bootstrap over rows
                    )->Internalization:
     "How much of what the principles do to the answers the engraved model does without them."
-    skipped = [dict(id=r.get("id"), reason="the answer is empty") for r in rows if not _text(r.get("answer"))]
-    rows = [r for r in rows if _text(r.get("answer"))]
-    if not rows: raise InputError("internalization: no held-out row has an answer; hold out more rows (see --held-out)")
-    with _opened(base) as e: arms = dict(base_without=_score_arm(e, rows, without_principles), base_with=_score_arm(e, rows, with_principles))
-    with _opened(engraved) as e: arms["engraved_without"] = _score_arm(e, rows, without_principles)
-    if control is not None:
-        with _opened(control) as e: arms["control_without"] = _score_arm(e, rows, without_principles)
-    records, more = _arm_records(rows, arms)
-    return _internalized(records, skipped + more, list(arms), seed, n_boot)
+    models, arms = dict(base=base, engraved=engraved) | (dict(control=control) if control is not None else {}), {}
+    for name, model in models.items():
+        with _opened(model) as e: arms |= score_arms(name, e, rows, with_principles, without_principles)
+    return internalization_of(rows, arms, seed, n_boot)
 
 def _arm_records(rows, arms):
     records, skipped = [], []
@@ -940,6 +935,25 @@ def _arm_records(rows, arms):
         records.append(dict(id=r.get("id"), **{k: dict(nats=-s.logprob, n_tokens=s.n_tokens) for k, s in got.items()}))
     if not records: raise InputError(f"internalization: all {len(rows)} rows were skipped: {skipped[0]['reason']}")
     return records, skipped
+
+# %% ../nbs/05_evaluation.ipynb #e04b7d29
+def score_arms(name,   # base, engraved or control
+               engine, rows, with_principles, without_principles # as for `internalization`
+              )->dict: # arm -> scores of the rows that have an answer
+    "What `internalization` asks one model; whoever opens each model once asks it together with the rest."
+    ways = {"without": without_principles} | ({"with": with_principles} if name == "base" else {})
+    return {f"{name}_{k}": _score_arm(engine, _answered(rows), ask) for k, ask in ways.items()}
+
+def internalization_of(rows, arms, seed=0, n_boot=2000)->Internalization: # arms: of `score_arms`, of all models
+    "The share of the gap, from scores that are there."
+    skipped = [dict(id=r.get("id"), reason="the answer is empty") for r in rows if not _text(r.get("answer"))]
+    records, more = _arm_records(_answered(rows), arms)
+    return _internalized(records, skipped + more, [a for a in ARMS if a in arms], seed, n_boot)
+
+def _answered(rows):
+    good = [r for r in rows if _text(r.get("answer"))]
+    if not good: raise InputError("internalization: no held-out row has an answer; hold out more rows (see --held-out)")
+    return good
 
 # %% ../nbs/05_evaluation.ipynb #99071d57
 def _internalized(records, skipped, arms, seed, n_boot):

@@ -6,11 +6,11 @@
 __all__ = ['ATTENTION', 'CONTROL_TEXT', 'ENGINES', 'Sampling', 'Completion', 'Score', 'mix', 'row_seeds', 'Engine',
            'ScriptedEngine', 'find_stop', 'whole_text', 'Prompts', 'Group', 'prefix_groups', 'Unsupported', 'attend',
            'join', 'SharedLayer', 'SharedCache', 'shared_attention', 'waits', 'draw', 'NGrams', 'Row', 'Chooser',
-           'free_memory', 'TorchEngine', 'Tree', 'token_tree', 'tree_mask', 'token_rules', 'RowRules', 'vllm_rules',
-           'VLLMEngine', 'OpenAIEngine', 'RayEngine', 'load_engine']
+           'free_memory', 'TorchEngine', 'Tree', 'token_tree', 'tree_mask', 'vllm_trouble', 'token_rules', 'RowRules',
+           'vllm_rules', 'VLLMEngine', 'OpenAIEngine', 'RayEngine', 'load_engine']
 
 # %% ../nbs/core/generation.ipynb #a911a82c
-import contextlib, json, os, queue, re, threading, time, warnings
+import contextlib, json, os, queue, re, sys, threading, time, warnings
 from collections import defaultdict, deque
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
@@ -1072,6 +1072,67 @@ def _plainly(self:TorchEngine):
     finally:
         if hooked: self.model.set_attn_implementation(ATTENTION)
 
+# %% ../nbs/core/generation.ipynb #7d3e90b1
+_VLLM_TROUBLE = ( # what vLLM, PyTorch or Triton write; what to tell
+    ("Free memory on device .*less than", "less GPU memory is free than asked for; end what else holds the card (nvidia-smi shows it) or give --engine-options memory_share=0.8 max_context=8192"),
+    ("No available memory for the cache blocks|serve at least one request|larger than the available KV cache memory",
+     "no room is left for the cache beside the weights; give --engine-options memory_share=0.95 max_context=8192, quantization=fp8, or more cards by tensor_parallel_size"),
+    ("out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED", "out of GPU memory; give --engine-options memory_share=0.8 max_context=8192, or a smaller --batch-size"),
+    ("greater than the derived max_model_len", "max_context is more than the model was made for; give a smaller one or leave it out"),
+    ("Python\\.h", "the header Python.h is missing, which Triton needs; apt install python3-dev (of your Python's version), or --engine-options eager=true"),
+    ("Failed to find C compiler|InvalidCxxCompiler|No such file or directory: '(gcc|g\\+\\+|cc|c\\+\\+)'", "no C compiler is there, which Triton needs; apt install build-essential, or --engine-options eager=true"),
+    ("Could not find nvcc|nvcc: not found|No such file or directory: '[^']*(nvcc|ninja)'", "nvcc is missing, which FlashInfer needs; export VLLM_USE_FLASHINFER_SAMPLER=0, or install the CUDA toolkit"),
+    ("Cannot re-initialize CUDA in forked", "CUDA was in use before vLLM started; export VLLM_WORKER_MULTIPROC_METHOD=spawn"),
+    ("World size .* larger than|not enough.*GPUs|divisible by tensor parallel size", "tensor_parallel_size does not fit the GPUs that are visible or the model's heads; give a smaller one"))
+_VLLM_ENDED = "EngineDead|EngineCore encountered an issue|root cause|died unexpectedly" # the end, not its cause
+
+def vllm_trouble(text:str)->str: # one line
+    "The cause of a failure in what vLLM's processes wrote, with a remedy where it is a known one."
+    for words, told in _VLLM_TROUBLE:
+        if re.search(words, text): return told
+    found = [e for e in re.findall(r"\b(\w*(?:Error|Exception): .+)", text) if not re.search(_VLLM_ENDED, e)]
+    if not found: return "the engine's process ended without a word (often the host's memory was full, see dmesg); give the same command again"
+    return " ".join(found[0].split())[:300]
+
+# %% ../nbs/core/generation.ipynb #1ab95e7c
+class _VLLMLog: # where vLLM's processes write, for the engine's life; its failures become one line
+    def __init__(self, name): self.name, self.dead, self.path, self.seen = name, False, None, 0
+
+    @contextlib.contextmanager
+    def start(self): # a child keeps the file that it starts with
+        import tempfile
+        f, self.path = tempfile.mkstemp(prefix="selfalign-vllm-", suffix=".log")
+        sys.stdout.flush(); sys.stderr.flush()
+        kept = {n: os.dup(n) for n in (1, 2)}
+        for n in kept: os.dup2(f, n)
+        os.close(f)
+        try:
+            with self.told(): yield
+            self.seen = os.path.getsize(self.path) # what a start that went well has said is no cause
+        finally:
+            sys.stdout.flush(); sys.stderr.flush()
+            for n, old in kept.items(): os.dup2(old, n); os.close(old)
+
+    @contextlib.contextmanager
+    def told(self):
+        try: yield
+        except InputError: raise
+        except Exception as e:
+            self.dead, text = True, ""
+            with contextlib.suppress(OSError, TypeError):
+                with open(self.path, "rb") as f: f.seek(self.seen); text = f.read()[-400_000:].decode(errors="replace")
+            raise InputError(f"{self.name}: {vllm_trouble(f'{text}{chr(10)}{type(e).__name__}: {e}')}; vLLM's own words: {self.path}") from e
+
+    def close(self):
+        if self.path and not self.dead:
+            with contextlib.suppress(OSError): os.unlink(self.path)
+
+_RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
+
+def _vllm_runner(rules): # the runner whose logits processors see a row's tokens; a value set by the user stays
+    if rules and _RUNNER not in os.environ: os.environ[_RUNNER] = "00" # no user writes it so
+    elif not rules and os.environ.get(_RUNNER) == "00": del os.environ[_RUNNER] # vLLM asks for it with every request
+
 # %% ../nbs/core/generation.ipynb #47b0d2d5
 def token_rules(sampling, prompts, eos)->dict: # JSON, for a process of its own; {} where nothing is asked
     "The parts of a `Sampling` that no server parameter expresses."
@@ -1114,7 +1175,8 @@ def __getattr__(name): # vLLM's worker processes look the class up by name, in a
 
 def _vllm_params(sampling, seed, rules):
     s = sampling
-    return dict(max_tokens=s.max_new_tokens, temperature=s.temperature, top_p=s.top_p, top_k=s.top_k or -1, stop=list(s.stop) or None, seed=seed % 2**63,
+    from vllm.sampling_params import RequestOutputKind
+    return dict(output_kind=RequestOutputKind.FINAL_ONLY, max_tokens=s.max_new_tokens, temperature=s.temperature, top_p=s.top_p, top_k=s.top_k or -1, stop=list(s.stop) or None, seed=seed % 2**63,
                 extra_args=dict(selfalign=rules) if rules else None)
 
 class VLLMEngine(Engine):
@@ -1128,16 +1190,22 @@ class VLLMEngine(Engine):
                  max_context=None,       # tokens of prompt and completion together
                  batch_size=None,        # rows decoded together; None = vLLM's choice
                  eager=False,            # no CUDA graphs: starts sooner, runs slower
-                 lora=None               # folder of an adapter
+                 lora=None,              # folder of an adapter
+                 rules=True              # may a `Sampling` ask for bans and penalties? False = vLLM's newer, faster runner
                 ):
-        os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0") # the runner whose logits processors see a row's tokens
         try: from vllm import LLM
         except ImportError as e: raise InputError(f"vllm:{model}: vLLM is not installed here ({e}); pip install vllm, or use torch:{model}") from None
         src = resolve_model(model)
-        extra = dict(max_model_len=max_context, max_num_seqs=batch_size, quantization=quantization)
+        # -1: as much context as the memory holds, where the model's own would not fit
+        extra = dict(max_model_len=max_context or -1, max_num_seqs=batch_size, quantization=quantization)
         if lora: extra.update(enable_lora=True, max_lora_rank=64)
-        self.llm = LLM(src.path, revision=src.revision, dtype=dtype or "auto", enable_prefix_caching=True, tensor_parallel_size=tensor_parallel_size, gpu_memory_utilization=memory_share,
-                       enforce_eager=eager, logits_processors=["selfalign.generation:VLLMRules"], **{k: v for k, v in extra.items() if v is not None})
+        if rules: extra.update(logits_processors=["selfalign.generation:VLLMRules"])
+        self.rules, self.log = rules, _VLLMLog(f"vllm:{src.name}")
+        _vllm_runner(rules)
+        with self.log.start():
+            self.llm = LLM(src.path, revision=src.revision, dtype=dtype or "auto", enable_prefix_caching=True,
+                           tensor_parallel_size=tensor_parallel_size, gpu_memory_utilization=memory_share,
+                           enforce_eager=eager, **{k: v for k, v in extra.items() if v is not None})
         self.prompts, self.stand_in, self.lora = Prompts(load_tokenizer(model)), src.stand_in, lora
         config = self.llm.llm_engine.model_config
         self.max_context, self.eos = config.max_model_len, _config_eos(config.hf_config, self.prompts.tok, src.path)
@@ -1160,6 +1228,7 @@ class VLLMEngine(Engine):
         "Yield rows as vLLM ends them."
         from vllm import SamplingParams
         rules, engine, rows = token_rules(sampling, self.prompts, self.eos), self.llm.llm_engine, {}
+        if rules and not self.rules: raise InputError("vllm: this engine was opened with rules=False, but bans or penalties are asked; leave rules out")
         for i, (p, seed) in enumerate(zip(prompts, _pairs(prompts, seeds, sampling))):
             try: ids = self._checked(p)
             except InputError as e: yield i, _error(i, str(e)); continue
@@ -1168,12 +1237,14 @@ class VLLMEngine(Engine):
             engine.add_request(key, dict(prompt_token_ids=ids), params, **self._lora())
         try:
             while rows:
-                for out in engine.step():
+                with self.log.told(): outs = engine.step()
+                for out in outs:
                     if out.finished and (row := next((k for k in (out.request_id, out.request_id.rsplit("-", 1)[0]) if k in rows), None)):
                         i, n = rows.pop(row)
                         yield i, _vllm_completion(out.outputs[0], n)
         finally:
-            if rows: engine.abort_request(list(rows))
+            if rows:
+                with contextlib.suppress(Exception) if self.log.dead else contextlib.nullcontext(): engine.abort_request(list(rows))
 
     def score(self, prompts, continuations):
         "Log-probabilities from vLLM's prompt log-probabilities."
@@ -1188,8 +1259,10 @@ class VLLMEngine(Engine):
                 rows.append((i, ids, n))
             except InputError as e: out[i] = Score(float("nan"), 0, f"row {i}: {e}")
         params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
-        got = self.llm.generate([dict(prompt_token_ids=ids) for _, ids, _ in rows], params, use_tqdm=False, **self._lora()) if rows else []
-        for (i, ids, n), r in zip(rows, got): out[i] = Score(sum(r.prompt_logprobs[j][ids[j]].logprob for j in range(n, len(ids))), len(ids) - n)
+        for at in range(0, len(rows), 128): # vLLM makes an object for each token of a prompt
+            part = rows[at:at+128]
+            with self.log.told(): got = self.llm.generate([dict(prompt_token_ids=ids) for _, ids, _ in part], params, use_tqdm=False, **self._lora())
+            for (i, ids, n), r in zip(part, got): out[i] = Score(sum(r.prompt_logprobs[j][ids[j]].logprob for j in range(n, len(ids))), len(ids) - n)
         return out
 
     def close(self):
@@ -1197,10 +1270,9 @@ class VLLMEngine(Engine):
         llm, self.llm = self.llm, None
         with contextlib.suppress(AttributeError): llm.llm_engine.engine_core.shutdown()
         del llm
+        self.log.close()
         import gc; gc.collect()
         if torch.cuda.is_available(): torch.cuda.empty_cache()
-
-_VLLM_NAMES = dict(memory_share="gpu_memory_utilization", max_context="max_model_len", batch_size="max_num_seqs", eager="enforce_eager") # our option → vLLM's
 
 def _vllm_completion(o, n_prompt):
     if o.finish_reason == "stop": return Completion(o.text, len(o.token_ids), "stop", n_prompt, o.stop_reason if isinstance(o.stop_reason, str) else "<eos>", None, list(o.token_ids))
@@ -1394,8 +1466,9 @@ def _start_ray(ray, address):
     where = dict(env_vars=dict(PYTHONPATH=os.pathsep.join(_here())))
     try: ray.init(address=address, include_dashboard=False if not address else None, log_to_driver=False,
                   logging_level=logging.ERROR, runtime_env=where)
-    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as e:
-        remedy = "copy ~/.ray/auth_token of the head to this machine" if "auth" in str(e).lower() else "check RAY_ADDRESS"
+    except Exception as e: # Ray raises many kinds, its own and plain ones
+        remedy = "check RAY_ADDRESS" if address else "ray stop, and try again"
+        if "token" in str(e).lower(): remedy = "copy ~/.ray/auth_token of the head to this machine"
         why = (str(e).splitlines() or [type(e).__name__])[0][:200]
         raise InputError(f"ray: cannot join {address or 'a cluster on this machine'} ({why}); {remedy}") from None
 

@@ -150,6 +150,9 @@ def with_system(tok # a tokenizer
     return tok
 
 # %% ../nbs/core/models.ipynb #16fe3f94
+# asked of the driver, not of CUDA: vLLM forks its engine, and a fork cannot use a CUDA that its parent has started
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+
 def best_device()->str:
     "`cuda` where a GPU is there, else `cpu`."
     import torch

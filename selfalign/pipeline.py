@@ -26,10 +26,10 @@ from urllib.parse import urlsplit
 import tyro
 from . import annotations as ann
 from .annotations import annotation_budget, budget_total, data_dir, load_preset, preset_names, query_text
-from .evaluation import (BENCHMARKS, CHECKS, OUR_SETS, Estimate, Result, Table, _answer_error, _judged_refusals, bootstrap, bradley_terry, compare, eval_questions, answer_questions, evaluate_models, has_chat, internalization, is_refusal, judge_pairwise, load_benchmark, load_results,
+from .evaluation import (BENCHMARKS, CHECKS, OUR_SETS, Estimate, Result, Table, _answer_error, _judged_refusals, bootstrap, bradley_terry, compare, eval_questions, answer_questions, evaluate_models, has_chat, internalization_of, is_refusal, judge_pairwise, load_benchmark, load_results, score_arms,
                                   over_seeds, question_text, refusals_of, sample_rows, save_results, sign_flip, table, text_scores, text_stats, truth_info_judge, wilson)
 from .generation import ENGINES, Completion, Prompts, Sampling, _no_secrets, load_engine
-from .models import STAND_IN_NOTICE, best_device, load_model, load_tokenizer, model_identity, release, resolve_model
+from .models import STAND_IN_NOTICE, best_device, best_dtype, load_model, load_tokenizer, model_identity, release, resolve_model
 from .novelty import Contamination
 from .principle_engraving import Context, RespondConfig, check_context, common_words, judge, load_principle_set, parse_response, respond
 from .runs import InputError, Journal, Run, check_settings, content_id, iter_jsonl, number, one_of, optional, read_jsonl, versions, whole_number, write_json, write_jsonl
@@ -174,24 +174,30 @@ class LazyEngine:
 
     def __getattr__(self, name):
         if name.startswith("__"): raise AttributeError(name)
+        return getattr(self.loaded(), name)
+
+    def loaded(self):
+        "The engine itself."
         if self.engine is None: self.engine = load_engine(self.spec, **self.options)
-        return getattr(self.engine, name)
+        return self.engine
 
     def __enter__(self): return self
-    def __exit__(self, *exc):
+    def __exit__(self, *exc): self.close()
+    def close(self):
         if self.engine is not None: self.engine.close(); self.engine = None; release()
 
-def open_engine(cfg:RunConfig, model=None)->LazyEngine: # a context manager
+def open_engine(cfg:RunConfig, model=None, rules=None)->LazyEngine: # a context manager; rules: of `VLLMEngine`
     "The engine for the base model, or for `model`."
     spec = engine_string(cfg, model)
-    options = _engine_options(cfg, spec)
+    options = _engine_options(cfg, spec, rules)
     if model is not None: options.pop("lora", None) # it was made for the base model
     return LazyEngine(spec, **options)
 
-def _engine_options(cfg, spec): # for `spec`; those of another kind of engine than the run's are not for it
+def _engine_options(cfg, spec, rules=None): # for `spec`; those of another kind of engine than the run's are not for it
     kind = _kind(spec)
     same = spec.startswith("ray:") == cfg.engine.startswith("ray:") and kind == _kind(cfg.engine)
-    return (engine_options(cfg) if same else {}) | (dict(allow_degraded=True) if kind == "openai" and cfg.allow_degraded else {})
+    known = dict(rules=rules) if kind == "vllm" and rules is not None else {}
+    return known | (engine_options(cfg) if same else {}) | (dict(allow_degraded=True) if kind == "openai" and cfg.allow_degraded else {})
 
 _FIELDS = ("dtype", "batch_size", "allow_degraded") # options that have a field of their own
 
@@ -219,10 +225,10 @@ def _option(text, kind, known): # (name, value)
     if not isinstance(v, kinds) or (type(v) is bool and bool not in kinds): raise InputError(f"engine_options: {name} is {value!r}; give a value like {known[name]!r}" if known[name] is not None else f"engine_options: {name} is {value!r}; give a number or a word")
     return name, v
 
-def open_scorer(cfg:RunConfig, model=None): # an engine, loaded; a context manager
+def open_scorer(cfg:RunConfig, model=None, rules=None)->LazyEngine: # a context manager
     "An engine for log-probabilities, exact on a CPU; servers give none, so torch scores what they serve: training needed the weights here anyway."
     spec = f"torch:{model or base_model(cfg)}" if _kind(cfg.engine) == "openai" else engine_string(cfg, model)
-    return load_engine(spec, **exact(spec, _engine_options(cfg, spec)))
+    return LazyEngine(spec, **exact(spec, _engine_options(cfg, spec, rules)))
 
 def exact(spec, options)->dict: # options
     "float32 on a CPU where no dtype is asked for: the sums of a lower precision depend on the batch."
@@ -290,25 +296,53 @@ def step_evaluate(run, cfg):
         if rec is None: return
         for m in ("engraved", "final"): engine_string(cfg, str(run/m)) # a server that is missing is told before the work
         (run/"eval").mkdir(exist_ok=True)
-        models = {"base": lambda: open_engine(cfg), "engraved": lambda: open_engine(cfg, str(run/"engraved")), "final": lambda: open_engine(cfg, str(run/"final"))}
-        rec["internalization"] = _internalization(run, cfg)
-        rec["replies"] = _replies(run, cfg, models)
-        if cfg.evaluate.sets:
-            scorers = {"base": lambda: open_scorer(cfg), "engraved": lambda: open_scorer(cfg, str(run/"engraved")), "final": lambda: open_scorer(cfg, str(run/"final"))}
-            results = evaluate_models(scorers, cfg.evaluate.sets, run/"eval"/"sets", n=cfg.evaluate.max_rows, seed=cfg.seed, system=_system(cfg), say=run.say)
-            rec["scores"] = [dict(model=r.model["name"], set=r.set, format=r.format, **{k: [v.value, v.low, v.high] for k, v in r.scores.items()}) for r in results]
+        arms, outs, results = {}, {}, []
+        for name in ("base", "engraved", "final", *(["control"] if run.done("control") else [])):
+            with _Opened(cfg, name, run) as m: _measure(run, cfg, m, arms, outs, results)
+        rec["internalization"] = _internalized(run, cfg, arms)
+        rec["replies"] = _write_replies(run, cfg, outs)
+        if cfg.evaluate.sets: rec["scores"] = [dict(model=r.model["name"], set=r.set, format=r.format, **{k: [v.value, v.low, v.high] for k, v in r.scores.items()}) for r in results]
     refresh_cards(run.path)
 
 def _system(cfg): return system_variants(product_name(cfg), folder=cfg.annotations)[0]
 
-def _internalization(run, cfg):
-    held = read_jsonl(run/"held_out.jsonl")
-    if not held: return None
+# %% ../nbs/06_pipeline.ipynb #a9f2470d
+class _Opened:
+    "One model of stage 5: an engine for replies and one for scores, the same where their options are."
+    def __init__(self, cfg, name, run):
+        path = None if name == "base" else str(run/name)
+        rules = bool(cfg.respond.banned_first) and name == "base" # the answers as stage 2 asks them
+        self.name, self.replies = name, None if name == "control" else open_engine(cfg, path, rules)
+        self.scorer = open_scorer(cfg, path, rules)
+        if self.replies and _same_engine(self.replies, self.scorer): self.scorer = self.replies
+
+    def scored(self):
+        "The engine for scores; two engines of a model are not held at once."
+        if self.replies is not None and self.replies is not self.scorer: self.replies.close()
+        return self.scorer.loaded()
+
+    def __enter__(self): return self
+    def __exit__(self, *exc): self.scorer.close(); self.replies and self.replies.close()
+
+def _same_engine(a, b): # on a CPU that would take float32 anyway, exact scores need no engine of their own
+    def options(e): return dict(e.options, dtype=e.options.get("dtype") or (str(best_dtype())[6:] if e.spec.startswith("torch:") else None))
+    return (a.spec, options(a)) == (b.spec, options(b))
+
+def _measure(run, cfg, m, arms, outs, results): # replies, sets and arms of one model
+    if m.replies is not None: outs |= _replies(run, cfg, m.name, m.replies)
+    if held := m.name != "final" and read_jsonl(run/"held_out.jsonl"): arms |= score_arms(m.name, m.scored(), held, *_arm_ways(run, cfg))
+    if cfg.evaluate.sets and m.name != "control":
+        results += evaluate_models({m.name: m.scored()}, cfg.evaluate.sets, run/"eval"/"sets", n=cfg.evaluate.max_rows, seed=cfg.seed, system=_system(cfg), say=run.say)
+
+# %% ../nbs/06_pipeline.ipynb #31d87ce6
+def _arm_ways(run, cfg): # the prompts with principles, and without
     pset, variants = load_principle_set(cfg.respond, cfg.annotations), system_variants(product_name(cfg), folder=cfg.annotations)
     prompts = Prompts(load_tokenizer(str(run/"engraved"))) # the engraved model's chat template, for the base model too
-    arm = lambda name: (lambda: open_scorer(cfg, str(run/name)))
-    got = internalization(held, lambda: open_scorer(cfg), arm("engraved"), lambda r: pset.render(query_text(r), thoughts=False),
-                          lambda r: prompts.messages(plain_messages(r, variants)), control=arm("control") if run.done("control") else None, seed=cfg.seed)
+    return lambda r: pset.render(query_text(r), thoughts=False), lambda r: prompts.messages(plain_messages(r, variants))
+
+def _internalized(run, cfg, arms):
+    if not arms: return None
+    got = internalization_of(read_jsonl(run/"held_out.jsonl"), arms, seed=cfg.seed)
     write_json(run/"eval"/"internalization.json", asdict(got))
     out = {k: v.value for k, v in got.nll.items()} | dict(n=got.n, sentence=got.sentence)
     for k in ("gap_closed", "control_gap_closed"):
@@ -316,16 +350,19 @@ def _internalization(run, cfg):
     return out
 
 # %% ../nbs/06_pipeline.ipynb #26d5551e
-def _replies(run, cfg, models):
-    "Answers of all models to the held-out prompts and to open questions, under the plain prompt, and the base model's as stage 2 asks it; journaled, so they resume."
-    held = [dict(id=r["id"], instruction=r["instruction"], input=r["input"], kind="held out") for r in read_jsonl(run/"held_out.jsonl")]
-    asked = [dict(id=content_id("question", q), instruction=q, input="", kind="question") for q in open_questions(cfg)]
-    rows, out = [*held, *asked], {}
+def _replies(run, cfg, name, engine): # arm → answers
+    "Answers of a model to the held-out prompts and to open questions, under the plain prompt, and the base model's as stage 2 asks it; journaled, so they resume."
     pset, plain = load_principle_set(cfg.respond, cfg.annotations), _plain_ways(cfg)
-    for name, opened in models.items():
-        with opened() as e:
-            for arm, (ask, sampling) in (dict(base=plain("base"), principled=(lambda r: pset.render(query_text(r)), cfg.respond.sampling(pset))) if name == "base" else {name: plain(name)}).items():
-                out[arm] = run.complete(f"evaluation {arm}", [dict(id=content_id("evaluate", arm, r["id"]), prompt=ask(r)) for r in rows], e, sampling, cfg.seed, desc=f"5 answers of {arm}")
+    ways = dict(base=plain("base"), principled=(lambda r: pset.render(query_text(r)), cfg.respond.sampling(pset))) if name == "base" else {name: plain(name)}
+    asked = {arm: [dict(id=content_id("evaluate", arm, r["id"]), prompt=ask(r)) for r in _reply_asked(run, cfg)] for arm, (ask, _) in ways.items()}
+    return {arm: run.complete(f"evaluation {arm}", asked[arm], engine, sampling, cfg.seed, desc=f"5 answers of {arm}") for arm, (_, sampling) in ways.items()}
+
+def _reply_asked(run, cfg): # rows
+    held = [dict(id=r["id"], instruction=r["instruction"], input=r["input"], kind="held out") for r in read_jsonl(run/"held_out.jsonl")]
+    return [*held, *(dict(id=content_id("question", q), instruction=q, input="", kind="question") for q in open_questions(cfg))]
+
+def _write_replies(run, cfg, out): # figures of every arm
+    rows, pset = _reply_asked(run, cfg), load_principle_set(cfg.respond, cfg.annotations)
     parsed = [parse_response(o["text"], pset) for o in out["principled"]]
     out["principled"] = [dict(o, text=p.answer or o["text"].strip()) for o, p in zip(out["principled"], parsed)]
     cost = lambda o: None if o["error"] else dict(prompt=o["n_prompt"], answer=o["n_tokens"], seconds=o.get("seconds"))
@@ -334,6 +371,7 @@ def _replies(run, cfg, models):
     if failed := {m: s["failed"] for m, s in stats.items() if s["failed"]}: run.say(f"5: replies that failed and are left out: {_counts(failed)}; the first: {next(o['error'] for m in out for o in out[m] if o['error'])}")
     return stats
 
+# %% ../nbs/06_pipeline.ipynb #7c15e0b8
 def _reply_stats(outs): # of the rows that were answered
     good = [o for o in outs if not o["error"]]
     return text_stats(good) | dict(intervals={k: [e.low, e.high] for k, e in text_scores(good).items()}, prompt_tokens=_mean([o["n_prompt"] for o in good]), failed=len(outs)-len(good))
@@ -758,7 +796,7 @@ def doctor()->list: # (what, "ok" or a remedy, detail)
     free = shutil.disk_usage(Path.cwd()).free/1e9
     return [("versions", *_packages(v)), ("GPU", *_gpu()),
             ("vLLM", "ok" if have("vllm") else "not installed, only needed for --engine vllm: pip install vllm", v.get("vllm", "")),
-            ("Ray", "ok" if have("ray") else "not installed, only needed for --engine ray:…: pip install 'ray[data]'", ""),
+            ("Ray", "ok" if have("ray") else "not installed, only needed for --engine ray:…: pip install ray", ""),
             ("Quarto", "ok" if shutil.which("quarto") else "not installed, not needed: the docs are built without it", ""),
             ("disk", "ok" if free > 20 else "less than 20 GB free: choose another disk for runs of a large model", f"{free:.0f} GB free in {Path.cwd()}"),
             ("cache", *_cache(cache_dir(), "SELFALIGN_CACHE")), ("hub cache", *_cache(_hub_cache(), "HF_HUB_CACHE")),

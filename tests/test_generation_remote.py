@@ -262,6 +262,79 @@ def test_ray_places_are_counted_by_cards(monkeypatch):
 
 # --- vLLM --------------------------------------------------------------------------------------------------------
 
+@pytest.fixture
+def fake_vllm(monkeypatch):
+    "vLLM's interface as far as `VLLMEngine` uses it, with failures on demand; its words go to file descriptors 1 and 2, as those of a child."
+    import types
+    made, plan = [], {}
+    class LLM:
+        def __init__(self, path, **kw):
+            made.append(kw)
+            if "start" in plan: os.write(2, plan["start"].encode()); raise RuntimeError("Engine core initialization failed. See root cause above. Failed core proc(s): {'EngineCore': 1}")
+            self.log, self.queue, self.asked = os.dup(2), [], []
+            config = types.SimpleNamespace(max_model_len=4096 if kw["max_model_len"] == -1 else kw["max_model_len"], hf_config=None, dtype="torch.float32")
+            self.llm_engine = types.SimpleNamespace(model_config=config, add_request=lambda key, p, params: self.queue.append((key, params)), step=self.step, abort_request=lambda keys: None)
+        def step(self):
+            if "step" in plan: os.write(self.log, plan["step"].encode()); raise type("EngineDeadError", (Exception,), {})("EngineCore encountered an issue. See stack trace (above) for the root cause.")
+            key, params = self.queue.pop(0)
+            assert params["output_kind"] == "final"
+            return [types.SimpleNamespace(finished=True, request_id=key, outputs=[types.SimpleNamespace(finish_reason="stop", text="ok", token_ids=[1], stop_reason=None)])]
+        def generate(self, prompts, params, use_tqdm):
+            self.asked.append(len(prompts))
+            return [types.SimpleNamespace(prompt_logprobs=[{t: types.SimpleNamespace(logprob=-1.)} for t in p["prompt_token_ids"]]) for p in prompts]
+    v, sp = types.ModuleType("vllm"), types.ModuleType("vllm.sampling_params")
+    v.LLM, v.SamplingParams, sp.RequestOutputKind = LLM, lambda **kw: kw, types.SimpleNamespace(FINAL_ONLY="final")
+    monkeypatch.setitem(sys.modules, "vllm", v); monkeypatch.setitem(sys.modules, "vllm.sampling_params", sp)
+    monkeypatch.delenv("VLLM_USE_V2_MODEL_RUNNER", raising=False)
+    yield made, plan
+    os.environ.pop("VLLM_USE_V2_MODEL_RUNNER", None)
+
+def test_vllm_is_asked_for_no_more_than_is_needed(fake_vllm):
+    "Context fitted by vLLM, final outputs only, processors and the older runner only for rules, scores in parts."
+    made, _ = fake_vllm
+    with load_engine("vllm:embedded") as e:
+        assert made[-1]["max_model_len"] == -1 and e.max_context == 4096 and made[-1]["logits_processors"] and int(os.environ["VLLM_USE_V2_MODEL_RUNNER"]) == 0
+        assert [c.text for c in e.generate(["a", "b"], Sampling(ban_eos=True))] == ["ok", "ok"]
+        path = e.log.path
+    assert not os.path.exists(path)
+    with load_engine("vllm:embedded", rules=False, max_context=512) as e:
+        assert made[-1]["max_model_len"] == 512 and "logits_processors" not in made[-1] and "VLLM_USE_V2_MODEL_RUNNER" not in os.environ
+        assert [s.logprob for s in e.score(["a"] * 300, [" b"] * 300)] == [-1.] * 300 and e.llm.asked == [128, 128, 44]
+        assert e.generate(["a"])[0].text == "ok"
+        with pytest.raises(InputError, match="rules=False"): e.generate(["a"], Sampling(ban_eos=True))
+
+@pytest.mark.parametrize("words, told", [
+    ("(EngineCore pid=7) ERROR ValueError: Free memory on device cuda:0 (9.1/23.5 GiB) on startup is less than desired GPU memory utilization (0.9, 21.2 GiB).", "memory_share=0.8 max_context=8192"),
+    ("ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization` when initializing the engine.", "no room is left for the cache"),
+    ("ValueError: To serve at least one request with the models's max seq len (131072), (16.00 GiB KV cache is needed, which is larger than", "max_context=8192"),
+    ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.", "out of GPU memory; give --engine-options memory_share=0.8"),
+    ("/tmp/x/main.c:5:10: fatal error: Python.h: No such file or directory", "apt install python3-dev"),
+    ("RuntimeError: Failed to find C compiler. Please specify via CC environment variable", "apt install build-essential"),
+    ("RuntimeError: Cannot re-initialize CUDA in forked subprocess.", "VLLM_WORKER_MULTIPROC_METHOD=spawn"),
+    ("Value error, User-specified max_model_len (99999) is greater than the derived max_model_len (8192)", "more than the model was made for"),
+    ("Traceback\nKeyError: 'lm_head.weight'", "KeyError: 'lm_head.weight'")])
+def test_vllm_failures_are_one_line_with_a_remedy(fake_vllm, words, told, capfd):
+    "What a child wrote before it died, at the start and in the middle; none of it reaches the terminal."
+    _, plan = fake_vllm
+    plan["start"] = words
+    with pytest.raises(InputError) as e: load_engine("vllm:embedded")
+    assert told in str(e.value) and "\n" not in str(e.value) and str(e.value).startswith("vllm:embedded: ")
+    del plan["start"]
+    with load_engine("vllm:embedded") as engine:
+        plan["step"] = words
+        with pytest.raises(InputError) as e: engine.generate(["a"], Sampling())
+        assert told in str(e.value) and "\n" not in str(e.value)
+    out = capfd.readouterr()
+    assert words not in out.out + out.err
+    plan["step"] = ""
+    with load_engine("vllm:embedded") as engine, pytest.raises(InputError, match="the engine's process ended without a word"): engine.generate(["a"], Sampling())
+
+def test_cuda_is_not_started_by_asking_for_it():
+    "vLLM forks: whether a GPU is there is asked of the driver."
+    code = "import os, selfalign.models as m; m.best_device(); print(os.environ['PYTORCH_NVML_BASED_CUDA_CHECK'])"
+    env = {k: v for k, v in os.environ.items() if k != "PYTORCH_NVML_BASED_CUDA_CHECK"}
+    assert subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True).stdout.strip() == "1"
+
 @pytest.mark.vllm
 def test_vllm_speaks_the_same_interface():
     "In a venv with vLLM; greedy text agrees with transformers' up to near ties, and penalties, bans and scores work."

@@ -199,7 +199,7 @@ def test_a_served_run_is_scored_by_torch(engine, monkeypatch):
     opened = []
     monkeypatch.setattr(p, "load_engine", lambda spec, **options: opened.append((spec, options)))
     cfg = p.RunConfig(engine=engine, allow_degraded=True)
-    p.open_scorer(cfg); p.open_scorer(cfg, "r/final")
+    p.open_scorer(cfg).loaded(); p.open_scorer(cfg, "r/final").loaded()
     assert [s for s, _ in opened] == ["torch:embedded", "torch:r/final"] and all("allow_degraded" not in o for _, o in opened)
 
 
@@ -207,12 +207,12 @@ def test_a_served_run_is_scored_by_torch(engine, monkeypatch):
 
 def replies_of(tmp_path, engines, **settings):
     "Stage 5's replies by scripted engines, with the table's rows."
-    from selfalign.pipeline import _replies, _reply_rows
+    from selfalign.pipeline import _replies, _reply_rows, _write_replies
     from selfalign.runs import Run, write_jsonl
     cfg, said = config_from(dict(model="embedded", evaluate=dict(n_questions=6), **settings)), []
     with Run(tmp_path / "r", say=said.append) as run:
         write_jsonl(run / "held_out.jsonl", [])
-        got = _replies(run, cfg, {m: (lambda e=e: e) for m, e in engines.items()})
+        got = _write_replies(run, cfg, {arm: rows for m, e in engines.items() for arm, rows in _replies(run, cfg, m, e).items()})
     return got, dict(_reply_rows(got)), said, json.loads((tmp_path / "r" / "eval" / "replies.json").read_text())
 
 
@@ -228,6 +228,41 @@ def test_replies_that_failed_are_counted_and_are_no_empty_answers(tmp_path):
     assert "(failed: row 1: &lt;lost&gt;)" in four_answers(stored) and not stored[3]["errors"]
 
 
+@pytest.mark.parametrize("engine, dtype, control, loads", [
+    ("vllm", None, True, [("base", None), ("engraved", None), ("final", None), ("control", None)]),
+    ("torch", "bfloat16", False, [("base", None), ("engraved", None), ("final", None)]),
+    ("torch", None, True, [(m, d) for m in ("base", "engraved", "final") for d in ((None, "float32"))] + [("control", "float32")])])
+def test_stage_5_opens_each_model_once(engine, dtype, control, loads, tmp_path, monkeypatch):
+    "Replies, sets and log-probabilities of a model by one engine, and one at a time; exact scores on a CPU of bfloat16 have their own."
+    import selfalign.pipeline as p
+    from selfalign.generation import ScriptedEngine
+    from selfalign.runs import Run, write_jsonl
+    opened, held = [], [0]
+    class Counted(ScriptedEngine):
+        def close(self): held[0] -= 1
+    def load(spec, **options):
+        name = spec.rpartition("/")[2].rpartition(":")[2].replace("embedded", "base")
+        opened.append((name, None if options.get("dtype") == dtype else options.get("dtype")))
+        if engine == "vllm": assert options["rules"] == (name == "base"), "bans are asked of the base model alone"
+        held[0] += 1; assert held[0] == 1, "one engine at a time"
+        e = Counted(lambda q, i, s: "It melts the ice.", scores=lambda q, c: -len(c) * (1 if isinstance(q, str) else 2))
+        e.info = dict(e.info, model=name)
+        return e
+    monkeypatch.setattr(p, "load_engine", load); monkeypatch.setattr(p, "best_dtype", lambda: "torch.bfloat16")
+    real = p.load_tokenizer
+    monkeypatch.setattr(p, "load_tokenizer", lambda spec: real("embedded"))
+    cfg = config_from(dict(model="embedded", engine=engine, dtype=dtype, control=control, evaluate=dict(n_questions=2, max_rows=4, sets=["facts"])))
+    with Run(tmp_path / "r", say=lambda *a: None) as run:
+        monkeypatch.setattr(run, "done", lambda s: s == "control" and control); monkeypatch.setattr(run, "fingerprint", lambda s: s)
+        write_jsonl(run / "held_out.jsonl", [dict(id=str(i), instruction=f"Say {i}.", input="", answer=f"It is {i}.") for i in range(4)])
+        monkeypatch.setattr(p, "refresh_cards", lambda path: None)
+        p.step_evaluate(run, cfg)
+        rec = run.manifest["stages"]["evaluation"]
+    assert opened == loads and held == [0]
+    assert rec["internalization"]["n"] == 4 and ("control_without" in rec["internalization"]) == control
+    assert list(rec["replies"]) == ["base", "principled", "engraved", "final"] and {s["model"] for s in rec["scores"]} == {"base", "engraved", "final"}
+
+
 # --- engine options
 
 @pytest.mark.parametrize("engine, options, made", [
@@ -235,7 +270,8 @@ def test_replies_that_failed_are_counted_and_are_no_empty_answers(tmp_path):
      dict(dtype="float16", batch_size=64, tensor_parallel_size=4, memory_share=0.8, quantization="fp8", eager=True)),
     ("vllm", dict(engine_options=dict(tensor_parallel_size=2)), dict(tensor_parallel_size=2)),
     ("ray:torch", dict(batch_size=8, engine_options=["workers=8", "cpus_per_worker=2"]), dict(batch_size=8, workers=8, cpus_per_worker=2)),
-    ("ray:vllm", dict(dtype="bfloat16", engine_options=["workers=2", "tensor_parallel_size=2"]), dict(dtype="bfloat16", workers=2, tensor_parallel_size=2)),
+    ("ray:vllm", dict(dtype="bfloat16", batch_size=64, engine_options=["workers=2", "tensor_parallel_size=2", "memory_share=0.8"]),
+     dict(dtype="bfloat16", batch_size=64, workers=2, tensor_parallel_size=2, memory_share=0.8)),
     ("torch", dict(dtype="float32", engine_options=["compile=true", "max_context=512"]), dict(dtype="float32", compile=True, max_context=512)),
 ])
 def test_engine_options_reach_the_engine(engine, options, made, monkeypatch):
@@ -251,7 +287,6 @@ def test_engine_options_reach_the_engine(engine, options, made, monkeypatch):
 @pytest.mark.parametrize("engine, options, words", [
     ("openai:http://h/v1#m", dict(dtype="float32"), "--dtype is not for engine openai; leave it out"),
     ("openai:http://h/v1#m", dict(batch_size=4), "--batch-size is not for engine openai"),
-    ("ray:vllm", dict(batch_size=4), "--batch-size is not for engine ray:vllm"),
     ("torch", dict(engine_options=["tensor_parallel_size=4"]), "engine torch has no option tensor_parallel_size; it has device"),
     ("vllm", dict(engine_options=["workers=4"]), "engine vllm has no option workers"),
     ("vllm", dict(engine_options=["dtype=float16"]), "dtype has an option of its own; give --dtype"),
@@ -271,7 +306,7 @@ def test_options_of_one_kind_do_not_reach_another(monkeypatch):
     monkeypatch.setattr(p, "load_engine", lambda spec, **options: opened.append((spec, options)))
     cfg = p.RunConfig(engine=SERVER, engine_options=("concurrency=64",), allow_degraded=True, engraved_engine="vllm:r/engraved")
     assert p.open_engine(cfg).options == dict(concurrency=64, allow_degraded=True) and p.open_engine(cfg, "r/engraved").options == {}
-    p.open_scorer(cfg)
+    p.open_scorer(cfg).loaded()
     assert "concurrency" not in opened[0][1]
 
 
