@@ -1074,16 +1074,27 @@ def _plainly(self:TorchEngine):
 
 # %% ../nbs/core/generation.ipynb #7d3e90b1
 _VLLM_TROUBLE = ( # what vLLM, PyTorch or Triton write; what to tell
-    ("Free memory on device .*less than", "less GPU memory is free than asked for; end what else holds the card (nvidia-smi shows it) or give --engine-options memory_share=0.8 max_context=8192"),
+    ("Free memory on device .*less than",
+     "less GPU memory is free than asked for; end what else holds the card (nvidia-smi shows it) "
+     "or give --engine-options memory_share=0.8 max_context=8192"),
     ("No available memory for the cache blocks|serve at least one request|larger than the available KV cache memory",
-     "no room is left for the cache beside the weights; give --engine-options memory_share=0.95 max_context=8192, quantization=fp8, or more cards by tensor_parallel_size"),
-    ("out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED", "out of GPU memory; give --engine-options memory_share=0.8 max_context=8192, or a smaller --batch-size"),
-    ("greater than the derived max_model_len", "max_context is more than the model was made for; give a smaller one or leave it out"),
-    ("Python\\.h", "the header Python.h is missing, which Triton needs; apt install python3-dev (of your Python's version), or --engine-options eager=true"),
-    ("Failed to find C compiler|InvalidCxxCompiler|No such file or directory: '(gcc|g\\+\\+|cc|c\\+\\+)'", "no C compiler is there, which Triton needs; apt install build-essential, or --engine-options eager=true"),
-    ("Could not find nvcc|nvcc: not found|No such file or directory: '[^']*(nvcc|ninja)'", "nvcc is missing, which FlashInfer needs; export VLLM_USE_FLASHINFER_SAMPLER=0, or install the CUDA toolkit"),
-    ("Cannot re-initialize CUDA in forked", "CUDA was in use before vLLM started; export VLLM_WORKER_MULTIPROC_METHOD=spawn"),
-    ("World size .* larger than|not enough.*GPUs|divisible by tensor parallel size", "tensor_parallel_size does not fit the GPUs that are visible or the model's heads; give a smaller one"))
+     "no room is left for the cache beside the weights; give --engine-options memory_share=0.95 max_context=8192, "
+     "quantization=fp8, or more cards by tensor_parallel_size"),
+    ("out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED",
+     "out of GPU memory; give --engine-options memory_share=0.8 max_context=8192, or a smaller --batch-size"),
+    ("greater than the derived max_model_len",
+     "max_context is more than the model was made for; give a smaller one or leave it out"),
+    ("Python\\.h",
+     "the header Python.h is missing, which Triton needs; apt install python3-dev (of your Python's version), "
+     "or --engine-options eager=true"),
+    ("Failed to find C compiler|InvalidCxxCompiler|No such file or directory: '(gcc|g\\+\\+|cc|c\\+\\+)'",
+     "no C compiler is there, which Triton needs; apt install build-essential, or --engine-options eager=true"),
+    ("Could not find nvcc|nvcc: not found|No such file or directory: '[^']*(nvcc|ninja)'",
+     "nvcc is missing, which FlashInfer needs; export VLLM_USE_FLASHINFER_SAMPLER=0, or install the CUDA toolkit"),
+    ("Cannot re-initialize CUDA in forked",
+     "CUDA was in use before vLLM started; export VLLM_WORKER_MULTIPROC_METHOD=spawn"),
+    ("World size .* larger than|not enough.*GPUs|divisible by tensor parallel size",
+     "tensor_parallel_size does not fit the GPUs that are visible or the model's heads; give a smaller one"))
 _VLLM_ENDED = "EngineDead|EngineCore encountered an issue|root cause|died unexpectedly" # the end, not its cause
 
 def vllm_trouble(text:str)->str: # one line
@@ -1091,7 +1102,8 @@ def vllm_trouble(text:str)->str: # one line
     for words, told in _VLLM_TROUBLE:
         if re.search(words, text): return told
     found = [e for e in re.findall(r"\b(\w*(?:Error|Exception): .+)", text) if not re.search(_VLLM_ENDED, e)]
-    if not found: return "the engine's process ended without a word (often the host's memory was full, see dmesg); give the same command again"
+    if not found: return ("the engine's process ended without a word (often the host's memory was full, see dmesg); "
+                          "give the same command again")
     return " ".join(found[0].split())[:300]
 
 # %% ../nbs/core/generation.ipynb #1ab95e7c
@@ -1121,7 +1133,8 @@ class _VLLMLog: # where vLLM's processes write, for the engine's life; its failu
             self.dead, text = True, ""
             with contextlib.suppress(OSError, TypeError):
                 with open(self.path, "rb") as f: f.seek(self.seen); text = f.read()[-400_000:].decode(errors="replace")
-            raise InputError(f"{self.name}: {vllm_trouble(f'{text}{chr(10)}{type(e).__name__}: {e}')}; vLLM's own words: {self.path}") from e
+            told = vllm_trouble(f"{text}\n{type(e).__name__}: {e}")
+            raise InputError(f"{self.name}: {told}; vLLM's own words: {self.path}") from e
 
     def close(self):
         if self.path and not self.dead:
@@ -1228,7 +1241,7 @@ class VLLMEngine(Engine):
         "Yield rows as vLLM ends them."
         from vllm import SamplingParams
         rules, engine, rows = token_rules(sampling, self.prompts, self.eos), self.llm.llm_engine, {}
-        if rules and not self.rules: raise InputError("vllm: this engine was opened with rules=False, but bans or penalties are asked; leave rules out")
+        if rules and not self.rules: raise InputError("vllm: opened with rules=False, but bans or penalties are asked; leave it out")
         for i, (p, seed) in enumerate(zip(prompts, _pairs(prompts, seeds, sampling))):
             try: ids = self._checked(p)
             except InputError as e: yield i, _error(i, str(e)); continue
@@ -1243,8 +1256,7 @@ class VLLMEngine(Engine):
                         i, n = rows.pop(row)
                         yield i, _vllm_completion(out.outputs[0], n)
         finally:
-            if rows:
-                with contextlib.suppress(Exception) if self.log.dead else contextlib.nullcontext(): engine.abort_request(list(rows))
+            if rows and not self.log.dead: engine.abort_request(list(rows))
 
     def score(self, prompts, continuations):
         "Log-probabilities from vLLM's prompt log-probabilities."
