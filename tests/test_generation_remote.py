@@ -355,3 +355,17 @@ def test_vllm_speaks_the_same_interface():
         assert e.generate(["Count: one, two,"], Sampling(max_new_tokens=20, temperature=0, stop=("four",)))[0].stop == "four"
         a, b = (e.generate(prompts[:2], Sampling(max_new_tokens=8), seeds=[5, 6]) for _ in range(2)); assert a == b
         assert [s.logprob for s in e.score(prompts[:2], [" Paris.", " four"])] == pytest.approx([s.logprob for s in scores], abs=2e-2)
+
+@pytest.mark.vllm
+def test_vllm_without_rules_fits_its_context_and_tells_failures_in_one_line(capfd):
+    pytest.importorskip("vllm", reason="vLLM is not installed here: make test-vllm")
+    with load_engine("vllm:embedded", rules=False, dtype="float32", eager=True, memory_share=0.1) as e:
+        assert 512 <= e.max_context <= 8192
+        a, b = (e.generate(["The capital of France is"], Sampling(max_new_tokens=4, temperature=0)) for _ in range(2))
+        assert a == b and e.score(["The capital of France is"] * 2, [" Paris.", " tea."])[0].logprob > -9
+        log = e.log.path
+    assert not os.path.exists(log)
+    with pytest.raises(InputError, match="more than the model was made for.*vLLM's own words: /") as e: load_engine("vllm:embedded", max_context=99999)
+    assert "\n" not in str(e.value)
+    out = capfd.readouterr()
+    assert "Traceback" not in out.out + out.err and "EngineCore" not in out.out
