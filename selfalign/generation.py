@@ -1449,10 +1449,9 @@ def _no_secrets(url):
 
 # %% ../nbs/core/generation.ipynb #3f976d56
 class _Replica: # one engine, in a process of its own, loaded at the first batch
-    def __init__(self, spec, revision, options): self.spec, self.revision, self.options = spec, revision, options
+    def __init__(self, spec, revision, options): self.spec, self.revision, self.options, self.engine = spec, revision, options, None
 
-    @cached_property
-    def engine(self):
+    def load(self):
         import selfalign.generation as g # named in full: this class travels to the workers by value in a notebook
         kind, _, model = self.spec.partition(":")
         if not self.revision: return g.load_engine(self.spec, **self.options)
@@ -1460,11 +1459,12 @@ class _Replica: # one engine, in a process of its own, loaded at the first batch
 
     def work(self, prompts, others, sampling):
         import selfalign.generation as g
+        if self.engine is None: self.engine = self.load()
         if sampling is None: return [asdict(o) for o in self.engine.score(prompts, others)]
         return [asdict(o) for o in self.engine.generate(prompts, g.Sampling(**sampling), seeds=others)]
 
     def close(self):
-        if "engine" in vars(self): self.engine.close()
+        if self.engine is not None: self.engine.close()
 
 # %% ../nbs/core/generation.ipynb #5c1a90e2
 def _model_context(src): # tokens, or None

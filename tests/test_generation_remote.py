@@ -211,19 +211,15 @@ def counted_ray(tmp_path, monkeypatch):
     import ray
     import selfalign.generation as g
     starts = tmp_path/"starts"
-    base = g._Replica
-    class Counted(base): # defined in a function, so it travels by value
-        @property
-        def engine(self):
-            if not hasattr(self, "opened"):
-                with open(starts, "a") as f: f.write(f"{os.getpid()}\n")
-                def answer(prompt, i, seed):
-                    if prompt == "poison": os._exit(1)
-                    if prompt == "slow": time.sleep(.5)
-                    return g.Completion(f"{prompt}!", 1, "stop", 1) if prompt else None
-                self.opened = g.ScriptedEngine(answer, scores=lambda p, c: -len(c))
-            return self.opened
-    monkeypatch.setattr(g, "_Replica", Counted)
+    class _Replica(g._Replica): # defined in a function, so it travels by value
+        def load(self):
+            with open(starts, "a") as f: f.write(f"{os.getpid()}\n")
+            def answer(prompt, i, seed):
+                if prompt == "poison": os._exit(1)
+                if prompt == "slow": time.sleep(.5)
+                return g.Completion(f"{prompt}!", 1, "stop", 1) if prompt else None
+            return g.ScriptedEngine(answer, scores=lambda p, c: -len(c))
+    monkeypatch.setattr(g, "_Replica", _Replica)
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=dict(env_vars=dict(PYTHONPATH=os.getcwd(), OMP_NUM_THREADS="1")))
     yield lambda: starts.read_text().split() if starts.exists() else []
     ray.shutdown()
