@@ -224,6 +224,57 @@ def counted_ray(tmp_path, monkeypatch):
     yield lambda: starts.read_text().split() if starts.exists() else []
     ray.shutdown()
 
+class ActorDied(Exception): pass
+
+class Reference: # of a task that has run
+    def __init__(self, out): self.out = out
+
+class Actor:
+    "An actor in this process: Ray's restart after a death, and one more try of the task."
+    def __init__(self, cls, args): self.made = lambda: cls(*args); self.its = self.made()
+    def __getattr__(self, name):
+        from types import SimpleNamespace as N
+        def remote(*args):
+            for _ in range(2):
+                try: return Reference(getattr(self.its, name)(*args))
+                except ActorDied as e: self.its, died = self.made(), e
+            return Reference(died)
+        return N(remote=remote)
+
+def test_one_pool_serves_every_round_and_a_poison_row_stands_alone(monkeypatch):
+    "The engine's own part, with Ray's calls answered in this process; the tests marked ray ask Ray itself."
+    import types
+    import selfalign.generation as g
+    starts, killed, N = [], [], types.SimpleNamespace
+    class Replica(g._Replica):
+        def load(self):
+            starts.append(1)
+            def answer(p, i, s):
+                if p == "poison": raise ActorDied("gone")
+                return g.Completion(f"{p}!", 1, "stop", 1) if p else None
+            return g.ScriptedEngine(answer, scores=lambda p, c: -len(c))
+    def get(ref):
+        if isinstance(ref.out, Exception): raise ref.out
+        return ref.out
+    ray = types.ModuleType("ray")
+    vars(ray).update(
+        exceptions=N(RayTaskError=type("RayTaskError", (Exception,), {}), RayActorError=ActorDied), get=get, is_initialized=lambda: True,
+        cluster_resources=lambda: dict(CPU=2.), nodes=lambda: [dict(Alive=True, Resources=dict(CPU=2.))], cancel=lambda ref: None,
+        remote=lambda cls: N(options=lambda **kw: N(remote=lambda *args: Actor(cls, args))), kill=killed.append,
+        wait=lambda refs, num_returns=1, timeout=None: (refs[-1:], refs[:-1])) # the last that was sent ends first
+    monkeypatch.setitem(sys.modules, "ray", ray); monkeypatch.setattr(g, "_Replica", Replica)
+    with load_engine("ray:torch:embedded", batch=4) as e:
+        for n in (16, 20, 12):
+            outs = e.generate([f"{n} {i}" for i in range(n)] + [""])
+            assert [o.text for o in outs[:-1]] == [f"{n} {i}!" for i in range(n)] and outs[-1].error.startswith(f"row {n}: ")
+        assert [s.logprob for s in e.score(["a"]*9, ["b"*i for i in range(1, 10)])] == [-float(i) for i in range(1, 10)]
+        assert len(starts) == 2, "one start per worker"
+        outs = e.generate(["a", "b", "poison", *"defghijkl"])
+        assert [o.error for o in outs if o.error] == ["row 2: the worker ended twice on this row"] and outs[11].text == "l!"
+        e.deaths = 2
+        with pytest.raises(InputError, match="end again and again"): e.generate(["poison"] * 8)
+    assert len(killed) == 2
+
 @pytest.mark.ray
 def test_ray_keeps_its_engines_over_rounds_and_a_poison_row_ends_in_an_error(counted_ray):
     with load_engine("ray:torch:embedded", batch=4) as e:
@@ -244,8 +295,7 @@ def test_ray_keeps_its_engines_over_rounds_and_a_poison_row_ends_in_an_error(cou
     while worker_pids() and time.monotonic() < end: time.sleep(.2)
     assert not worker_pids(), "closing ends the processes"
 
-@pytest.mark.ray
-def test_ray_places_are_counted_by_cards(monkeypatch):
+def test_ray_places_are_counted_by_cards():
     "Tensor parallelism takes all its cards in one machine; what has no place is told before a model is loaded."
     from types import SimpleNamespace as N
     from selfalign.generation import _workers
