@@ -288,7 +288,7 @@ def test_ray_keeps_its_engines_over_rounds_and_a_poison_row_ends_in_an_error(cou
         assert len(counted_ray()) == 2 and len(worker_pids()) == 2, "one start per worker"
         outs = e.generate(["a", "b", "poison", *"defghijkl"])
         assert [o.error for o in outs if o.error] == ["row 2: the worker ended twice on this row"] and outs[11].text == "l!"
-        assert len(counted_ray()) == 2 + 4 # two tries of its batch, two alone
+        assert 4 <= len(counted_ray()) <= 2 + 4 # two tries of its batch, two alone; the last one loads only when it is asked
         e.deaths = 2
         with pytest.raises(InputError, match="end again and again"): e.generate(["poison"] * 8)
     end = time.monotonic() + 20
