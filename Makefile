@@ -9,7 +9,7 @@ export GOMP_SPINCOUNT ?= 3000
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 META := setup.py settings.ini pyproject.toml constraints.txt
 
-.PHONY: bench bench-peers demo test test-exact test-vllm test-browser soak fuzz docs docs-serve lab dev clean
+.PHONY: bench bench-peers demo test test-exact test-vllm test-browser gpu-check soak fuzz docs docs-serve lab dev clean
 
 demo: $(VENV)/.base
 	$(BIN)/selfalign demo
@@ -24,6 +24,10 @@ test-exact: $(VENV)/.dev
 VLLM_PYTHON ?= $(BIN)/python
 test-vllm: $(VENV)/.dev
 	$(VLLM_PYTHON) -m pytest -q -rs -m vllm tests/test_generation_remote.py tests/test_vllm_run.py
+
+# What only a GPU can tell, in at most 24 minutes; the short form where there is no card.
+gpu-check: $(VENV)/.dev
+	$(BIN)/python benchmarks/gpu.py
 
 soak: $(VENV)/.dev
 	$(BIN)/python benchmarks/reliability.py soak --kills 60
