@@ -1,10 +1,12 @@
-"The two multiple-choice sets of this project: the length of an answer does not tell whether it is right."
+"The sets of this project: in the multiple-choice ones, length does not tell the right answer; the plain passages are short and of eight kinds."
 import json
+from collections import Counter
 from math import sqrt
 from pathlib import Path
 import pytest
 
 EVAL = Path(__file__).parent.parent/"data/eval"
+KINDS = "narrative instructions dialogue news scientific letter code encyclopedic".split()
 SETS = [("facts_mc", "mc1_targets"), ("facts_mc", "mc2_targets"), ("choices_hhh", "targets")]
 
 def choices(name, key):
@@ -28,3 +30,10 @@ def test_the_longest_or_shortest_answer_is_right_as_often_as_by_chance(name, key
     hits = [0 if pick(r+w) not in r else 1/(r+w).count(pick(r+w)) for r, w in rows] # a tie is broken by chance
     chance = [1/len(r+w) for r, w in rows]
     assert abs(sum(hits)-sum(chance)) <= 1.5*sqrt(sum(p*(1-p) for p in chance))
+
+def test_plain_passages():
+    rows = [json.loads(l) for l in (EVAL/"plain_passages.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len({r["id"] for r in rows}) == len({r["text"] for r in rows}) == len(rows) >= 64
+    assert all(list(r) == ["id", "kind", "text"] and r["text"].strip() == r["text"] for r in rows)
+    assert Counter(r["kind"] for r in rows) == dict.fromkeys(KINDS, 8)
+    assert all(60 <= len(r["text"].split()) <= 120 for r in rows)
