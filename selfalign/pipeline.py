@@ -261,7 +261,8 @@ def step_respond(run, cfg):
 def step_engrave(run, cfg):
     "3: the engraved model, and the control arm."
     todo = [s for s in ("engraved", "control") if not run.done(s)]
-    engrave(run, base_model(cfg), cfg.engrave, name=product_name(cfg), **_seeded(cfg))
+    pset = load_principle_set(cfg.respond, cfg.annotations)
+    engrave(run, base_model(cfg), cfg.engrave, name=product_name(cfg), behind=lambda r: pset.render(query_text(r), thoughts=False), **_seeded(cfg))
     if cfg.control: engrave_control(run, base_model(cfg), cfg.engrave, name=product_name(cfg), **_seeded(cfg))
     _say_trained(run, 3, todo)
 

@@ -6,7 +6,8 @@
 __all__ = ['CHAT_TEMPLATE', 'with_chat_template', 'end_of_turn', 'system_variants', 'plain_messages', 'encode_row', 'encode_rows',
            'row_counts', 'split_held_out', 'TrainConfig', 'EngraveConfig', 'fit', 'trainer_for', 'launch', 'save_model',
            'model_card', 'base_licence', 'fresh_cards', 'refresh_cards', 'score_section', 'data_card', 'push',
-           'train_model', 'identity_pairs', 'shorten', 'engrave', 'card_facts', 'answer_plainly', 'engrave_control']
+           'train_model', 'identity_pairs', 'shorten', 'teacher_engine', 'with_targets', 'engrave', 'card_facts',
+           'control_prompt', 'answer_plainly', 'engrave_control']
 
 # %% ../nbs/03_sft.ipynb #ec83c2ab
 import importlib.util, json, math, os, shutil, subprocess, sys
@@ -14,9 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .annotations import data_path, fill, load_identity, load_template, query_text
-from .generation import Prompts, Sampling
+from .distil import answer_targets, divergence, label_target, load_targets, save_targets
+from .generation import Prompts, Sampling, load_engine
 from .models import EMBEDDED_HUB_ID, STAND_IN_NOTICE, best_device, best_dtype, load_model, load_tokenizer, model_identity, release, resolve_model, with_system
-from .runs import InputError, atomic_path, check_settings, content_id, number, one_of, read_jsonl, whole_number, write_json, write_jsonl
+from .runs import InputError, atomic_path, check_settings, content_id, number, one_of, progress, read_jsonl, whole_number, write_json, write_jsonl
 
 # %% ../nbs/03_sft.ipynb #7a29e555
 CHAT_TEMPLATE = ("{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] }}\n\n{% elif m['role'] == 'user' %}### User\n{{ m['content'] }}\n\n"
@@ -66,11 +68,14 @@ def encode_row(prompts,    # `selfalign.generation.Prompts` of the tokenizer
     return dict(input_ids=ids, labels=[-100]*len(p) + ids[len(p):], truncated=len(p)+len(a) > max_length)
 
 def encode_rows(rows,     # dicts with id, instruction, input, answer, ended
-                tok, cfg, name="Aster", folder=None)->tuple: # (encoded rows, counts)
+                tok, cfg, name="Aster", folder=None,
+                told=None # a list that gets the rows which were not lost
+               )->tuple:  # (encoded rows, counts)
     "Encode all rows; counts say how many were lost or truncated."
     prompts, eot, variants = Prompts(tok), end_of_turn(tok), system_variants(name, folder=folder)
     out = [encode_row(prompts, plain_messages(r, variants), r["answer"], eot, r.get("ended", True), cfg.max_length) for r in rows]
     kept = [x for x in out if x]
+    if told is not None: told += [r for x, r in zip(out, rows) if x]
     for x, r in zip(out, rows):
         assert not (x and r.get("ended", True) and not x["truncated"]) or x["labels"][-1] == eot, "an untruncated row must end in the end-of-turn token"
     return kept, dict(row_counts(kept), lost=len(rows)-len(kept))
@@ -109,12 +114,17 @@ class TrainConfig:
     save_steps: int = 100             # optimizer steps between checkpoints
     report_to: tuple[str, ...] = ()   # such as "tensorboard", "trackio"
     accelerate_config: str|None = None # train in several processes: "fsdp", "deepspeed", or an accelerate config file of yours
+    objective: str = "labels"         # "labels" (paper): the answers' tokens; "distil": the teacher's distribution at each
+    distil_top: int = 64              # of the vocabulary, kept of the teacher's distribution at each token
 
     def __post_init__(self):
         switch = one_of(True, False, None)
         check_settings(self, epochs=number(above=0), global_batch=whole_number(1), micro_batch=whole_number(1), learning_rate=number(above=0), warmup_steps=whole_number(0), max_length=whole_number(2), lora_r=whole_number(0), lora_alpha=number(above=0), lora_dropout=number(0, below=1),
                        lora_targets=(lambda v: isinstance(v, (list, tuple)) and (v or not self.lora_r) and all(isinstance(t, str) for t in v), "names of modules, such as q_proj"),
-                       load_in_4bit=one_of(True, False), packing=switch, gradient_checkpointing=switch, bf16=switch, identity_share=number(0, 1), save_steps=whole_number(1))
+                       load_in_4bit=one_of(True, False), packing=switch, gradient_checkpointing=switch, bf16=switch, identity_share=number(0, 1), save_steps=whole_number(1),
+                       objective=one_of("labels", "distil"), distil_top=whole_number(1))
+        if self.objective == "distil" and self.packing:
+            raise InputError("packing is true and objective is distil, which asks for a row in a sequence of its own; leave packing out")
 
 @dataclass(frozen=True)
 class EngraveConfig(TrainConfig):
@@ -165,7 +175,7 @@ def _sft_config(cfg, work, seed, cuda, per_pack=1):
     import torch
     from trl import SFTConfig
     world = int(os.environ.get("WORLD_SIZE", 1))
-    packing = cuda if cfg.packing is None else cfg.packing
+    packing = cuda and cfg.objective == "labels" if cfg.packing is None else cfg.packing
     micro, times = _batches(cfg, world, per_pack if packing else 1)
     ckpt = cuda if cfg.gradient_checkpointing is None else cfg.gradient_checkpointing
     return SFTConfig(output_dir=str(work), num_train_epochs=cfg.epochs, per_device_train_batch_size=micro,
@@ -204,7 +214,8 @@ def _last_checkpoint(work):
         except (OSError, ValueError): continue
 
 def _recipe(cfg): # what makes the result: not how many rows fit into memory, nor in how many processes
-    return {k: v for k, v in asdict(cfg).items() if k not in ("micro_batch", "accelerate_config")}
+    idle = ("objective", "distil_top") if cfg.objective == "labels" else () # a run made before there were two goes on
+    return {k: v for k, v in asdict(cfg).items() if k not in ("micro_batch", "accelerate_config", *idle)}
 
 def _clear_other(work, rows, cfg, seed):
     "Remove checkpoints of other rows or settings."
@@ -214,13 +225,24 @@ def _clear_other(work, rows, cfg, seed):
     work.mkdir(parents=True, exist_ok=True); (work/"key").write_text(key)
 
 # %% ../nbs/03_sft.ipynb #8f3a61c4
-def _trainer_class(model, args):
-    "TRL's `SFTTrainer`; off the GPU one that scores the answers' tokens alone."
+def _trainer_class(model, args, targets=None):
+    "TRL's `SFTTrainer`; ours where there are targets, and off the GPU, where it scores the answers' tokens alone."
     import inspect
-    from torch.nn.functional import cross_entropy
     from trl import SFTTrainer
-    class AnswerTrainer(SFTTrainer):
+    by_position = "logits_to_keep" in inspect.signature(model.forward).parameters # such models score position by position
+    if targets and not by_position: raise InputError(f"{type(model).__name__} cannot be trained by objective distil; use labels")
+    return _answer_trainer(SFTTrainer, targets) if targets or args.use_cpu and not args.packing and by_position else SFTTrainer
+
+def _answer_trainer(base, targets):
+    "A trainer that computes logits where an answer's tokens are, and the loss against `targets` where there are some."
+    from torch.nn.functional import cross_entropy
+    class AnswerTrainer(base):
+        def _set_signature_columns_if_needed(self):
+            super()._set_signature_columns_if_needed()
+            if targets and "row" not in self._signature_columns: self._signature_columns.append("row")
+
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            rows = inputs.pop("row", None)
             if return_outputs or self.aux_loss_enabled: return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             labels = inputs["labels"][:, 1:]; answers = labels != -100
             head = self.accelerator.unwrap_model(model).get_output_embeddings()
@@ -228,14 +250,31 @@ def _trainer_class(model, args):
             try: logits = model(input_ids=inputs["input_ids"], use_cache=False).logits # no mask: padding is on the right, where no token looks
             finally: hook.remove()
             n = answers.sum() if num_items_in_batch is None else num_items_in_batch # of the whole step, in all processes
-            loss = cross_entropy(logits.float(), labels[answers], reduction="sum") / max(n, 1)
+            loss = cross_entropy(logits.float(), labels[answers], reduction="sum") if rows is None else _to_targets(logits, targets, rows, answers.sum(1))
+            loss = loss / max(n, 1)
             return loss * self.accelerator.num_processes if self.args.average_tokens_across_devices and num_items_in_batch is not None else loss
-    fits = args.use_cpu and not args.packing and "logits_to_keep" in inspect.signature(model.forward).parameters # such models score position by position
-    return AnswerTrainer if fits else SFTTrainer
+    return AnswerTrainer
 
+
+# %% ../nbs/03_sft.ipynb #2fd2e461
+def _to_targets(logits, targets, rows, sizes):
+    "The summed divergence of a batch from its rows' targets, in nats."
+    import numpy as np, torch
+    mine = [(targets[r], n) for r, n in zip(rows.tolist(), sizes.tolist())]
+    ids = torch.from_numpy(np.concatenate([t.ids[:n] for t, n in mine])).to(logits.device)
+    logprobs = torch.from_numpy(np.concatenate([t.logprobs[:n] for t, n in mine])).to(logits.device)
+    return divergence(logits, ids, logprobs).sum()
+
+def _with_rows(collate):
+    "A collator that keeps the rows' numbers."
+    import torch
+    def both(examples):
+        batch = collate([{k: v for k, v in e.items() if k != "row"} for e in examples])
+        return dict(batch, row=torch.tensor([e["row"] for e in examples]))
+    return both
 
 # %% ../nbs/03_sft.ipynb #feb99bd6
-def fit(rows,       # dicts with input_ids and labels, see `encode_rows`
+def fit(rows,       # dicts with input_ids and labels, see `encode_rows`; and target, where the objective is distil
         base,       # the base model: "embedded", hub id, folder
         tok,        # its tokenizer, with a chat template
         work,       # folder for checkpoints
@@ -258,8 +297,11 @@ def trainer_for(rows, base, tok, work, cfg:TrainConfig, seed=0): # see `fit`
     args = _sft_config(cfg, work, seed, cuda, _rows_per_pack(rows, cfg))
     disable_progress_bars(); torch.manual_seed(seed)
     model, _ = load_model(base, dtype=torch.bfloat16 if cuda else torch.float32, device=f"cuda:{rank}" if cuda and world == 1 else "cpu", **_four_bit(cfg, rank))
-    trainer = _trainer_class(model, args)(model=model, args=args, train_dataset=Dataset.from_list([dict(input_ids=r["input_ids"], labels=r["labels"]) for r in rows]),
-                         processing_class=tok, peft_config=_lora(model, cfg) if cfg.lora_r else None, callbacks=[_watch()])
+    targets = [r["target"] for r in rows] if "target" in rows[0] else None
+    data = [{k: r[k] for k in ("input_ids", "labels")} | (dict(row=i) if targets else {}) for i, r in enumerate(rows)]
+    trainer = _trainer_class(model, args, targets)(model=model, args=args, train_dataset=Dataset.from_list(data), processing_class=tok,
+                                                   peft_config=_lora(model, cfg) if cfg.lora_r else None, callbacks=[_watch()])
+    if targets: trainer.data_collator = _with_rows(trainer.data_collator)
     trainer.remove_callback(PrinterCallback); _quiet_bar(trainer)
     return trainer
 
@@ -277,7 +319,9 @@ def launch(rows, base, work, cfg:TrainConfig, seed=0)->tuple: # (folder with the
     file = Path(cfg.accelerate_config)
     if not file.exists(): file = data_path(f"training/{cfg.accelerate_config}.yaml")
     _clear_other(work, rows, cfg, seed); work = Path(work)
-    write_jsonl(work/"rows.jsonl", rows); write_json(work/"job.json", dict(base=str(base), cfg=asdict(cfg), seed=seed))
+    if "target" in rows[0]: save_targets([r["target"] for r in rows], work/"targets.npz")
+    write_jsonl(work/"rows.jsonl", [{k: v for k, v in r.items() if k != "target"} for r in rows])
+    write_json(work/"job.json", dict(base=str(base), cfg=asdict(cfg), seed=seed))
     done = subprocess.run([sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file), "-m", "selfalign.sft"],
                           env=dict(os.environ, SELFALIGN_JOB=str(work), SELFALIGN_NO_PROGRESS="1"), stderr=subprocess.PIPE, text=True)
     if done.returncode:
@@ -289,7 +333,9 @@ def _worker(work):
     "One process of `launch`."
     work = Path(work); job = json.loads((work/"job.json").read_text())
     cfg = TrainConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in job["cfg"].items() if k in TrainConfig.__dataclass_fields__})
-    _, losses = fit(list(read_jsonl(work/"rows.jsonl")), job["base"], with_chat_template(load_tokenizer(job["base"])), work, cfg, job["seed"])
+    rows = list(read_jsonl(work/"rows.jsonl"))
+    if (told := work/"targets.npz").exists(): rows = [dict(r, target=t) for r, t in zip(rows, load_targets(told), strict=True)]
+    _, losses = fit(rows, job["base"], with_chat_template(load_tokenizer(job["base"])), work, cfg, job["seed"])
     if os.environ.get("RANK", "0") == "0": write_json(work/"losses.json", losses)
 
 # %% ../nbs/03_sft.ipynb #3642bdee
@@ -425,14 +471,20 @@ def train_model(rows,  # dicts with id, instruction, input, answer, ended
                 base, out, work, cfg:TrainConfig, seed=0, name="Aster", folder=None, title="Aligned model",
                 identity=True, # mix in who-are-you pairs
                 about=None, # more lines for the model card: human_lines, principles, yield, rejected
-                answer_tokens=None # at most so many answer tokens, those of the pairs among them: longer answers are cut
+                answer_tokens=None, # at most so many answer tokens, those of the pairs among them: longer answers are cut
+                teacher=None # (engine string, its options, row → the prompt it reads), where the objective is distil
                )->dict: # rows, lost, truncated, tokens, first and last loss, steps
     "Encode, train, merge, save."
     tok = with_chat_template(load_tokenizer(base))
-    encoded, counts = encode_rows(rows, tok, cfg, name, folder)
+    told = [] # the rows that are encoded
+    encoded, counts = encode_rows(rows, tok, cfg, name, folder, told)
     if rows and not encoded: raise InputError(f"all {len(rows)} rows were lost: their prompts alone fill max_length, which is {cfg.max_length}; raise it")
     pairs, more = encode_rows(identity_pairs(round(cfg.identity_share * len(rows)), name, folder, seed) if identity else [], tok, cfg, name, folder)
     if answer_tokens is not None: encoded = shorten(encoded, answer_tokens - more["answer_tokens"])
+    if cfg.objective == "distil":
+        encoded = with_targets(told, encoded, teacher, cfg.distil_top)
+        more_targets = [label_target([l for l in x["labels"] if l != -100], cfg.distil_top) for x in pairs]
+        pairs = [dict(x, target=t) for x, t in zip(pairs, more_targets)] # who it is stands in no principle
     encoded += pairs; counts = dict(row_counts(encoded), lost=counts["lost"] + more["lost"])
     model, losses = launch(encoded, base, work, cfg, seed) if cfg.accelerate_config else fit(encoded, base, tok, work, cfg, seed)
     release()
@@ -465,17 +517,37 @@ def shorten(rows,      # as `encode_rows` gives them
 
 def _mean(losses): return round(sum(l["loss"] for l in losses) / len(losses), 4)
 
+# %% ../nbs/03_sft.ipynb #e5494701
+def teacher_engine(model)->tuple: # (engine string, its options)
+    "The engine that reads a teacher's distribution: in this process, exact on a CPU."
+    return f"torch:{model}", {} if best_device() == "cuda" else dict(dtype="float32")
+
+def with_targets(rows,    # dicts with answer, and what the teacher's prompt is made of
+                 encoded, # the same rows, encoded
+                 teacher, # (engine string, its options, row → the prompt it reads)
+                 k)->list: # encoded rows with a target each
+    "Ask the teacher for its distribution at every answer token."
+    if teacher is None: raise InputError("objective is distil and there is no teacher; give one, or use labels")
+    spec, options, ask = teacher
+    with load_engine(spec, **options) as e, progress(None, "targets", len(rows)) as bar:
+        targets = answer_targets(e, [ask(r) for r in rows], [r["answer"] for r in rows], encoded, k, bar.update)
+    release()
+    return [dict(x, target=t) for x, t in zip(encoded, targets, strict=True)]
+
 # %% ../nbs/03_sft.ipynb #9ef24f7f
 def engrave(run,        # a Run whose stage "responses" is finished
             base,       # the base model, "embedded", hub id or folder
-            cfg:EngraveConfig=EngraveConfig(), seed=0, name="Aster", folder=None)->dict: # the stage's record
+            cfg:EngraveConfig=EngraveConfig(), seed=0, name="Aster", folder=None,
+            behind=None # row → the prompt with principles, see `PrincipleSet.render`, where the objective is distil
+           )->dict: # the stage's record
     "Stage 3: fine-tune the base model on the kept answers under the plain prompt; makes `engraved/` and `held_out.jsonl`."
     settings = dict(_recipe(cfg), seed=seed, base=_weights_of(base), name=name, system=content_id(load_template("plain_system", folder)), identity=content_id(load_identity(name, folder=folder)), after=run.fingerprint("responses"))
     with run.stage("engraved", settings, files=["held_out.jsonl", "engraved"]) as rec:
         if rec is None: return run.manifest["stages"]["engraved"]
         rows, held = split_held_out(read_jsonl(run/"responses.jsonl"), cfg.held_out)
         write_jsonl(run/"held_out.jsonl", held)
-        rec.update(train_model(rows, base, run/"engraved", run/"work"/"engraved", cfg, seed, name, folder, "Engraved model", about=card_facts(run)), held_out=len(held))
+        rec.update(train_model(rows, base, run/"engraved", run/"work"/"engraved", cfg, seed, name, folder, "Engraved model", about=card_facts(run),
+                               teacher=behind and (*teacher_engine(base), behind)), held_out=len(held))
     return run.manifest["stages"]["engraved"]
 
 def card_facts(run)->dict: # human_lines, principles, yield, rejected: where the run's manifest has them
@@ -494,14 +566,17 @@ def _plain_answer(row, out): # (row, None) or (reject, reason)
     if why := "engine error" if out["error"] else None if text else "no answer": return dict(base, reason=why, raw=out["error"] or out["text"]), why
     return dict(base, answer=text, ended=out["finish_reason"] == "stop"), None
 
+def control_prompt(row, name="Aster", folder=None)->str:
+    "How the base model is asked without principles."
+    return f"{system_variants(name, folder=folder)[0]}\n\nUser: {query_text(row)}\n\n{name}:"
+
 def answer_plainly(run, engine, cfg:EngraveConfig=EngraveConfig(), seed=0, name="Aster", folder=None, max_new_tokens=200, temperature=0.5, top_p=0.9)->dict:
     "For the control arm: the base model answers the training prompts without principles; makes `control_answers.jsonl`."
     settings = dict(seed=seed, held_out=cfg.held_out, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, system=content_id(system_variants(name, folder=folder)), after=run.fingerprint("responses"))
     with run.stage("control answers", settings, files=["control_answers.jsonl"]) as rec:
         if rec is None: return run.manifest["stages"]["control answers"]
         rows, _ = split_held_out(read_jsonl(run/"responses.jsonl"), cfg.held_out)
-        variants = system_variants(name, folder=folder)
-        jobs = [dict(id=content_id("control", r["id"]), prompt=f"{variants[0]}\n\nUser: {query_text(r)}\n\n{name}:") for r in rows]
+        jobs = [dict(id=content_id("control", r["id"]), prompt=control_prompt(r, name, folder)) for r in rows]
         outs = run.complete("control answers", jobs, engine, Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, stop=("\nUser:",)), seed, desc="2 control answers")
         run.tell_failures("control answers", outs)
         rec.update(run.decide("control answers", "control_answers.jsonl", map(_plain_answer, rows, outs), len(rows)), asked=len(rows))
@@ -513,7 +588,8 @@ def engrave_control(run, base, cfg:EngraveConfig=EngraveConfig(), seed=0, name="
     with run.stage("control", settings, files=["control"]) as rec:
         if rec is None: return run.manifest["stages"]["control"]
         rec.update(train_model(read_jsonl(run/"control_answers.jsonl"), base, run/"control", run/"work"/"control", cfg, seed, name, folder, "Control arm",
-                               answer_tokens=run.manifest["stages"]["engraved"]["answer_tokens"]))
+                               answer_tokens=run.manifest["stages"]["engraved"]["answer_tokens"],
+                               teacher=(*teacher_engine(base), lambda r: control_prompt(r, name, folder))))
     return run.manifest["stages"]["control"]
 
 # %% ../nbs/03_sft.ipynb #bc6e98c4
