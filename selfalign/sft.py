@@ -102,7 +102,7 @@ class TrainConfig:
     lora_dropout: float = 0.05
     lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
     load_in_4bit: bool = False        # QLoRA, on a GPU with bitsandbytes
-    packing: bool|None = None         # several rows in one sequence with attention kept apart; None = on a GPU
+    packing: bool|None = None         # several rows in one sequence, attention kept apart; None = with flash attention
     gradient_checkpointing: bool|None = None # None = on a GPU
     bf16: bool|None = None            # matrix products in bfloat16; None = on a GPU, and on a CPU with instructions for it
     identity_share: float = 0.0035    # of the training rows: who-are-you pairs (paper: 910 of about 260,000)
@@ -161,20 +161,38 @@ def _checkpointing(on, # compute activations again in the backward pass?
     # one dict, since transformers gives it both names: what TRL sets for ZeRO-3 under the old one, the Trainer reads under the new
     return {name: on, f"{name}_kwargs": dict(use_reentrant=False)}
 
-def _sft_config(cfg, work, seed, cuda, per_pack=1):
+def _sft_config(cfg, work, seed, cuda, per_pack=1, flash=False):
     import torch
     from trl import SFTConfig
     world = int(os.environ.get("WORLD_SIZE", 1))
-    packing = cuda if cfg.packing is None else cfg.packing
+    packing = flash if cfg.packing is None else cfg.packing
     micro, times = _batches(cfg, world, per_pack if packing else 1)
     ckpt = cuda if cfg.gradient_checkpointing is None else cfg.gradient_checkpointing
-    return SFTConfig(output_dir=str(work), num_train_epochs=cfg.epochs, per_device_train_batch_size=micro,
+    args = SFTConfig(output_dir=str(work), num_train_epochs=cfg.epochs, per_device_train_batch_size=micro,
         gradient_accumulation_steps=times, learning_rate=cfg.learning_rate, lr_scheduler_type="linear",
         warmup_steps=cfg.warmup_steps, max_length=cfg.max_length, packing=packing, bf16=best_dtype() == torch.bfloat16 if cfg.bf16 is None else cfg.bf16, use_cpu=not cuda, seed=seed, data_seed=seed,
         logging_steps=1, logging_first_step=True, save_steps=cfg.save_steps, save_total_limit=2, report_to=_reporters(cfg.report_to), logging_nan_inf_filter=False,
-        use_liger_kernel=cuda and importlib.util.find_spec("liger_kernel") is not None,
         **_checkpointing(ckpt), train_sampling_strategy="random" if packing else "group_by_length", dataloader_num_workers=0,
         disable_tqdm=bool(os.environ.get("SELFALIGN_NO_PROGRESS")), dataset_num_proc=None)
+    if world == 1: _one_card(args)
+    return args
+
+def _one_card(args):
+    "One process trains on one GPU: transformers would split each batch over all that it sees, which TRL refuses."
+    if args.n_gpu > 1:
+        print(f"training uses one of {args.n_gpu} GPUs; `--engrave.accelerate-config fsdp` (stage 4: "
+              "`--clone.train.accelerate-config fsdp`) uses all of them", file=sys.stderr)
+        args._n_gpu = 1 # read once above, as the property fills it at its first use
+
+def _flash_attention(base)->str|None: # its name for `load_model`
+    "The flash attention that is installed and that the model's code can use on this GPU."
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+    from transformers.utils import is_flash_attn_2_available
+    if best_device() != "cuda" or not is_flash_attn_2_available(): return None
+    src = resolve_model(base)
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(AutoConfig.from_pretrained(src.path, revision=src.revision)))
+    return "flash_attention_2" if getattr(kind, "_supports_flash_attn", False) else None
 
 def _watch():
     "Stops a training whose loss or gradient is no number, before its weights are saved."
@@ -209,17 +227,51 @@ def _recipe(cfg): # what makes the result: not how many rows fit into memory, no
 def _clear_other(work, rows, cfg, seed):
     "Remove checkpoints of other rows or settings."
     values = {k: v for k, v in _recipe(cfg).items() if k not in ("save_steps", "report_to")}
-    key, work = content_id(json.dumps([[(r["input_ids"], r["labels"]) for r in rows], values, seed])), Path(work)
+    order = "by epoch" # checkpoints of another order of rows would repeat some and leave out others
+    key = content_id(json.dumps([[(r["input_ids"], r["labels"]) for r in rows], values, seed, order]))
+    work = Path(work)
     if work.exists() and ((work/"key").read_text() if (work/"key").exists() else None) != key: shutil.rmtree(work)
     work.mkdir(parents=True, exist_ok=True); (work/"key").write_text(key)
+
+# %% ../nbs/03_sft.ipynb #3bfaa060
+def _row_order(sizes,     # tokens of each row
+               step:int,  # rows of an optimizer step, in all processes
+               seed:int,
+               epoch:int, # from 0
+               by_length  # rows of like length side by side, against padding?
+              )->list:    # row numbers
+    "The order of the rows in one epoch."
+    import torch
+    from transformers.trainer_pt_utils import get_length_grouped_indices
+    generator = torch.Generator().manual_seed((seed << 20) + epoch)
+    if by_length: return get_length_grouped_indices(sizes, step, generator=generator)
+    return torch.randperm(len(sizes), generator=generator).tolist()
+
+class _Rows:
+    "A trainer's sampler, in the order of the epoch that its state names."
+    def __init__(self, trainer, rows): self.trainer, self.sizes = trainer, [len(ids) for ids in rows["input_ids"]]
+    def __len__(self): return len(self.sizes)
+    def __iter__(self):
+        args, epoch = self.trainer.args, int(self.trainer.state.epoch or 0)
+        step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return iter(_row_order(self.sizes, step, args.seed, epoch, args.train_sampling_strategy == "group_by_length"))
+
+def _ordered_trainer():
+    "TRL's `SFTTrainer` with rows in our order."
+    from trl import SFTTrainer
+    class OrderedTrainer(SFTTrainer):
+        def _get_train_sampler(self, train_dataset=None):
+            return _Rows(self, self.train_dataset if train_dataset is None else train_dataset)
+    return OrderedTrainer
+
 
 # %% ../nbs/03_sft.ipynb #8f3a61c4
 def _trainer_class(model, args):
     "TRL's `SFTTrainer`; off the GPU one that scores the answers' tokens alone."
     import inspect
     from torch.nn.functional import cross_entropy
-    from trl import SFTTrainer
-    class AnswerTrainer(SFTTrainer):
+    Trainer = _ordered_trainer()
+    class AnswerTrainer(Trainer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             if return_outputs or self.aux_loss_enabled: return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             labels = inputs["labels"][:, 1:]; answers = labels != -100
@@ -231,7 +283,7 @@ def _trainer_class(model, args):
             loss = cross_entropy(logits.float(), labels[answers], reduction="sum") / max(n, 1)
             return loss * self.accelerator.num_processes if self.args.average_tokens_across_devices and num_items_in_batch is not None else loss
     fits = args.use_cpu and not args.packing and "logits_to_keep" in inspect.signature(model.forward).parameters # such models score position by position
-    return AnswerTrainer if fits else SFTTrainer
+    return AnswerTrainer if fits else Trainer
 
 
 # %% ../nbs/03_sft.ipynb #feb99bd6
@@ -255,9 +307,12 @@ def trainer_for(rows, base, tok, work, cfg:TrainConfig, seed=0): # see `fit`
     from datasets import Dataset, disable_progress_bars
     from transformers import PrinterCallback
     cuda, world, rank = best_device() == "cuda", int(os.environ.get("WORLD_SIZE", 1)), os.environ.get("LOCAL_RANK", "0")
-    args = _sft_config(cfg, work, seed, cuda, _rows_per_pack(rows, cfg))
+    flash = _flash_attention(base)
+    args = _sft_config(cfg, work, seed, cuda, _rows_per_pack(rows, cfg), flash=bool(flash))
     disable_progress_bars(); torch.manual_seed(seed)
-    model, _ = load_model(base, dtype=torch.bfloat16 if cuda else torch.float32, device=f"cuda:{rank}" if cuda and world == 1 else "cpu", **_four_bit(cfg, rank))
+    dtype = torch.bfloat16 if cuda and cfg.lora_r else torch.float32 # full fine-tuning: small updates vanish in bfloat16
+    model, _ = load_model(base, dtype=dtype, device=f"cuda:{rank}" if cuda and world == 1 else "cpu",
+                          attn_implementation=flash if args.packing else None, **_four_bit(cfg, rank))
     trainer = _trainer_class(model, args)(model=model, args=args, train_dataset=Dataset.from_list([dict(input_ids=r["input_ids"], labels=r["labels"]) for r in rows]),
                          processing_class=tok, peft_config=_lora(model, cfg) if cfg.lora_r else None, callbacks=[_watch()])
     trainer.remove_callback(PrinterCallback); _quiet_bar(trainer)

@@ -308,3 +308,99 @@ def test_control_answers_that_are_none_are_kept_with_their_reason(tmp_path):
         rec = sft.answer_plainly(run, ScriptedEngine(says), EngraveConfig(held_out=0))
         assert rec["kept"] == 2 and rec["rejected"] == {"no answer": 2, "engine error": 2} and rec["asked"] == 6
         assert sorted(r["reason"] for r in read_jsonl(run/"rejects.jsonl")) == ["engine error"]*2 + ["no answer"]*2
+
+class _Killed(Exception): "Stands for the end of a process in the middle of a training."
+
+def _seen(rows, work, monkeypatch, cfg, stops=(), base="embedded"): # (step, row numbers), losses by step
+    from transformers import TrainerCallback
+    key, log, stop = {tuple(r["input_ids"]): i for i, r in enumerate(rows)}, [], [None]
+    class Kill(TrainerCallback):
+        def on_step_end(self, args, state, control, **kw):
+            if state.global_step == stop[0]: raise _Killed
+    ordered = sft._ordered_trainer
+    def watched():
+        class Watched(ordered()):
+            def training_step(self, model, inputs, *args, **kw):
+                for ids in inputs["input_ids"].tolist():
+                    while tuple(ids) not in key: ids = ids[:-1] # padding
+                    log.append((self.state.global_step + 1, key[tuple(ids)]))
+                return super().training_step(model, inputs, *args, **kw)
+        return Watched
+    monkeypatch.setattr(sft, "_ordered_trainer", watched); monkeypatch.setattr(sft, "_watch", Kill)
+    for at in (*stops, None):
+        stop[0] = at
+        try: losses = fit(rows, base, with_chat_template(load_tokenizer(base)), work, cfg)[1]
+        except _Killed: log[:] = [x for x in log if x[0] <= int(sft._last_checkpoint(work).rpartition("-")[2])]
+    monkeypatch.setattr(sft, "_ordered_trainer", ordered)
+    return log, {l["step"]: l["loss"] for l in losses}
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory): return random_llama(tmp_path_factory.mktemp("tiny")/"base", with_chat_template(load_tokenizer("embedded")))
+
+@pytest.mark.parametrize("by_length", [True, False])
+@pytest.mark.parametrize("stops", [(5,), (8,), (11,), (3, 7, 9, 10, 14)])
+def test_however_often_interrupted_each_epoch_shows_every_row_once(tiny, tmp_path, monkeypatch, by_length, stops):
+    import trl
+    words = "water tide bread apple garden winter letter window".split()
+    rows = [dict(id=str(i), instruction=f"Row {i}.", input="", answer=" ".join(words[(i+k) % 8] for k in range(3 + 7*i % 31)), ended=True) for i in range(18)]
+    cfg = replace(CFG, epochs=4, micro_batch=2, save_steps=2, lora_dropout=0.1) # five steps an epoch, the last with two rows
+    rows = encode_rows(rows, with_chat_template(load_tokenizer(tiny)), cfg)[0]
+    if not by_length: monkeypatch.setattr(trl, "SFTConfig", lambda config=trl.SFTConfig, **kw: config(**dict(kw, train_sampling_strategy="random")))
+    monkeypatch.setattr(sft, "_checkpointing", lambda on: {}) # it asks the replaced class for its fields
+    whole, straight = _seen(rows, tmp_path/"whole", monkeypatch, cfg, base=tiny)
+    parts, resumed = _seen(rows, tmp_path/"parts", monkeypatch, cfg, stops, base=tiny)
+    assert parts == whole and resumed == pytest.approx(straight, abs=1e-3)
+    for epoch in range(4): assert sorted(i for step, i in parts if (step-1)//5 == epoch) == list(range(18))
+    assert len({tuple(i for step, i in whole if (step-1)//5 == epoch) for epoch in range(4)}) == 4
+
+@pytest.mark.parametrize("by_length", [True, False])
+def test_the_order_of_rows_is_that_of_one_process_in_any_number(by_length):
+    from accelerate.data_loader import BatchSamplerShard
+    from torch.utils.data import BatchSampler
+    sizes = [5 + 7*i % 31 for i in range(48)]
+    def steps(world): # rows of each step, over all processes
+        micro, times = sft._batches(TrainConfig(global_batch=12, micro_batch=3), world)
+        order = sft._row_order(sizes, micro*times*world, 0, 1, by_length)
+        batches = BatchSampler(order, micro, False)
+        shards = [list(BatchSamplerShard(batches, world, rank)) for rank in range(world)]
+        return [sorted(i for s in shards for b in s[k*times:(k+1)*times] for i in b) for k in range(4)]
+    assert steps(1) == steps(2) == steps(4)
+
+def test_one_process_uses_one_of_several_cards_and_says_how_to_use_all(rows, tmp_path, monkeypatch, capsys):
+    import torch
+    from functools import cached_property
+    from transformers import TrainingArguments
+    def devices(self): self._n_gpu = 2; return torch.device("cpu") # what transformers finds on a machine with two cards
+    asked = cached_property(devices); asked.__set_name__(TrainingArguments, "_setup_devices")
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", asked)
+    _, losses = _fit(rows[:4], tmp_path, replace(CFG, epochs=1))
+    said = [l for l in capsys.readouterr().err.splitlines() if "GPU" in l]
+    assert losses and said == ["training uses one of 2 GPUs; `--engrave.accelerate-config fsdp` (stage 4: `--clone.train.accelerate-config fsdp`) uses all of them"]
+
+@pytest.mark.parametrize("packing, flash, packed, order", [(None, False, False, "group_by_length"), (None, True, True, "random"), (True, False, True, "random"), (False, True, False, "group_by_length")])
+def test_rows_are_packed_where_flash_attention_is_there_or_where_it_is_asked_for(packing, flash, packed, order):
+    args = sft._sft_config(TrainConfig(packing=packing, bf16=False), "nowhere", 0, False, 2, flash=flash)
+    assert (args.packing, args.train_sampling_strategy) == (packed, order) and not args.use_liger_kernel
+
+@pytest.mark.parametrize("lora_r, packing, flash", [(16, None, "flash_attention_2"), (16, None, None), (0, None, None), (16, False, "flash_attention_2"), (16, True, None)])
+def test_on_a_card_the_model_comes_in_the_type_and_with_the_attention_that_fit(rows, tmp_path, monkeypatch, lora_r, packing, flash):
+    import torch
+    class Seen(Exception): pass
+    def load(base, **kw): raise Seen(kw)
+    real = sft._sft_config
+    monkeypatch.setattr(sft, "best_device", lambda: "cuda"); monkeypatch.setattr(sft, "load_model", load)
+    monkeypatch.setattr(sft, "_flash_attention", lambda base: flash)
+    monkeypatch.setattr(sft, "_sft_config", lambda cfg, work, seed, cuda, *a, **kw: real(replace(cfg, bf16=False), work, seed, False, *a, **kw))
+    with pytest.raises(Seen) as e: sft.trainer_for(rows, "embedded", None, tmp_path, replace(CFG, lora_r=lora_r, packing=packing))
+    got = e.value.args[0]
+    assert got["dtype"] == (torch.bfloat16 if lora_r else torch.float32) and got["device"] == "cuda:0"
+    assert got["attn_implementation"] == (flash if packing is not False else None)
+
+def test_flash_attention_is_used_where_card_package_and_model_have_it(monkeypatch):
+    import transformers.utils
+    monkeypatch.setattr(transformers.utils, "is_flash_attn_2_available", lambda: True)
+    assert sft._flash_attention("embedded") is None # no card
+    monkeypatch.setattr(sft, "best_device", lambda: "cuda")
+    assert sft._flash_attention("embedded") == "flash_attention_2"
+    monkeypatch.setattr(transformers.utils, "is_flash_attn_2_available", lambda: False)
+    assert sft._flash_attention("embedded") is None
