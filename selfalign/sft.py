@@ -9,7 +9,7 @@ __all__ = ['CHAT_TEMPLATE', 'with_chat_template', 'end_of_turn', 'system_variant
            'train_model', 'identity_pairs', 'shorten', 'engrave', 'card_facts', 'answer_plainly', 'engrave_control']
 
 # %% ../nbs/03_sft.ipynb #ec83c2ab
-import importlib.util, json, math, os, shutil, subprocess, sys
+import importlib.util, json, math, os, re, shutil, subprocess, sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -325,6 +325,25 @@ def _four_bit(cfg, rank="0"):
     if best_device() != "cuda": raise InputError("load_in_4bit needs a GPU; set engrave.load_in_4bit to false")
     return dict(device_map={"": int(rank)}, quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16, bnb_4bit_use_double_quant=True))
 
+# %% ../nbs/03_sft.ipynb #c4d443c1
+def _parts(stream): # a binary stream of text
+    "Its lines, and the states of a progress bar between them, each with its end."
+    rest = b""
+    while block := stream.read1():
+        *whole, rest = re.split(rb"(?<=[\r\n])", rest + block)
+        yield from (p.decode(errors="replace") for p in whole)
+    if rest: yield rest.decode(errors="replace")
+
+def _with_its_bar(command, env)->tuple: # (exit code, lines of stderr that are no bar)
+    "Run a command; of what it writes to stderr a progress bar is shown, the rest is kept."
+    lines = []
+    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE) as process:
+        for part in _parts(process.stderr):
+            if re.search(r"\d+%\|", part): print(part, end="", file=sys.stderr, flush=True)
+            elif part.strip(): lines.append(part.rstrip())
+    return process.returncode, lines
+
+
 # %% ../nbs/03_sft.ipynb #f00c4c60
 def launch(rows, base, work, cfg:TrainConfig, seed=0)->tuple: # (folder with the trained adapter or model, list of {step, loss})
     "Train in the processes of an accelerate config file; goes on from the last checkpoint like `fit`."
@@ -333,11 +352,11 @@ def launch(rows, base, work, cfg:TrainConfig, seed=0)->tuple: # (folder with the
     if not file.exists(): file = data_path(f"training/{cfg.accelerate_config}.yaml")
     _clear_other(work, rows, cfg, seed); work = Path(work)
     write_jsonl(work/"rows.jsonl", rows); write_json(work/"job.json", dict(base=str(base), cfg=asdict(cfg), seed=seed))
-    done = subprocess.run([sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file), "-m", "selfalign.sft"],
-                          env=dict(os.environ, SELFALIGN_JOB=str(work), SELFALIGN_NO_PROGRESS="1"), stderr=subprocess.PIPE, text=True)
-    if done.returncode:
-        said = [l for l in done.stderr.splitlines() if "Error: " in l]
-        raise InputError(f"training under {file} failed: {said[0] if said else done.stderr[-300:]}; its checkpoints are kept in {work}")
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file), "-m", "selfalign.sft"]
+    code, lines = _with_its_bar(command, dict(os.environ, SELFALIGN_JOB=str(work)))
+    if code:
+        said = next((l for l in lines if "Error: " in l), "\n".join(lines)[-300:])
+        raise InputError(f"training under {file} failed: {said}; its checkpoints are kept in {work}")
     return work/"trained", json.loads((work/"losses.json").read_text())
 
 def _worker(work):

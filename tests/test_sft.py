@@ -404,3 +404,65 @@ def test_flash_attention_is_used_where_card_package_and_model_have_it(monkeypatc
     assert sft._flash_attention("embedded") == "flash_attention_2"
     monkeypatch.setattr(transformers.utils, "is_flash_attn_2_available", lambda: False)
     assert sft._flash_attention("embedded") is None
+
+SHARDED_ON_CPU = '''
+import os
+if "RANK" in os.environ and "SELFALIGN_JOB" in os.environ: # accelerate shards on GPUs only: here two CPU processes stand for them
+    import accelerate.state as state
+    state.PartialState._prepare_backend = lambda self, *args, **kw: ("gloo", state.DistributedType.MULTI_GPU)
+    import transformers
+    real = transformers.AutoModelForCausalLM.from_pretrained
+    def watched(*args, **kw):
+        model = real(*args, **kw)
+        with open(os.path.join(os.environ["SELFALIGN_JOB"], "held." + os.environ["RANK"]), "w") as f:
+            f.write(str(sum(p.nbytes for p in model.parameters() if not p.is_meta)))
+        return model
+    transformers.AutoModelForCausalLM.from_pretrained = watched
+'''
+
+@pytest.mark.slow # two trainings in two processes
+@pytest.mark.parametrize("lora_r", [16, 0])
+def test_the_shipped_sharding_gives_the_loss_of_one_process_and_one_holds_the_weights(tiny, tmp_path, monkeypatch, lora_r):
+    import torch
+    from transformers import AutoModelForCausalLM
+    cfg = replace(CFG, lora_dropout=0.0, epochs=1.0, save_steps=1, lora_r=lora_r)
+    tok = with_chat_template(load_tokenizer(tiny)); rows = encode_rows(example_rows("responses")[:8], tok, cfg)[0]
+    _, one = fit(rows, tiny, tok, tmp_path/"one", cfg)
+    shipped = data_path("training/fsdp.yaml").read_text()
+    file = tmp_path/"two.yaml"; file.write_text(shipped.replace("num_processes: 8", "num_processes: 2").replace("mixed_precision: bf16", "mixed_precision: 'no'"))
+    (tmp_path/"sitecustomize.py").write_text(SHARDED_ON_CPU)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path)); monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    work = tmp_path/"work"; cfg = replace(cfg, accelerate_config=str(file))
+    trained, two = launch(rows, tiny, work, cfg)
+    assert [l["loss"] for l in two] == pytest.approx([l["loss"] for l in one], abs=1e-2) # the log rounds under FSDP
+    whole = sum(p.nbytes for p in AutoModelForCausalLM.from_pretrained(tiny).parameters())
+    assert [int((work/f"held.{rank}").read_text()) for rank in (0, 1)] == [whole, 0]
+    if lora_r: assert (work/"checkpoint-1"/"pytorch_model_fsdp.bin").stat().st_size < whole/2
+    for n in (2, 3): # the last checkpoint is lost, and the training goes on from the first
+        import shutil; shutil.rmtree(work/f"checkpoint-{n}", ignore_errors=True)
+    _, again = launch(rows, tiny, work, cfg)
+    assert [l["loss"] for l in again] == pytest.approx([l["loss"] for l in two], abs=1e-3)
+    save_model(trained, tok, tiny, tmp_path/"out", cfg, two, {})
+    assert torch.isfinite(load_model(str(tmp_path/"out"))[0].get_input_embeddings().weight).all()
+
+def test_where_one_process_holds_the_weights_the_others_keep_a_frame(tiny, monkeypatch):
+    import torch, transformers
+    real = transformers.AutoModelForCausalLM.from_pretrained
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", lambda *args, **kw: real(*args, **kw).to("meta"))
+    assert all(p.is_meta for p in load_model(tiny, dtype=torch.float32, device="cpu")[0].parameters())
+
+def test_the_paper_preset_trains_on_all_cards_and_one_process_reads_the_weights():
+    import yaml
+    from selfalign.pipeline import load_config
+    c = load_config("paper"); f = yaml.safe_load(data_path("training/fsdp.yaml").read_text())
+    assert c.engrave.accelerate_config == c.clone.train.accelerate_config == "fsdp" and f["fsdp_config"]["fsdp_cpu_ram_efficient_loading"] is True
+    assert c.engine_options == (f"tensor_parallel_size={f['num_processes']}",)
+    assert sft._batches(c.engrave, f["num_processes"]) and sft._batches(c.clone.train, f["num_processes"])
+
+def test_a_training_in_several_processes_shows_its_bar_and_keeps_its_error(rows, tmp_path, monkeypatch, capsys):
+    said = r"import sys; sys.stderr.write('noise\n\r 50%|#####     | 1/2 [00:01<00:01]\r100%|##########| 2/2 [00:02<00:00]\nValueError: no card\n'); sys.exit(3)"
+    real = sft._with_its_bar
+    monkeypatch.setattr(sft, "_with_its_bar", lambda command, env: real([sys.executable, "-c", said], env))
+    with pytest.raises(InputError, match="failed: ValueError: no card; its checkpoints are kept in"): launch(rows, "embedded", tmp_path, replace(CFG, accelerate_config="fsdp"))
+    err = capsys.readouterr().err
+    assert "1/2" in err and "2/2" in err and "noise" not in err
