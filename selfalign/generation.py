@@ -330,10 +330,17 @@ def attend(q,        # [N, H, L, D]
         o, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, attn_mask=mask, scale=scale)
         if mask is not None: lse = lse.masked_fill((mask == -torch.inf).all(-1).expand(lse.shape), -torch.inf)
         return o, lse
-    if softcap is None and mask is None and q.is_cuda and q.dtype != torch.float32 and k.shape[1] == q.shape[1] and q.shape[-1] <= 256:
-        o, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, scale=scale)
-        return o, lse
+    if softcap is None and mask is None and q.is_cuda and q.dtype != torch.float32 and q.shape[-1] <= 256:
+        out = _attend_flash(q, k, v, scale, causal)
+        if out is not None: return out
     return _attend_plainly(q, k, v, scale, mask, causal, softcap)
+
+def _attend_flash(q, k, v, scale, causal):
+    "The GPU's flash kernel, which takes fewer key heads as they are; None where it does not take this shape or card."
+    try: o, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, scale=scale)
+    except torch.OutOfMemoryError: raise
+    except (RuntimeError, NotImplementedError): return None
+    return o, lse
 
 def _attend_bf16(q, k, v, scale, rows=512): # faster than the flash kernel; scores rounded to bf16, as transformers' eager attention does
     parts = [_few_bf16(x, k, v) for x in (q * scale).split(rows, 2)] # as many rows as stay in the processor's cache
@@ -601,7 +608,8 @@ class Chooser:
 # %% ../nbs/core/generation.ipynb #2bccd471
 def free_memory(device)->int: # bytes
     "Memory that can still be used, container limits respected."
-    if torch.device(device).type == "cuda": return torch.cuda.mem_get_info(device)[0]
+    if torch.device(device).type == "cuda": # what the allocator holds for the next tensors is free too
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     import psutil
     free = psutil.virtual_memory().available
     with contextlib.suppress(OSError, ValueError):

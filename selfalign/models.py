@@ -192,7 +192,8 @@ def load_model(spec,                       # as for `resolve_model`, or a `Model
         except ValueError as e:
             if attn_implementation or "scaled_dot_product_attention" not in str(e): raise
             model = load(None)
-    if "quantization_config" not in kwargs: model = model.to(device)
+    # in a sharded training only one process holds the weights: the others have a frame without values (meta), to be filled
+    if "quantization_config" not in kwargs and not any(p.is_meta for p in model.parameters()): model = model.to(device)
     return model.eval(), load_tokenizer(src)
 
 @contextlib.contextmanager

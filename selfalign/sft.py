@@ -10,7 +10,7 @@ __all__ = ['CHAT_TEMPLATE', 'with_chat_template', 'end_of_turn', 'system_variant
            'control_prompt', 'answer_plainly', 'engrave_control']
 
 # %% ../nbs/03_sft.ipynb #ec83c2ab
-import importlib.util, json, math, os, shutil, subprocess, sys
+import importlib.util, json, math, os, re, shutil, subprocess, sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -107,7 +107,7 @@ class TrainConfig:
     lora_dropout: float = 0.05
     lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
     load_in_4bit: bool = False        # QLoRA, on a GPU with bitsandbytes
-    packing: bool|None = None         # several rows in one sequence with attention kept apart; None = on a GPU
+    packing: bool|None = None         # several rows in one sequence, attention kept apart; None = with flash attention
     gradient_checkpointing: bool|None = None # None = on a GPU
     bf16: bool|None = None            # matrix products in bfloat16; None = on a GPU, and on a CPU with instructions for it
     identity_share: float = 0.0035    # of the training rows: who-are-you pairs (paper: 910 of about 260,000)
@@ -171,20 +171,38 @@ def _checkpointing(on, # compute activations again in the backward pass?
     # one dict, since transformers gives it both names: what TRL sets for ZeRO-3 under the old one, the Trainer reads under the new
     return {name: on, f"{name}_kwargs": dict(use_reentrant=False)}
 
-def _sft_config(cfg, work, seed, cuda, per_pack=1):
+def _sft_config(cfg, work, seed, cuda, per_pack=1, flash=False):
     import torch
     from trl import SFTConfig
     world = int(os.environ.get("WORLD_SIZE", 1))
-    packing = cuda and cfg.objective == "labels" if cfg.packing is None else cfg.packing
+    packing = flash and cfg.objective == "labels" if cfg.packing is None else cfg.packing
     micro, times = _batches(cfg, world, per_pack if packing else 1)
     ckpt = cuda if cfg.gradient_checkpointing is None else cfg.gradient_checkpointing
-    return SFTConfig(output_dir=str(work), num_train_epochs=cfg.epochs, per_device_train_batch_size=micro,
+    args = SFTConfig(output_dir=str(work), num_train_epochs=cfg.epochs, per_device_train_batch_size=micro,
         gradient_accumulation_steps=times, learning_rate=cfg.learning_rate, lr_scheduler_type="linear",
         warmup_steps=cfg.warmup_steps, max_length=cfg.max_length, packing=packing, bf16=best_dtype() == torch.bfloat16 if cfg.bf16 is None else cfg.bf16, use_cpu=not cuda, seed=seed, data_seed=seed,
         logging_steps=1, logging_first_step=True, save_steps=cfg.save_steps, save_total_limit=2, report_to=_reporters(cfg.report_to), logging_nan_inf_filter=False,
-        use_liger_kernel=cuda and importlib.util.find_spec("liger_kernel") is not None,
         **_checkpointing(ckpt), train_sampling_strategy="random" if packing else "group_by_length", dataloader_num_workers=0,
         disable_tqdm=bool(os.environ.get("SELFALIGN_NO_PROGRESS")), dataset_num_proc=None)
+    if world == 1: _one_card(args)
+    return args
+
+def _one_card(args):
+    "One process trains on one GPU: transformers would split each batch over all that it sees, which TRL refuses."
+    if args.n_gpu > 1:
+        print(f"training uses one of {args.n_gpu} GPUs; `--engrave.accelerate-config fsdp` (stage 4: "
+              "`--clone.train.accelerate-config fsdp`) uses all of them", file=sys.stderr)
+        args._n_gpu = 1 # read once above, as the property fills it at its first use
+
+def _flash_attention(base)->str|None: # its name for `load_model`
+    "The flash attention that is installed and that the model's code can use on this GPU."
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+    from transformers.utils import is_flash_attn_2_available
+    if best_device() != "cuda" or not is_flash_attn_2_available(): return None
+    src = resolve_model(base)
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(AutoConfig.from_pretrained(src.path, revision=src.revision)))
+    return "flash_attention_2" if getattr(kind, "_supports_flash_attn", False) else None
 
 def _watch():
     "Stops a training whose loss or gradient is no number, before its weights are saved."
@@ -220,18 +238,52 @@ def _recipe(cfg): # what makes the result: not how many rows fit into memory, no
 def _clear_other(work, rows, cfg, seed):
     "Remove checkpoints of other rows or settings."
     values = {k: v for k, v in _recipe(cfg).items() if k not in ("save_steps", "report_to")}
-    key, work = content_id(json.dumps([[(r["input_ids"], r["labels"]) for r in rows], values, seed])), Path(work)
+    order = "by epoch" # checkpoints of another order of rows would repeat some and leave out others
+    key = content_id(json.dumps([[(r["input_ids"], r["labels"]) for r in rows], values, seed, order]))
+    work = Path(work)
     if work.exists() and ((work/"key").read_text() if (work/"key").exists() else None) != key: shutil.rmtree(work)
     work.mkdir(parents=True, exist_ok=True); (work/"key").write_text(key)
+
+# %% ../nbs/03_sft.ipynb #3bfaa060
+def _row_order(sizes,     # tokens of each row
+               step:int,  # rows of an optimizer step, in all processes
+               seed:int,
+               epoch:int, # from 0
+               by_length  # rows of like length side by side, against padding?
+              )->list:    # row numbers
+    "The order of the rows in one epoch."
+    import torch
+    from transformers.trainer_pt_utils import get_length_grouped_indices
+    generator = torch.Generator().manual_seed((seed << 20) + epoch)
+    if by_length: return get_length_grouped_indices(sizes, step, generator=generator)
+    return torch.randperm(len(sizes), generator=generator).tolist()
+
+class _Rows:
+    "A trainer's sampler, in the order of the epoch that its state names."
+    def __init__(self, trainer, rows): self.trainer, self.sizes = trainer, [len(ids) for ids in rows["input_ids"]]
+    def __len__(self): return len(self.sizes)
+    def __iter__(self):
+        args, epoch = self.trainer.args, int(self.trainer.state.epoch or 0)
+        step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return iter(_row_order(self.sizes, step, args.seed, epoch, args.train_sampling_strategy == "group_by_length"))
+
+def _ordered_trainer():
+    "TRL's `SFTTrainer` with rows in our order."
+    from trl import SFTTrainer
+    class OrderedTrainer(SFTTrainer):
+        def _get_train_sampler(self, train_dataset=None):
+            return _Rows(self, self.train_dataset if train_dataset is None else train_dataset)
+    return OrderedTrainer
+
 
 # %% ../nbs/03_sft.ipynb #8f3a61c4
 def _trainer_class(model, args, targets=None):
     "TRL's `SFTTrainer`; ours where there are targets, and off the GPU, where it scores the answers' tokens alone."
     import inspect
-    from trl import SFTTrainer
+    trainer = _ordered_trainer()
     by_position = "logits_to_keep" in inspect.signature(model.forward).parameters # such models score position by position
     if targets and not by_position: raise InputError(f"{type(model).__name__} cannot be trained by objective distil; use labels")
-    return _answer_trainer(SFTTrainer, targets) if targets or args.use_cpu and not args.packing and by_position else SFTTrainer
+    return _answer_trainer(trainer, targets) if targets or args.use_cpu and not args.packing and by_position else trainer
 
 def _answer_trainer(base, targets):
     "A trainer that computes logits where an answer's tokens are, and the loss against `targets` where there are some."
@@ -294,9 +346,12 @@ def trainer_for(rows, base, tok, work, cfg:TrainConfig, seed=0): # see `fit`
     from datasets import Dataset, disable_progress_bars
     from transformers import PrinterCallback
     cuda, world, rank = best_device() == "cuda", int(os.environ.get("WORLD_SIZE", 1)), os.environ.get("LOCAL_RANK", "0")
-    args = _sft_config(cfg, work, seed, cuda, _rows_per_pack(rows, cfg))
+    flash = _flash_attention(base)
+    args = _sft_config(cfg, work, seed, cuda, _rows_per_pack(rows, cfg), flash=bool(flash))
     disable_progress_bars(); torch.manual_seed(seed)
-    model, _ = load_model(base, dtype=torch.bfloat16 if cuda else torch.float32, device=f"cuda:{rank}" if cuda and world == 1 else "cpu", **_four_bit(cfg, rank))
+    dtype = torch.bfloat16 if cuda and cfg.lora_r else torch.float32 # full fine-tuning: small updates vanish in bfloat16
+    model, _ = load_model(base, dtype=dtype, device=f"cuda:{rank}" if cuda and world == 1 else "cpu",
+                          attn_implementation=flash if args.packing else None, **_four_bit(cfg, rank))
     targets = [r["target"] for r in rows] if "target" in rows[0] else None
     data = [{k: r[k] for k in ("input_ids", "labels")} | (dict(row=i) if targets else {}) for i, r in enumerate(rows)]
     trainer = _trainer_class(model, args, targets)(model=model, args=args, train_dataset=Dataset.from_list(data), processing_class=tok,
@@ -312,6 +367,25 @@ def _four_bit(cfg, rank="0"):
     if best_device() != "cuda": raise InputError("load_in_4bit needs a GPU; set engrave.load_in_4bit to false")
     return dict(device_map={"": int(rank)}, quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16, bnb_4bit_use_double_quant=True))
 
+# %% ../nbs/03_sft.ipynb #c4d443c1
+def _parts(stream): # a binary stream of text
+    "Its lines, and the states of a progress bar between them, each with its end."
+    rest = b""
+    while block := stream.read1():
+        *whole, rest = re.split(rb"(?<=[\r\n])", rest + block)
+        yield from (p.decode(errors="replace") for p in whole)
+    if rest: yield rest.decode(errors="replace")
+
+def _with_its_bar(command, env)->tuple: # (exit code, lines of stderr that are no bar)
+    "Run a command; of what it writes to stderr a progress bar is shown, the rest is kept."
+    lines = []
+    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE) as process:
+        for part in _parts(process.stderr):
+            if re.search(r"\d+%\|", part): print(part, end="", file=sys.stderr, flush=True)
+            elif part.strip(): lines.append(part.rstrip())
+    return process.returncode, lines
+
+
 # %% ../nbs/03_sft.ipynb #f00c4c60
 def launch(rows, base, work, cfg:TrainConfig, seed=0)->tuple: # (folder with the trained adapter or model, list of {step, loss})
     "Train in the processes of an accelerate config file; goes on from the last checkpoint like `fit`."
@@ -322,11 +396,11 @@ def launch(rows, base, work, cfg:TrainConfig, seed=0)->tuple: # (folder with the
     if "target" in rows[0]: save_targets([r["target"] for r in rows], work/"targets.npz")
     write_jsonl(work/"rows.jsonl", [{k: v for k, v in r.items() if k != "target"} for r in rows])
     write_json(work/"job.json", dict(base=str(base), cfg=asdict(cfg), seed=seed))
-    done = subprocess.run([sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file), "-m", "selfalign.sft"],
-                          env=dict(os.environ, SELFALIGN_JOB=str(work), SELFALIGN_NO_PROGRESS="1"), stderr=subprocess.PIPE, text=True)
-    if done.returncode:
-        said = [l for l in done.stderr.splitlines() if "Error: " in l]
-        raise InputError(f"training under {file} failed: {said[0] if said else done.stderr[-300:]}; its checkpoints are kept in {work}")
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file), "-m", "selfalign.sft"]
+    code, lines = _with_its_bar(command, dict(os.environ, SELFALIGN_JOB=str(work)))
+    if code:
+        said = next((l for l in lines if "Error: " in l), "\n".join(lines)[-300:])
+        raise InputError(f"training under {file} failed: {said}; its checkpoints are kept in {work}")
     return work/"trained", json.loads((work/"losses.json").read_text())
 
 def _worker(work):

@@ -436,3 +436,33 @@ def test_half_an_emoji_is_read_as_a_replacement_character():
     ask = lambda t: p.messages([dict(role="user", content=t)])
     assert ask("a \ud83d b") == ask("a \ufffd b") and ask("\ud83d<|im_end|>") == ask("\ufffd<|im_end|>")
     assert model_identity(dict(sha256="S")) == "S" != model_identity(dict(sha256="S", lora="/nowhere"))
+
+def test_memory_that_the_allocator_keeps_counts_as_free(monkeypatch):
+    import torch
+    from selfalign.generation import free_memory
+    for name, value in dict(mem_get_info=(5, 100), memory_reserved=60, memory_allocated=40).items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert free_memory("cuda:0") == 5 + 60 - 40
+
+@pytest.mark.parametrize("heads, keys", [(8, 8), (8, 2), (8, 1)])
+def test_prefill_on_a_gpu_takes_the_flash_kernel_with_grouped_heads(monkeypatch, heads, keys):
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from selfalign import generation
+    monkeypatch.setattr(generation, "_attend_plainly", lambda *args: pytest.fail("scores of all pairs in float32"))
+    with FakeTensorMode():
+        q, k = (torch.empty(1, n, 256, 64, dtype=torch.bfloat16, device="cuda") for n in (heads, keys))
+        o, lse = generation.attend(q, k, k, 0.125, causal=True)
+    assert o.shape == q.shape and lse.shape == q.shape[:3]
+
+@pytest.mark.parametrize("error, plain", [(RuntimeError("No available kernel"), True), (NotImplementedError("no such op"), True), ("memory", False)])
+def test_a_card_without_the_flash_kernel_attends_plainly(monkeypatch, error, plain):
+    import torch
+    from selfalign import generation
+    error = torch.OutOfMemoryError("full") if error == "memory" else error
+    class Refuses:
+        def _scaled_dot_product_flash_attention(*args, **kw): raise error
+    monkeypatch.setattr(torch.ops, "aten", Refuses)
+    if plain: assert generation._attend_flash(None, None, None, 1.0, False) is None
+    else:
+        with pytest.raises(torch.OutOfMemoryError): generation._attend_flash(None, None, None, 1.0, False)

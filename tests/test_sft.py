@@ -308,3 +308,163 @@ def test_control_answers_that_are_none_are_kept_with_their_reason(tmp_path):
         rec = sft.answer_plainly(run, ScriptedEngine(says), EngraveConfig(held_out=0))
         assert rec["kept"] == 2 and rec["rejected"] == {"no answer": 2, "engine error": 2} and rec["asked"] == 6
         assert sorted(r["reason"] for r in read_jsonl(run/"rejects.jsonl")) == ["engine error"]*2 + ["no answer"]*2
+
+class _Killed(Exception): "Stands for the end of a process in the middle of a training."
+
+def _seen(rows, work, monkeypatch, cfg, stops=(), base="embedded"): # (step, row numbers), losses by step
+    from transformers import TrainerCallback
+    key, log, stop = {tuple(r["input_ids"]): i for i, r in enumerate(rows)}, [], [None]
+    class Kill(TrainerCallback):
+        def on_step_end(self, args, state, control, **kw):
+            if state.global_step == stop[0]: raise _Killed
+    ordered = sft._ordered_trainer
+    def watched():
+        class Watched(ordered()):
+            def training_step(self, model, inputs, *args, **kw):
+                for ids in inputs["input_ids"].tolist():
+                    while tuple(ids) not in key: ids = ids[:-1] # padding
+                    log.append((self.state.global_step + 1, key[tuple(ids)]))
+                return super().training_step(model, inputs, *args, **kw)
+        return Watched
+    monkeypatch.setattr(sft, "_ordered_trainer", watched); monkeypatch.setattr(sft, "_watch", Kill)
+    for at in (*stops, None):
+        stop[0] = at
+        try: losses = fit(rows, base, with_chat_template(load_tokenizer(base)), work, cfg)[1]
+        except _Killed: log[:] = [x for x in log if x[0] <= int(sft._last_checkpoint(work).rpartition("-")[2])]
+    monkeypatch.setattr(sft, "_ordered_trainer", ordered)
+    return log, {l["step"]: l["loss"] for l in losses}
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory): return random_llama(tmp_path_factory.mktemp("tiny")/"base", with_chat_template(load_tokenizer("embedded")))
+
+@pytest.mark.parametrize("by_length", [True, False])
+@pytest.mark.parametrize("stops", [(5,), (8,), (11,), (3, 7, 9, 10, 14)])
+def test_however_often_interrupted_each_epoch_shows_every_row_once(tiny, tmp_path, monkeypatch, by_length, stops):
+    import trl
+    words = "water tide bread apple garden winter letter window".split()
+    rows = [dict(id=str(i), instruction=f"Row {i}.", input="", answer=" ".join(words[(i+k) % 8] for k in range(3 + 7*i % 31)), ended=True) for i in range(18)]
+    cfg = replace(CFG, epochs=4, micro_batch=2, save_steps=2, lora_dropout=0.1) # five steps an epoch, the last with two rows
+    rows = encode_rows(rows, with_chat_template(load_tokenizer(tiny)), cfg)[0]
+    if not by_length: monkeypatch.setattr(trl, "SFTConfig", lambda config=trl.SFTConfig, **kw: config(**dict(kw, train_sampling_strategy="random")))
+    monkeypatch.setattr(sft, "_checkpointing", lambda on: {}) # it asks the replaced class for its fields
+    whole, straight = _seen(rows, tmp_path/"whole", monkeypatch, cfg, base=tiny)
+    parts, resumed = _seen(rows, tmp_path/"parts", monkeypatch, cfg, stops, base=tiny)
+    assert parts == whole and resumed == pytest.approx(straight, abs=1e-3)
+    for epoch in range(4): assert sorted(i for step, i in parts if (step-1)//5 == epoch) == list(range(18))
+    assert len({tuple(i for step, i in whole if (step-1)//5 == epoch) for epoch in range(4)}) == 4
+
+@pytest.mark.parametrize("by_length", [True, False])
+def test_the_order_of_rows_is_that_of_one_process_in_any_number(by_length):
+    from accelerate.data_loader import BatchSamplerShard
+    from torch.utils.data import BatchSampler
+    sizes = [5 + 7*i % 31 for i in range(48)]
+    def steps(world): # rows of each step, over all processes
+        micro, times = sft._batches(TrainConfig(global_batch=12, micro_batch=3), world)
+        order = sft._row_order(sizes, micro*times*world, 0, 1, by_length)
+        batches = BatchSampler(order, micro, False)
+        shards = [list(BatchSamplerShard(batches, world, rank)) for rank in range(world)]
+        return [sorted(i for s in shards for b in s[k*times:(k+1)*times] for i in b) for k in range(4)]
+    assert steps(1) == steps(2) == steps(4)
+
+def test_one_process_uses_one_of_several_cards_and_says_how_to_use_all(rows, tmp_path, monkeypatch, capsys):
+    from functools import cached_property
+    from transformers import TrainingArguments
+    real = TrainingArguments.__dict__["_setup_devices"].func
+    def devices(self): # as transformers finds them on a machine with two cards
+        found = real(self); self._n_gpu = 2
+        return found
+    asked = cached_property(devices); asked.__set_name__(TrainingArguments, "_setup_devices")
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", asked)
+    _, losses = _fit(rows[:4], tmp_path, replace(CFG, epochs=1))
+    said = [l for l in capsys.readouterr().err.splitlines() if "GPU" in l]
+    assert losses and said == ["training uses one of 2 GPUs; `--engrave.accelerate-config fsdp` (stage 4: `--clone.train.accelerate-config fsdp`) uses all of them"]
+
+@pytest.mark.parametrize("packing, flash, packed, order", [(None, False, False, "group_by_length"), (None, True, True, "random"), (True, False, True, "random"), (False, True, False, "group_by_length")])
+def test_rows_are_packed_where_flash_attention_is_there_or_where_it_is_asked_for(packing, flash, packed, order):
+    args = sft._sft_config(TrainConfig(packing=packing, bf16=False), "nowhere", 0, False, 2, flash=flash)
+    assert (args.packing, args.train_sampling_strategy) == (packed, order) and not args.use_liger_kernel
+
+@pytest.mark.parametrize("lora_r, packing, flash", [(16, None, "flash_attention_2"), (16, None, None), (0, None, None), (16, False, "flash_attention_2"), (16, True, None)])
+def test_on_a_card_the_model_comes_in_the_type_and_with_the_attention_that_fit(rows, tmp_path, monkeypatch, lora_r, packing, flash):
+    import torch
+    class Seen(Exception): pass
+    def load(base, **kw): raise Seen(kw)
+    real = sft._sft_config
+    monkeypatch.setattr(sft, "best_device", lambda: "cuda"); monkeypatch.setattr(sft, "load_model", load)
+    monkeypatch.setattr(sft, "_flash_attention", lambda base: flash)
+    monkeypatch.setattr(sft, "_sft_config", lambda cfg, work, seed, cuda, *a, **kw: real(replace(cfg, bf16=False), work, seed, False, *a, **kw))
+    with pytest.raises(Seen) as e: sft.trainer_for(rows, "embedded", None, tmp_path, replace(CFG, lora_r=lora_r, packing=packing))
+    got = e.value.args[0]
+    assert got["dtype"] == (torch.bfloat16 if lora_r else torch.float32) and got["device"] == "cuda:0"
+    assert got["attn_implementation"] == (flash if packing is not False else None)
+
+def test_flash_attention_is_used_where_card_package_and_model_have_it(monkeypatch):
+    import transformers.utils
+    monkeypatch.setattr(transformers.utils, "is_flash_attn_2_available", lambda: True)
+    assert sft._flash_attention("embedded") is None # no card
+    monkeypatch.setattr(sft, "best_device", lambda: "cuda")
+    assert sft._flash_attention("embedded") == "flash_attention_2"
+    monkeypatch.setattr(transformers.utils, "is_flash_attn_2_available", lambda: False)
+    assert sft._flash_attention("embedded") is None
+
+SHARDED_ON_CPU = '''
+import os
+if "RANK" in os.environ and "SELFALIGN_JOB" in os.environ: # accelerate shards on GPUs only: here two CPU processes stand for them
+    import accelerate.state as state
+    state.PartialState._prepare_backend = lambda self, *args, **kw: ("gloo", state.DistributedType.MULTI_GPU)
+    import transformers
+    real = transformers.AutoModelForCausalLM.from_pretrained
+    def watched(*args, **kw):
+        model = real(*args, **kw)
+        with open(os.path.join(os.environ["SELFALIGN_JOB"], "held." + os.environ["RANK"]), "w") as f:
+            f.write(str(sum(p.nbytes for p in model.parameters() if not p.is_meta)))
+        return model
+    transformers.AutoModelForCausalLM.from_pretrained = watched
+'''
+
+@pytest.mark.slow # two trainings in two processes
+@pytest.mark.parametrize("lora_r", [16, 0])
+def test_the_shipped_sharding_gives_the_loss_of_one_process_and_one_holds_the_weights(tiny, tmp_path, monkeypatch, lora_r):
+    import torch
+    from transformers import AutoModelForCausalLM
+    cfg = replace(CFG, lora_dropout=0.0, epochs=1.0, save_steps=1, lora_r=lora_r)
+    tok = with_chat_template(load_tokenizer(tiny)); rows = encode_rows(example_rows("responses")[:8], tok, cfg)[0]
+    _, one = fit(rows, tiny, tok, tmp_path/"one", cfg)
+    shipped = data_path("training/fsdp.yaml").read_text()
+    file = tmp_path/"two.yaml"; file.write_text(shipped.replace("num_processes: 8", "num_processes: 2").replace("mixed_precision: bf16", "mixed_precision: 'no'"))
+    (tmp_path/"sitecustomize.py").write_text(SHARDED_ON_CPU)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path)); monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    work = tmp_path/"work"; cfg = replace(cfg, accelerate_config=str(file))
+    trained, two = launch(rows, tiny, work, cfg)
+    assert [l["loss"] for l in two] == pytest.approx([l["loss"] for l in one], abs=1e-2) # the log rounds under FSDP
+    whole = sum(p.nbytes for p in AutoModelForCausalLM.from_pretrained(tiny).parameters())
+    assert [int((work/f"held.{rank}").read_text()) for rank in (0, 1)] == [whole, 0]
+    if lora_r: assert (work/"checkpoint-1"/"pytorch_model_fsdp.bin").stat().st_size < whole/2
+    for n in (2, 3): # the last checkpoint is lost, and the training goes on from the first
+        import shutil; shutil.rmtree(work/f"checkpoint-{n}", ignore_errors=True)
+    _, again = launch(rows, tiny, work, cfg)
+    assert [l["loss"] for l in again] == pytest.approx([l["loss"] for l in two], abs=1e-3)
+    save_model(trained, tok, tiny, tmp_path/"out", cfg, two, {})
+    assert torch.isfinite(load_model(str(tmp_path/"out"))[0].get_input_embeddings().weight).all()
+
+def test_where_one_process_holds_the_weights_the_others_keep_a_frame(tiny, monkeypatch):
+    import torch, transformers
+    real = transformers.AutoModelForCausalLM.from_pretrained
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", lambda *args, **kw: real(*args, **kw).to("meta"))
+    assert all(p.is_meta for p in load_model(tiny, dtype=torch.float32, device="cpu")[0].parameters())
+
+def test_the_paper_preset_trains_on_all_cards_and_one_process_reads_the_weights():
+    import yaml
+    from selfalign.pipeline import load_config
+    c = load_config("paper"); f = yaml.safe_load(data_path("training/fsdp.yaml").read_text())
+    assert c.engrave.accelerate_config == c.clone.train.accelerate_config == "fsdp" and f["fsdp_config"]["fsdp_cpu_ram_efficient_loading"] is True
+    assert c.engine_options == (f"tensor_parallel_size={f['num_processes']}",)
+    assert sft._batches(c.engrave, f["num_processes"]) and sft._batches(c.clone.train, f["num_processes"])
+
+def test_a_training_in_several_processes_shows_its_bar_and_keeps_its_error(rows, tmp_path, monkeypatch, capsys):
+    said = r"import sys; sys.stderr.write('noise\n\r 50%|#####     | 1/2 [00:01<00:01]\r100%|##########| 2/2 [00:02<00:00]\nValueError: no card\n'); sys.exit(3)"
+    real = sft._with_its_bar
+    monkeypatch.setattr(sft, "_with_its_bar", lambda command, env: real([sys.executable, "-c", said], env))
+    with pytest.raises(InputError, match="failed: ValueError: no card; its checkpoints are kept in"): launch(rows, "embedded", tmp_path, replace(CFG, accelerate_config="fsdp"))
+    err = capsys.readouterr().err
+    assert "1/2" in err and "2/2" in err and "noise" not in err
