@@ -6,8 +6,8 @@
 __all__ = ['ATTENTION', 'CONTROL_TEXT', 'ENGINES', 'Sampling', 'Completion', 'Score', 'mix', 'row_seeds', 'Engine',
            'ScriptedEngine', 'find_stop', 'whole_text', 'Prompts', 'Group', 'prefix_groups', 'Unsupported', 'attend',
            'join', 'SharedLayer', 'SharedCache', 'shared_attention', 'waits', 'draw', 'NGrams', 'Row', 'Chooser',
-           'free_memory', 'TorchEngine', 'Tree', 'token_tree', 'tree_mask', 'vllm_trouble', 'token_rules', 'RowRules',
-           'vllm_rules', 'VLLMEngine', 'OpenAIEngine', 'RayEngine', 'load_engine']
+           'free_memory', 'TorchEngine', 'asks_turn', 'Tree', 'token_tree', 'tree_mask', 'vllm_trouble', 'token_rules',
+           'RowRules', 'vllm_rules', 'VLLMEngine', 'OpenAIEngine', 'RayEngine', 'load_engine']
 
 # %% ../nbs/core/generation.ipynb #a911a82c
 import contextlib, json, os, queue, re, sys, threading, time, warnings
@@ -22,7 +22,7 @@ from jinja2 import TemplateError
 from transformers import AttentionInterface, AttentionMaskInterface, Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from .models import ModelSource, best_device, best_dtype, load_model, load_tokenizer, resolve_model
+from .models import ModelSource, best_device, best_dtype, load_model, load_tokenizer, read_turn, resolve_model, start_ids, turn_ends
 from .runs import InputError, check_settings, number, whole_number
 
 # %% ../nbs/core/generation.ipynb #aa924fc7
@@ -199,11 +199,17 @@ class Prompts:
             )->list: # token ids, none of them a control token of the text
         "Encode plain text; special-token text in it stays text, and a lone surrogate, which no tokenizer reads, becomes U+FFFD."
         text = whole_text(text)
-        ids = self.tok(text, add_special_tokens=bos, split_special_tokens=True)["input_ids"]
-        if not (found := [t for t in self.control if t in text]): return ids
-        start = self.tok("", add_special_tokens=True)["input_ids"] if bos else []
-        n = len(start) if ids[:len(start)] == start else 0
-        return ids if not self.control_ids.intersection(ids[n:]) else ids[:n] + self._pieces(text, found)
+        start = self.start if bos else []
+        ids = self.tok(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        found = [t for t in self.control if t in text]
+        return start + (self._pieces(text, found) if found and self.control_ids.intersection(ids) else ids)
+
+    @cached_property
+    def start(self): return start_ids(self.tok) # what the tokenizer puts before a text; what it may put behind one is no part of a prompt
+    @cached_property
+    def turn(self): return read_turn(self.tok)
+    @cached_property
+    def ends(self): return turn_ends(self.tok)
 
     def _pieces(self, text, found):
         for t in sorted(found, key=len, reverse=True):
@@ -218,16 +224,16 @@ class Prompts:
             if not isinstance(m.get("content"), str) or not isinstance(m.get("role"), str): raise InputError(f"a message needs a role and a content, both text; got {m!r:.80}")
         if not self.tok.chat_template: raise InputError(f"{self.tok.name_or_path}: its tokenizer has no chat template; give plain text or another model")
         whole = self._render(messages)
-        if not any(t in m["content"] for m in messages for t in self.control): return self._template(whole)
+        if not any(t in m["content"] for m in messages for t in self.control): return self.template(whole)
         marks = [f"\ue000{i}\ue001" for i in range(len(messages))]
         ids, rest = [], self._render([dict(m, content=k) for m, k in zip(messages, marks)])
         strip = rest != whole and whole == self._filled(rest, marks, [m["content"].strip() for m in messages])
         for m, k in zip(messages, marks):
             before, found, rest = rest.partition(k)
-            ids += self._template(before)
+            ids += self.template(before)
             if found: ids += self.text(m["content"].strip() if strip else m["content"], bos=False)
             else: rest = before
-        return ids + self._template(rest)
+        return ids + self.template(rest)
 
     def _filled(self, text, marks, contents):
         for k, c in zip(marks, contents): text = text.replace(k, c)
@@ -235,7 +241,9 @@ class Prompts:
     def _render(self, messages):
         try: return self.tok.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         except TemplateError as e: raise InputError(f"{self.tok.name_or_path}: its chat template turns down the roles {', '.join(m['role'] for m in messages)} ({e})") from None
-    def _template(self, text): return self.tok(whole_text(text), add_special_tokens=False, split_special_tokens=False)["input_ids"] if text else []
+    def template(self, text):
+        "Encode what a template wrote: its control tokens are read."
+        return self.tok(whole_text(text), add_special_tokens=False, split_special_tokens=False)["input_ids"] if text else []
 
     def pair(self, prompt, continuation:str)->tuple: # (ids of prompt and continuation, how many belong to the prompt)
         "Encode prompt + continuation as the tokenizer encodes the joined text (as lm-eval does)."
@@ -672,6 +680,10 @@ def _dtype(x):
     if x not in ("float32", "bfloat16", "float16"): raise InputError(f"dtype is {x!r}; it must be float32, bfloat16 or float16")
     return getattr(torch, x)
 
+def asks_turn(prompt)->bool:
+    "Is this prompt a list of messages, so that the template's end of turn ends the answer?"
+    return isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], dict)
+
 def _positions(config): return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
 
 def _eos_ids(model, tok):
@@ -821,9 +833,10 @@ def generate_iter(self:TorchEngine, prompts, # texts, message lists or token-id 
                   seeds=None                 # one per row
                  ): # yields (index, Completion)
     "Complete prompts group by group; rows that end make room for the next."
-    rows, choose = [], Chooser(sampling, self.prompts, self.eos, self.name)
+    ends = {id(p): self.eos | self.prompts.ends for p in prompts if asks_turn(p)}
+    rows, choose = [], Chooser(sampling, self.prompts, self.eos.union(*ends.values()), self.name)
     for i, (p, seed) in enumerate(zip(prompts, _pairs(prompts, seeds, sampling))):
-        try: rows.append(Row(i, *self._checked(i, p), seed, sampling, self.prompts, self.eos, 0))
+        try: rows.append(Row(i, *self._checked(i, p), seed, sampling, self.prompts, ends.get(id(p), self.eos), 0))
         except InputError as e: yield i, _error(i, str(e))
     for r in rows: r.limit = min(sampling.max_new_tokens, self.max_context - len(r.ids))
     with self._alone(): yield from self._serve(rows, choose)
@@ -1248,12 +1261,13 @@ class VLLMEngine(Engine):
     def generate_iter(self, prompts, sampling, seeds=None):
         "Yield rows as vLLM ends them."
         from vllm import SamplingParams
-        rules, engine, rows = token_rules(sampling, self.prompts, self.eos), self.llm.llm_engine, {}
+        ends = self.prompts.ends if any(map(asks_turn, prompts)) else set()
+        rules, engine, rows = token_rules(sampling, self.prompts, self.eos | ends), self.llm.llm_engine, {}
         if rules and not self.rules: raise InputError("vllm: opened with rules=False, but bans or penalties are asked; leave it out")
         for i, (p, seed) in enumerate(zip(prompts, _pairs(prompts, seeds, sampling))):
             try: ids = self._checked(p)
             except InputError as e: yield i, _error(i, str(e)); continue
-            params = SamplingParams(**_vllm_params(replace(sampling, max_new_tokens=min(sampling.max_new_tokens, self.max_context - len(ids))), seed, rules))
+            params = SamplingParams(**_vllm_params(replace(sampling, max_new_tokens=min(sampling.max_new_tokens, self.max_context - len(ids))), seed, rules), stop_token_ids=sorted(ends) if asks_turn(p) and not sampling.ban_eos else None)
             key = f"{id(rows)}-{i}"; rows[key] = i, len(ids)
             engine.add_request(key, dict(prompt_token_ids=ids), params, **self._lora())
         try:

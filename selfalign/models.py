@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['STAND_IN_NOTICE', 'EMBEDDED_HUB_ID', 'FOLD_SYSTEM', 'ModelSource', 'cache_dir', 'embedded_model_path',
-           'weights_sha256', 'resolve_model', 'model_identity', 'takes_system', 'with_system', 'best_device',
-           'best_dtype', 'load_tokenizer', 'load_model', 'release']
+           'weights_sha256', 'resolve_model', 'model_identity', 'takes_system', 'with_system', 'start_ids', 'with_bos',
+           'one_template', 'control_tokens', 'Turn', 'read_turn', 'end_of_turn', 'turn_ends', 'with_turns',
+           'check_template', 'best_device', 'best_dtype', 'load_tokenizer', 'load_model', 'release']
 
 # %% ../nbs/core/models.ipynb #669d73be
 import hashlib, importlib.util, json, os, platform, re
@@ -149,6 +150,124 @@ def with_system(tok # a tokenizer
     if isinstance(tok.chat_template, str) and not takes_system(tok): tok.chat_template = FOLD_SYSTEM + tok.get_chat_template()
     return tok
 
+# %% ../nbs/core/models.ipynb #5e2a7d02
+def start_ids(tok)->list: # token ids
+    "What a tokenizer itself puts before a text: mostly its BOS, or nothing."
+    whole, plain = (tok("a", add_special_tokens=x)["input_ids"] for x in (True, False))
+    n = len(plain)
+    return next((list(whole[:i]) for i in range(len(whole)) if n and whole[i:i+n] == plain), [])
+
+def with_bos(tok # a tokenizer
+            ): # the same one; its template, where it has one, begins as its plain texts do
+    "Begin the chat template with the tokenizer's BOS, where it adds one by itself and the template has none."
+    start = "".join(tok.convert_ids_to_tokens(start_ids(tok)))
+    if not start or not isinstance(tok.chat_template, str): return tok
+    if not _rendered(tok, [dict(role="user", content="a")]).lstrip().startswith(start):
+        tok.chat_template = "{{ " + _jinja_text(start) + " }}" + tok.chat_template
+    return tok
+
+def one_template(tok): # the same tokenizer
+    "Of several named chat templates take the one called `default`; `InputError` where there is none."
+    if isinstance(tok.chat_template, dict):
+        names = sorted(tok.chat_template)
+        if "default" not in names: raise InputError(f"{tok.name_or_path}: its chat templates are called {', '.join(names)} and none is called default; keep one of them as chat_template.jinja")
+        tok.chat_template = tok.chat_template["default"]
+    return tok
+
+# %% ../nbs/core/models.ipynb #5e2a7d03
+def _jinja_text(text): return json.dumps(text, ensure_ascii=False)
+
+def _rendered(tok, messages, ask=False): # text
+    from jinja2 import TemplateError
+    try: return tok.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
+    except (TemplateError, TypeError, ValueError, KeyError) as e:
+        roles = ", ".join(m["role"] for m in messages)
+        raise InputError(f"{tok.name_or_path}: its chat template turns down the roles {roles} ({str(e)[:200]}); set another in chat_template.jinja") from None
+
+def control_tokens(tok)->dict: # text → id
+    "Special and added tokens, which only a template may write."
+    found = {str(t.content): i for i, t in tok.added_tokens_decoder.items()}
+    return {t: tok.convert_tokens_to_ids(t) for t in tok.all_special_tokens} | found
+
+# %% ../nbs/core/models.ipynb #5e2a7d05
+@dataclass(frozen=True)
+class Turn:
+    "The assistant's turn in a chat template."
+    asked: str   # the generation prompt, with all that stands before it
+    before: str  # what stands before a finished answer
+    lead: str    # whitespace between the generation prompt and the answer
+    tail: str    # what is trained behind the answer, end tokens included
+    end: str     # the token that ends it
+    stops: tuple # all tokens that may end it, in the last turn and before another
+
+_MARK = "\ue000"
+
+def _ends(text, control, bos): # (leading control tokens, the text up to the last of them)
+    found, at = [], 0
+    while True:
+        rest = text[at:].lstrip()
+        token = max((t for t in control if t and t != bos and rest.startswith(t)), key=len, default=None)
+        if token is None: return found, text[:at]
+        found.append(token); at = len(text) - len(rest) + len(token)
+
+# %% ../nbs/core/models.ipynb #5e2a7d06
+def read_turn(tok)->Turn:
+    "Read the assistant's turn off the chat template; `InputError` where it has no place for an answer."
+    ask = [dict(role="user", content="a")]
+    done = [*ask, dict(role="assistant", content=_MARK)]
+    asked, last = _rendered(tok, ask, ask=True), _rendered(tok, done)
+    if _MARK not in last: raise InputError(f"{tok.name_or_path}: its chat template leaves out what the assistant says; set another in chat_template.jinja")
+    (before, _, rest), inner = last.partition(_MARK), _rendered(tok, [*done, dict(role="user", content="b")]).partition(_MARK)[2]
+    control, bos = control_tokens(tok), tok.bos_token
+    final, tail = _ends(rest, control, bos)
+    nexts = _ends(inner, control, bos)[0][:1]
+    if not final and nexts: final, tail = nexts, nexts[0]
+    if not final:
+        if tok.eos_token is None: raise InputError(f"{tok.name_or_path}: neither its chat template nor its tokenizer has an end token, so the end of a turn cannot be taught; set eos_token in tokenizer_config.json")
+        final, tail = [tok.eos_token], tok.eos_token
+    lead = before[len(asked):] if before.startswith(asked) and not before[len(asked):].strip() else ""
+    return Turn(asked, before, lead, tail, final[0], tuple(dict.fromkeys([final[0], *nexts])))
+
+def end_of_turn(tok)->int: # token id
+    "The token that follows the assistant's words in the chat template."
+    return tok.convert_tokens_to_ids(read_turn(tok).end)
+
+def turn_ends(tok)->set: # token ids; empty where there is no template
+    "All tokens at which an answer to messages ends."
+    return {tok.convert_tokens_to_ids(t) for t in read_turn(tok).stops} if tok.chat_template else set()
+
+# %% ../nbs/core/models.ipynb #5e2a7d07
+def with_turns(tok # a tokenizer with a chat template
+              ): # the same one; its generation prompt is what stands before a finished answer
+    "Mend a generation prompt that opens a block of reasoning, or stops short of what precedes a finished answer."
+    t = read_turn(tok)
+    if t.asked + t.lead == t.before: return tok
+    same = os.path.commonprefix([t.asked, t.before])
+    opens, closes = t.asked[len(same):], t.before[len(same):]
+    kept = f"asked[:asked|length - {len(opens)}]" if opens else "asked"
+    tok.chat_template = ("{% set asked %}" + tok.chat_template + "{% endset %}{% if add_generation_prompt and asked.endswith(" + _jinja_text(opens) + ") %}"
+                         "{{ " + kept + " + " + _jinja_text(closes) + " }}{% else %}{{ asked }}{% endif %}")
+    got = read_turn(tok)
+    if got.asked + got.lead != got.before: raise InputError(f"{tok.name_or_path}: its chat template asks for an answer with {t.asked[-60:]!r}, but a finished one stands behind {t.before[-60:]!r}; set a template where both agree in chat_template.jinja")
+    return tok
+
+def check_template(tok)->Turn:
+    """All that is wrong with a tokenizer's chat template, found before the first token is made.
+
+    Takes a tokenizer as `load_tokenizer` gives it and changes nothing. Returns the assistant's turn of the template
+    (None where there is none: then ours is used). Raises one `InputError` that names the model and the remedy:
+    no end token, an answer or a question that is left out, roles that are turned down, a generation prompt that
+    cannot be brought in line with a finished answer."""
+    import copy
+    if not tok.chat_template:
+        if tok.eos_token is None: raise InputError(f"{tok.name_or_path}: its tokenizer has no end-of-text token, so the end of a turn cannot be taught; set eos_token in tokenizer_config.json")
+        return None
+    own = with_turns(with_bos(with_system(one_template(copy.deepcopy(tok)))))
+    user = dict(role="user", content="\ue001")
+    for talk in ([user], [dict(role="system", content="a"), user, dict(role="assistant", content="b"), user]):
+        if "\ue001" not in _rendered(own, talk, ask=True): raise InputError(f"{tok.name_or_path}: its chat template leaves out what the user says; set another in chat_template.jinja")
+    return read_turn(own)
+
 # %% ../nbs/core/models.ipynb #16fe3f94
 # asked of the driver, not of CUDA: vLLM forks its engine, and a fork cannot use a CUDA that its parent has started
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
@@ -171,10 +290,11 @@ def _cpu_has_bf16():
 
 def load_tokenizer(spec # as for `resolve_model`, or a `ModelSource`
                   ):
-    "The tokenizer of a model; its chat template, where there is one, takes a system text."
+    "The tokenizer of a model; its chat template, where there is one, takes a system text and begins as plain text does."
     from transformers import AutoTokenizer
     src = spec if isinstance(spec, ModelSource) else resolve_model(spec)
-    with _loading(src): return with_system(AutoTokenizer.from_pretrained(src.path, revision=src.revision))
+    with _loading(src): tok = AutoTokenizer.from_pretrained(src.path, revision=src.revision)
+    return with_bos(with_system(one_template(tok)))
 
 def load_model(spec,                       # as for `resolve_model`, or a `ModelSource`
                dtype=None,                 # torch.dtype; `best_dtype` if None

@@ -28,8 +28,8 @@ from . import annotations as ann
 from .annotations import annotation_budget, budget_total, data_dir, load_preset, preset_names, query_text
 from .evaluation import (BENCHMARKS, CHECKS, OUR_SETS, Estimate, Result, Table, _answer_error, _judged_refusals, bootstrap, bradley_terry, compare, eval_questions, answer_questions, evaluate_models, has_chat, internalization_of, is_refusal, judge_pairwise, load_benchmark, load_results, score_arms,
                                   over_seeds, question_text, refusals_of, sample_rows, save_results, sign_flip, table, text_scores, text_stats, truth_info_judge, wilson)
-from .generation import ENGINES, Completion, Prompts, Sampling, _no_secrets, load_engine
-from .models import STAND_IN_NOTICE, best_device, best_dtype, load_model, load_tokenizer, model_identity, release, resolve_model
+from .generation import ENGINES, Completion, Prompts, Sampling, _eos_ids, _no_secrets, asks_turn, load_engine
+from .models import STAND_IN_NOTICE, best_device, best_dtype, load_model, load_tokenizer, model_identity, release, resolve_model, turn_ends
 from .novelty import Contamination
 from .principle_engraving import Context, RespondConfig, check_context, common_words, judge, load_principle_set, parse_response, respond
 from .runs import InputError, Journal, Run, check_settings, content_id, iter_jsonl, number, one_of, optional, read_jsonl, versions, whole_number, write_json, write_jsonl
@@ -1133,8 +1133,9 @@ def stream_reply(model, tok,
     ids = torch.tensor([Prompts(tok).encode(prompt)], device=model.device)
     draw = dict(do_sample=True, temperature=sampling.temperature, top_p=sampling.top_p, top_k=0) if sampling.temperature else dict(do_sample=False)
     stop = dict(stop_strings=list(sampling.stop), tokenizer=tok) if sampling.stop else {}
+    ends = _eos_ids(model, tok) | (turn_ends(tok) if asks_turn(prompt) else set())
     with torch.inference_mode():
-        model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=sampling.max_new_tokens, streamer=Pieces(tok, skip_prompt=True, skip_special_tokens=True),
+        model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=sampling.max_new_tokens, eos_token_id=sorted(ends), streamer=Pieces(tok, skip_prompt=True, skip_special_tokens=True),
                        pad_token_id=tok.eos_token_id if tok.pad_token_id is None else tok.pad_token_id, **draw, **stop)
     return "".join(said).strip()
 
