@@ -411,7 +411,11 @@ SHARDED_ON_CPU = '''
 import os
 if "RANK" in os.environ and "SELFALIGN_JOB" in os.environ: # accelerate shards on GPUs only: here two CPU processes stand for them
     import accelerate.state as state
-    state.PartialState._prepare_backend = lambda self, *args, **kw: ("gloo", state.DistributedType.MULTI_GPU)
+    import torch
+    def backend(self, *args, **kw):
+        if not torch.distributed.is_initialized(): torch.distributed.init_process_group("gloo")
+        return "gloo", state.DistributedType.MULTI_GPU
+    state.PartialState._prepare_backend = backend
     import transformers
     real = transformers.AutoModelForCausalLM.from_pretrained
     def watched(*args, **kw):
