@@ -180,17 +180,19 @@ def resumes(part):
 def merges(part, way):
     from peft import PeftModel
     from selfalign.sft import train_model
-    rows = [dict(id=str(i), instruction=t, input="", answer=f"{t}, because it is so.", ended=True) for i, t in enumerate(TEXTS * 2)]
+    rows = [dict(id=str(i), instruction=t, input="", answer=f"{t}, because it is so.", ended=True) for i, t in enumerate(TEXTS * 4)]
     with tempfile.TemporaryDirectory() as d:
         d = Path(d); base = saved_model(d/"base")
-        info = train_model(rows, base, d/"out", d/"work", settings(max_length=128, lora_r=0 if way == "full" else 8, load_in_4bit=way == "QLoRA"), identity=False)
-        part.check(f"{way}: loss", 0 < info["last_loss"] < 100, info["last_loss"], "a number")
+        info = train_model(rows, base, d/"out", d/"work", settings(epochs=2, learning_rate=4e-3, max_length=128, lora_r=0 if way == "full" else 8, load_in_4bit=way == "QLoRA"), identity=False)
+        part.check(f"{way}: loss falls", info["last_loss"] < info["first_loss"], [info["first_loss"], info["last_loss"]], "last below first")
         merged, tok = load_model(str(d/"out"), dtype=torch.float32, device=part.device)
         if way == "full": return
-        adapted = PeftModel.from_pretrained(load_model(base, dtype=torch.float32, device=part.device)[0], d/"out"/"adapter").eval()
+        plain, _ = load_model(base, dtype=torch.float32, device=part.device)
         x = torch.tensor([tok(PREFIX)["input_ids"]], device=part.device)
-        with torch.inference_mode(): off = (merged(x).logits - adapted(x).logits).abs().mean().item()
-    part.check(f"{way}: merged beside adapter", off < .05, round(off, 6), "mean difference of logits < 0.05")
+        with torch.inference_mode():
+            before = plain(x).logits; after = PeftModel.from_pretrained(plain, d/"out"/"adapter").eval()(x).logits
+            off, learned = (merged(x).logits - after).abs().mean().item(), (after - before).abs().mean().item()
+    part.check(f"{way}: merged beside adapter", off < learned/10, [round(off, 6), round(learned, 6)], "difference below a tenth of what the adapter changes")
 
 def memory(part, base, length, packing, ckpt):
     from selfalign.sft import trainer_for, with_chat_template
