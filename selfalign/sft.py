@@ -212,7 +212,8 @@ def _flash_attention(base)->str|None: # its name for `load_model`
     from transformers.utils import is_flash_attn_2_available
     if best_device() != "cuda" or not is_flash_attn_2_available(): return None
     src = resolve_model(base)
-    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(AutoConfig.from_pretrained(src.path, revision=src.revision)))
+    config = AutoConfig.from_pretrained(src.path, revision=src.revision)
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     return "flash_attention_2" if getattr(kind, "_supports_flash_attn", False) else None
 
 def _watch():
