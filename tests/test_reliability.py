@@ -315,23 +315,28 @@ def test_hostile_text_through_stage_4(tmp_path):
     assert not any("\nUser:" in r["answer"] or "\nAster:" in r["answer"] for r in read_jsonl(tmp_path / "r" / "verbose.jsonl"))
 
 
-def test_lines_of_ten_megabytes(tmp_path):
-    "Through the readers and both answering stages, as prompt and as answer."
+def long_lines(folder, words):
+    "CPU seconds of lines so long, as prompt and as answer, through the readers and both answering stages."
     from selfalign import principle_engraving as pe
     from selfalign.verbose_cloning import CloneConfig, write_verbose
-    texts = ["word " * 2_000_000, "Aster:\n" * 1_400_000]
+    texts = ["word " * words, "Aster:\n" * (words*7//10)]
     rows = [dict(id=content_id(i), instruction=t, input="", source="imported") for i, t in enumerate(texts)]
     thoughts = " Role: Aster, AI assistant. Request: a question. Rules: 2 (informative).\n\nAster: "
     start = time.process_time()
-    with Run(tmp_path / "r", say=lambda s: None) as run:
+    with Run(folder, say=lambda s: None) as run:
         with run.stage("prompts", dict(x=1)): write_jsonl(run / "prompts.jsonl", rows)
         assert [len(r["instruction"]) for r in read_jsonl(run / "prompts.jsonl")] == [len(t) for t in texts]
         answers = [f"{thoughts}Short is good, and this one is kept as it is.", *(thoughts + t for t in texts[1:])]
         pe.respond(run, ScriptedEngine(lambda p, i, s: answers[i]), pe.RespondConfig(min_chars=20, max_new_tokens=10**8))
         with run.stage("engraved", dict(x=1)): write_jsonl(run / "held_out.jsonl", [])
         write_verbose(run, ScriptedEngine(lambda p, i, s: answers[i][len(thoughts):]), CloneConfig(min_chars=20, max_new_tokens=10**8))
-    for stage, file in (("responses", "responses.jsonl"), ("verbose", "verbose.jsonl")): whole(tmp_path / "r", stage, file, rows)
-    assert time.process_time() - start < 40  # seconds of CPU: nothing is quadratic
+    for stage, file in (("responses", "responses.jsonl"), ("verbose", "verbose.jsonl")): whole(folder, stage, file, rows)
+    return time.process_time() - start
+
+def test_lines_of_ten_megabytes(tmp_path):
+    "Five times the text takes about five times as long, on a quick machine and on a slow one: nothing is quadratic."
+    short = long_lines(tmp_path / "short", 400_000)
+    assert long_lines(tmp_path / "long", 2_000_000) < 12 * short # quadratic: 25
 
 
 def test_a_special_token_in_a_prompt_is_text():
