@@ -66,7 +66,7 @@ def use_forms():
             self.count_tokens("ready")
             short = replace(sampling, max_new_tokens=6, min_new_tokens=0, stop=(), ban_eos=True)
             for i, c in self.engine.generate_iter(prompts, short, seeds): yield i, replace(c, text=in_form(prompts[i], c.text), finish_reason="stop", stop="<eos>")
-    pipeline.open_engine = lambda cfg, model=None: Formed(pipeline.engine_string(cfg, model), dtype=cfg.dtype, batch_size=cfg.batch_size)
+    pipeline.open_engine = lambda cfg, model=None, rules=None: Formed(pipeline.engine_string(cfg, model), dtype=cfg.dtype, batch_size=cfg.batch_size)
 
 def attempt(out, cfg, steps, seconds=None, within=None):
     "One process that works on the run; killed after `seconds`, counted from the beginning of a stage where one is given. True where it ended by itself."

@@ -425,7 +425,8 @@ def test_weights_laid_out_once_give_the_same_logits(dtype):
         layer = own.base.layers[0].mlp.up_proj
         x = torch.randn(3, 5, layer.in_features, dtype=layer.weight.dtype)
         with torch.inference_mode(): torch.testing.assert_close(layer.forward(x), torch.nn.functional.linear(x, layer.weight))
-        assert "forward" in vars(layer)
+        packs = dtype == "float32" or torch.ops.mkldnn._is_mkldnn_bf16_supported() # not every processor multiplies bfloat16
+        assert ("forward" in vars(layer)) == packs
 
 
 def test_half_an_emoji_is_read_as_a_replacement_character():
