@@ -139,7 +139,7 @@ def start_serve(port):
     import httpx
     env = dict(os.environ, HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1")
     exe = os.path.join(os.path.dirname(sys.executable), "transformers")
-    p = subprocess.Popen([exe, "serve", resolve_model("embedded").path, "--device", "cpu", "--port", str(port), "--host", "127.0.0.1"], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    p = subprocess.Popen([exe, "serve", resolve_model("embedded").path, "--device", "cpu", "--dtype", "float32", "--port", str(port), "--host", "127.0.0.1"], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     end = time.monotonic() + 120
     while time.monotonic() < end and p.poll() is None:
         try:
@@ -166,8 +166,8 @@ def test_transformers_serve_killed_and_restarted():
                 if len(got) == 4: p.send_signal(signal.SIGKILL); p.wait(); again = threading.Thread(target=lambda: globals().__setitem__("_second", start_serve(port))); again.start()
             again.join(); p = globals().pop("_second")
             assert sorted(i for i, _ in got) == list(range(12)) and not any(c.error for _, c in got)
-            with load_engine("torch:embedded", dtype="bfloat16") as ours: want = {i: c.text for i, c in enumerate(ours.generate(prompts, s))}
-            assert sum(want[i] == c.text for i, c in got) >= 9 # bf16: nearly tied tokens may part
+            with load_engine("torch:embedded", dtype="float32") as ours: want = {i: c.text for i, c in enumerate(ours.generate(prompts, s))}
+            assert sum(want[i] == c.text for i, c in got) >= 11 # both in float32: in bfloat16 nearly tied tokens part, on some processors every second row
             assert len({c.text for c in e.generate(["Once upon a time"] * 3, Sampling(max_new_tokens=12), seeds=[1, 2, 3])}) > 1 # it samples
             stopped = e.generate(["Count: one, two,"], Sampling(max_new_tokens=20, temperature=0, stop=("four",)))[0]
             assert stopped.stop == "four" and "four" not in stopped.text
