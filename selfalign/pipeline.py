@@ -795,7 +795,7 @@ def doctor()->list: # (what, "ok" or a remedy, detail)
     from selfalign.models import _FETCH, _gguf_file, cache_dir
     have, v = (lambda m: importlib.util.find_spec(m) is not None), versions()
     free = shutil.disk_usage(Path.cwd()).free/1e9
-    return [("versions", *_packages(v)), ("GPU", *_gpu()),
+    return [("versions", *_packages(v)), ("GPU", *_gpu()), ("CUDA", *_cuda()), ("bf16", *_bf16()), ("compiler", *_compiler()),
             ("vLLM", "ok" if have("vllm") else "not installed, only needed for --engine vllm: pip install vllm", v.get("vllm", "")),
             ("Ray", "ok" if have("ray") else "not installed, only needed for --engine ray:…: pip install ray", ""),
             ("Quarto", "ok" if shutil.which("quarto") else "not installed, not needed: the docs are built without it", ""),
@@ -816,13 +816,6 @@ def _packages(have):
             except metadata.PackageNotFoundError: fits = False
             if not fits: short.append(f"'{r}'")
     return f"pip install -U {' '.join(short)}" if short else "ok", ", ".join(f"{k} {x}" for k, x in have.items())
-
-def _gpu():
-    import torch
-    space = lambda i: "{0:.0f} of {1:.0f} GiB free".format(*(x/2**30 for x in torch.cuda.mem_get_info(i)))
-    if n := torch.cuda.device_count() if torch.cuda.is_available() else 0: return "ok", "; ".join(f"{torch.cuda.get_device_name(i)}, {space(i)}" for i in range(n))
-    if shutil.which("nvidia-smi"): return f"the driver is there, but PyTorch {torch.__version__} sees no GPU: install PyTorch's CUDA build, see pytorch.org", ""
-    return "none: stages run on the CPU; use --preset demo", ""
 
 def _hub_cache():
     from huggingface_hub.constants import HF_HUB_CACHE
@@ -847,6 +840,64 @@ def _hub(seconds=3):
     return ("ok", ENDPOINT) if said else (f"not reachable within {seconds} s: use --model embedded or a local folder, or set HF_ENDPOINT to a mirror", ENDPOINT)
 
 
+
+# %% ../nbs/06_pipeline.ipynb #684485e9
+_DRIVERS = {11: 450, 12: 525, 13: 580} # CUDA's major version → the oldest driver that runs it, on Linux
+
+def _cards():
+    import torch
+    return range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+
+def _gpu():
+    import torch
+    space = lambda i: "{0:.0f} of {1:.0f} GiB free".format(*(x/2**30 for x in torch.cuda.mem_get_info(i)))
+    if cards := _cards(): return "ok", "; ".join(f"{torch.cuda.get_device_name(i)}, {space(i)}" for i in cards)
+    if _driver(): return f"the driver is there, but PyTorch {torch.__version__} sees no GPU: see the line CUDA", ""
+    return "none: stages run on the CPU; use --preset demo", ""
+
+def _driver()->str|None: # its version, such as 580.65.06
+    "The NVIDIA driver, whether or not PyTorch can use it."
+    ask = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try: said = subprocess.run(ask, capture_output=True, text=True, timeout=20).stdout
+    except (OSError, subprocess.SubprocessError): return None
+    first = said.strip().partition("\n")[0] # one line a card, all the same; a message where the driver does not answer
+    return first if first.replace(".", "").isdigit() else None
+
+# %% ../nbs/06_pipeline.ipynb #7325c2cf
+def _cuda():
+    "Do driver and PyTorch's build fit each other?"
+    import torch
+    driver, build = _driver(), torch.version.cuda
+    if not driver: return ("ok", f"PyTorch for CUDA {build}") if _cards() else ("not needed: there is no NVIDIA driver here", "")
+    newest = max((major for major, least in _DRIVERS.items() if int(driver.split(".")[0]) >= least), default=None)
+    index = {12: "cu126", 13: "cu130"}.get(newest)
+    install = f"pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/{index}" if index else "update the driver to 580 or newer"
+    if not build: return f"PyTorch {torch.__version__} is built without CUDA: {install}", f"driver {driver}"
+    least = _DRIVERS.get(major := int(build.split(".")[0]), 0)
+    detail = f"driver {driver}, PyTorch for CUDA {build}"
+    if least > int(driver.split(".")[0]):
+        other = f", or PyTorch for CUDA {newest}: {install}" if index else ""
+        return f"CUDA {major} needs a driver of {least} or newer: update it{other}", detail
+    if not _cards(): return "both fit, but PyTorch sees no GPU: look at CUDA_VISIBLE_DEVICES, and whether nvidia-smi lists a card", detail
+    return "ok", detail
+
+def _bf16():
+    import torch
+    old = [i for i in _cards() if torch.cuda.get_device_capability(i) < (8, 0)]
+    if not old: return "ok", ""
+    names = ", ".join("{} ({}.{})".format(torch.cuda.get_device_name(i), *torch.cuda.get_device_capability(i)) for i in old)
+    return "only emulated, and refused by vLLM: give --engine-options dtype=float16 --engrave.bf16 false --clone.train.bf16 false", f"compute capability below 8.0: {names}"
+
+def _compiler():
+    "Triton compiles a small launcher for each kernel."
+    import sysconfig
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    headers = Path(sysconfig.get_paths()["include"])/"Python.h"
+    version = "{}.{}".format(*sys.version_info)
+    missing = [what for what, there in (("gcc", compiler), (f"python{version}-dev", headers.exists())) if not there]
+    if not missing: return "ok", f"{compiler}, {headers}"
+    where = "" if _cards() else "only needed on a GPU and by vLLM: "
+    return f"{where}apt install {' '.join(missing)}, or what your system calls {'them' if len(missing) > 1 else 'it'}", f"no {' and no '.join(missing)}"
 
 # %% ../nbs/06_pipeline.ipynb #f6d03cf1
 class Remembering:

@@ -361,7 +361,8 @@ def trainer_for(rows, base, tok, work, cfg:TrainConfig, seed=0): # see `fit`
     flash = _flash_attention(base)
     args = _sft_config(cfg, work, seed, cuda, _rows_per_pack(rows, cfg), flash=bool(flash))
     disable_progress_bars(); torch.manual_seed(seed)
-    dtype = torch.bfloat16 if cuda and cfg.lora_r else torch.float32 # full fine-tuning: small updates vanish in bfloat16
+    half = cuda and cfg.lora_r and cfg.bf16 is not False # full fine-tuning: small updates vanish in bfloat16
+    dtype = torch.bfloat16 if half else torch.float32
     model, _ = load_model(base, dtype=dtype, device=f"cuda:{rank}" if cuda and world == 1 else "cpu",
                           attn_implementation=flash if args.packing else None, **_four_bit(cfg, rank))
     targets = [r["target"] for r in rows] if "target" in rows[0] else None

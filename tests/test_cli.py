@@ -176,6 +176,61 @@ def test_doctor_names_a_remedy_or_ok(capsys):
     assert code == 0 and "versions" in out and "embedded model" in out and "ok" in out
 
 
+def driver(monkeypatch, version):
+    "What nvidia-smi answers; None where it is not installed."
+    import types
+    from selfalign import pipeline
+
+    def ask(argv, **kw):
+        if version is None: raise FileNotFoundError(argv[0])
+        return types.SimpleNamespace(stdout=f"{version}\n{version}\n", returncode=0)
+    monkeypatch.setattr(pipeline.subprocess, "run", ask)
+
+
+@pytest.mark.parametrize("version,build,cards,words", [
+    ("580.65.06", "13.0", 1, "ok"), ("550.54.15", "12.6", 2, "ok"), (None, "13.0", 0, "not needed"), (None, None, 0, "not needed"),
+    ("550.54.15", "13.0", 0, "needs a driver of 580 or newer: update it, or PyTorch for CUDA 12"), ("470.82", "12.8", 0, "a driver of 525 or newer: update it"),
+    ("580.65.06", None, 0, "built without CUDA: pip install --force-reinstall torch"), ("470.82", None, 0, "built without CUDA: update the driver"),
+    ("580.65.06", "13.0", 0, "CUDA_VISIBLE_DEVICES"), ("NVIDIA-SMI has failed", "13.0", 0, "not needed"), (None, None, 1, "ok")])
+def test_doctor_compares_driver_and_build(monkeypatch, version, build, cards, words):
+    import torch
+    from selfalign import pipeline
+    driver(monkeypatch, version)
+    monkeypatch.setattr(torch.version, "cuda", build)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cards > 0); monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
+    state, detail = pipeline._cuda()
+    assert words in state and (version not in ("580.65.06", "550.54.15", "470.82") or version in detail)
+    if "CUDA 12" in words: assert "/cu126" in state
+    if version == "580.65.06" and build is None: assert "/cu130" in state
+
+
+@pytest.mark.parametrize("capability,ok", [((9, 0), True), ((8, 0), True), ((7, 5), False), ((6, 1), False)])
+def test_doctor_tells_cards_that_emulate_bf16(monkeypatch, capability, ok):
+    import torch
+    from selfalign import pipeline
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True); monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: ("H100", "other")[i])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i=None: ((9, 0), capability)[i])
+    state, detail = pipeline._bf16()
+    assert (state == "ok") is ok
+    if not ok: assert "dtype=float16" in state and "other ({}.{})".format(*capability) in detail and "H100" not in detail
+
+
+@pytest.mark.parametrize("compiler,headers,cards,words", [("/usr/bin/gcc", True, 1, "ok"), (None, True, 1, "apt install gcc,"), ("/usr/bin/gcc", False, 1, "-dev,"),
+                                                          (None, False, 0, "only needed on a GPU")])
+def test_doctor_looks_for_what_triton_compiles_with(monkeypatch, tmp_path, compiler, headers, cards, words):
+    import shutil
+    import sysconfig
+    import torch
+    from selfalign import pipeline
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda x: compiler if x == "gcc" else None)
+    if headers: (tmp_path / "Python.h").touch()
+    monkeypatch.setattr(sysconfig, "get_paths", lambda *a, **k: dict(include=str(tmp_path)))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cards > 0); monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
+    assert words in pipeline._compiler()[0]
+
+
 def test_doctor_says_what_to_do(monkeypatch, tmp_path):
     "Every line is ok or holds a remedy, on a machine that has all and on one that has nothing."
     import os
@@ -184,20 +239,23 @@ def test_doctor_says_what_to_do(monkeypatch, tmp_path):
     from importlib import metadata
     import torch
     from selfalign import models, pipeline
-    names = {"versions", "GPU", "vLLM", "Ray", "Quarto", "disk", "cache", "hub cache", "embedded model", "hub"}
+    names = {"versions", "GPU", "CUDA", "bf16", "compiler", "vLLM", "Ray", "Quarto", "disk", "cache", "hub cache", "embedded model", "hub"}
     lines = lambda: {what: (state, detail) for what, state, detail in pipeline.doctor()}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True); monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i=None: (8, 0)); driver(monkeypatch, "580.65.06")
+    monkeypatch.setattr(torch.version, "cuda", "13.0"); monkeypatch.setenv("CC", "gcc")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: "A100"); monkeypatch.setattr(torch.cuda, "mem_get_info", lambda i: (70 * 2**30, 80 * 2**30))
     monkeypatch.setattr(shutil, "disk_usage", lambda p: types.SimpleNamespace(free=99e9))
     got = lines()
-    assert set(got) == names and got["versions"][0] == got["GPU"][0] == got["disk"][0] == got["cache"][0] == "ok" and got["GPU"][1] == "A100, 70 of 80 GiB free"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False); monkeypatch.setattr(shutil, "which", lambda x: "/usr/bin/nvidia-smi" if x == "nvidia-smi" else None)
+    assert set(got) == names and got["versions"][0] == got["GPU"][0] == got["disk"][0] == got["cache"][0] == got["CUDA"][0] == got["bf16"][0] == "ok" and got["GPU"][1] == "A100, 70 of 80 GiB free"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False); monkeypatch.delenv("CC"); monkeypatch.setattr(shutil, "which", lambda x: None)
+    monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr(shutil, "disk_usage", lambda p: types.SimpleNamespace(free=1e9)); monkeypatch.setattr(os, "access", lambda *a: False)
     monkeypatch.setattr(models, "_gguf_file", lambda: None); monkeypatch.setattr(models, "cache_dir", lambda: tmp_path / "none")
     monkeypatch.setattr(metadata, "requires", lambda name: ["torch>=99", "no-such-package", "numpy", "ray; extra == 'ray'"])
     got = lines()
     assert got["versions"][0] == "pip install -U 'torch>=99' 'no-such-package'"
-    for what, words in dict(GPU="CUDA build", disk="choose another disk", cache="SELFALIGN_CACHE", embedded_model="run: ", hub="HF_HUB_OFFLINE").items():
+    for what, words in dict(GPU="sees no GPU", CUDA="built without CUDA", compiler="apt install gcc", disk="choose another disk", cache="SELFALIGN_CACHE", embedded_model="run: ", hub="HF_HUB_OFFLINE").items():
         assert words in got[what.replace("_", " ")][0], what
 
 

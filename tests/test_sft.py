@@ -383,8 +383,9 @@ def test_rows_are_packed_where_flash_attention_is_there_or_where_it_is_asked_for
     args = sft._sft_config(TrainConfig(packing=packing, bf16=False), "nowhere", 0, False, 2, flash=flash)
     assert (args.packing, args.train_sampling_strategy) == (packed, order) and not args.use_liger_kernel
 
-@pytest.mark.parametrize("lora_r, packing, flash", [(16, None, "flash_attention_2"), (16, None, None), (0, None, None), (16, False, "flash_attention_2"), (16, True, None)])
-def test_on_a_card_the_model_comes_in_the_type_and_with_the_attention_that_fit(rows, tmp_path, monkeypatch, lora_r, packing, flash):
+@pytest.mark.parametrize("lora_r, packing, flash, bf16", [(16, None, "flash_attention_2", None), (16, None, None, True), (0, None, None, None), (16, False, "flash_attention_2", None),
+                                                          (16, True, None, None), (16, None, None, False), (0, None, None, False)])
+def test_on_a_card_the_model_comes_in_the_type_and_with_the_attention_that_fit(rows, tmp_path, monkeypatch, lora_r, packing, flash, bf16):
     import torch
     class Seen(Exception): pass
     def load(base, **kw): raise Seen(kw)
@@ -392,9 +393,9 @@ def test_on_a_card_the_model_comes_in_the_type_and_with_the_attention_that_fit(r
     monkeypatch.setattr(sft, "best_device", lambda: "cuda"); monkeypatch.setattr(sft, "load_model", load)
     monkeypatch.setattr(sft, "_flash_attention", lambda base: flash)
     monkeypatch.setattr(sft, "_sft_config", lambda cfg, work, seed, cuda, *a, **kw: real(replace(cfg, bf16=False), work, seed, False, *a, **kw))
-    with pytest.raises(Seen) as e: sft.trainer_for(rows, "embedded", None, tmp_path, replace(CFG, lora_r=lora_r, packing=packing))
+    with pytest.raises(Seen) as e: sft.trainer_for(rows, "embedded", None, tmp_path, replace(CFG, lora_r=lora_r, packing=packing, bf16=bf16))
     got = e.value.args[0]
-    assert got["dtype"] == (torch.bfloat16 if lora_r else torch.float32) and got["device"] == "cuda:0"
+    assert got["dtype"] == (torch.bfloat16 if lora_r and bf16 is not False else torch.float32) and got["device"] == "cuda:0"
     assert got["attn_implementation"] == (flash if packing is not False else None)
 
 def test_flash_attention_is_used_where_card_package_and_model_have_it(monkeypatch):
