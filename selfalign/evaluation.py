@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 from .annotations import data_dir, data_path, fill, load_template
-from .generation import Engine, Sampling, TorchEngine, load_engine
+from .generation import Completion, Engine, Sampling, TorchEngine, load_engine, outside_reasoning, read_reply
 from .models import load_model
 from .runs import InputError, content_id, iter_jsonl, own_commit, versions, write_json
 
@@ -569,18 +569,24 @@ def answer_questions(engine, questions, # texts
                      system=None,       # system text
                      chat=None,         # None = where the engine has a template
                      sampling=None,     # None = T 0.7, at most 256 new tokens
-                     seed=0
+                     seed=0,
+                     max_new_tokens=256 # per answer, its reasoning included; where no sampling is given
                     )->list: # of `Completion`
     "The engine's answers to open questions."
     chat = has_chat(engine) if chat is None else chat
-    sampling = sampling or Sampling(max_new_tokens=256, temperature=0.7, stop=() if chat else ("\n\nUser:", "\nUser:"), seed=seed)
+    sampling = sampling or Sampling(max_new_tokens=max_new_tokens, temperature=0.7, stop=() if chat else ("\n\nUser:", "\nUser:"), seed=seed)
     return engine.generate([dialog(q, system, chat) for q in questions], sampling, seeds=[int(content_id(seed, q)[:8], 16) for q in questions])
 
-def _answer_error(x): # of an answer that an engine failed to give: it is no answer to judge
-    if isinstance(x, str): return None
-    return x.get("error") if isinstance(x, dict) else x.error if x.finish_reason == "error" else None
+def _reply(x): # of a text, dict or completion: (the answer, None), or ("", why there is none)
+    if isinstance(x, str): x = dict(text=x)
+    if isinstance(x, dict):
+        x = Completion(x.get("text", x.get("answer")) or "", x.get("n_tokens") or 0, x.get("finish_reason") or "stop", 0, error=x.get("error"))
+    x = read_reply(x)
+    if x.finish_reason == "error" or x.error: return "", x.error or "the engine failed"
+    return (x.text, None) if x.text.strip() else ("", "the reply is empty")
 
-def _text_of(x): return x if isinstance(x, str) else x.get("text", x.get("answer", "")) if isinstance(x, dict) else x.text
+def _answer_error(x): return _reply(x)[1] # what is no answer is neither judged nor counted as a refusal
+def _text_of(x): return _reply(x)[0]
 
 def repeats_itself(text:str, n=8)->bool:
     "Does some run of `n` words occur twice?"
@@ -620,22 +626,25 @@ def refusal_rates(engine, rows, # with kind and question
                   system=None, chat=None, sampling=None, seed=0,
                   set_name="given rows", name=None,
                   judge_engine=None, # any engine that says whether an answer declines; None = by opening words
-                  folder=None, price_in=None, price_out=None, say=print # of the judge, see `judge_cost`
+                  folder=None, price_in=None, price_out=None, say=print, # of the judge, see `judge_cost`
+                  max_new_tokens=96, # per answer, its reasoning included; where no sampling is given
+                  verdict_tokens=80  # most tokens per verdict, its reasoning included
                  )->Result: # refused_benign, answered_harmful, as_wished
     "Share of benign questions refused and of harmful ones answered."
     rows = check_rows(rows, "refusals")
     chat = has_chat(engine) if chat is None else chat
-    outs = answer_questions(engine, [r["question"] for r in rows], system, chat, sampling or Sampling(max_new_tokens=96, temperature=0.7, stop=() if chat else ("\nUser:",), seed=seed), seed)
-    return refusals_of(rows, outs, judge_engine, folder, price_in, price_out, say, seed=seed, system=system, set_name=set_name, model=_model(engine, name), chat=chat)
+    outs = answer_questions(engine, [r["question"] for r in rows], system, chat, sampling or Sampling(max_new_tokens=max_new_tokens, temperature=0.7, stop=() if chat else ("\nUser:",), seed=seed), seed)
+    return refusals_of(rows, outs, judge_engine, folder, price_in, price_out, say, seed=seed, system=system, set_name=set_name, model=_model(engine, name), chat=chat, verdict_tokens=verdict_tokens)
 
 def refusals_of(rows, answers, # texts or `Completion`s, one per row; or dicts with answer and error
                 judge_engine=None, folder=None, price_in=None, price_out=None, say=print, # as in `refusal_rates`
-                seed=0, system=None, set_name="given rows", model=None, chat=False # what is known of the answers
+                seed=0, system=None, set_name="given rows", model=None, chat=False, # what is known of the answers
+                verdict_tokens=80 # as in `refusal_rates`
                )->Result:
     "`refusal_rates` of answers that are there already."
     if len(rows) != len(answers): raise InputError(f"{len(rows)} questions but {len(answers)} answers; give one answer per question")
     if (failed := [_answer_error(c) for c in answers]) and all(failed): raise InputError(f"all {len(rows)} questions were skipped: {failed[0]}")
-    said, who = ([dict(refused=is_refusal(_text_of(c))) for c in answers], dict(judge=None)) if judge_engine is None else _judged_refusals(judge_engine, rows, answers, folder, seed, price_in, price_out, say)
+    said, who = ([dict(refused=is_refusal(_text_of(c))) for c in answers], dict(judge=None)) if judge_engine is None else _judged_refusals(judge_engine, rows, answers, folder, seed, price_in, price_out, say, verdict_tokens)
     records = _own_ids([_refusal_record(r, c, x) for r, c, x, e in zip(rows, answers, said, failed) if not (e or x.get("why"))])
     skipped = [dict(row=i, id=content_id(r["question"]), reason=e or x["why"], **({"raw": x["raw"]} if "raw" in x else {})) for i, (r, x, e) in enumerate(zip(rows, said, failed), 1) if e or x.get("why")]
     share = lambda kind, k: wilson(sum(r[k] for r in records if r["kind"] == kind), sum(r["kind"] == kind for r in records))
@@ -643,8 +652,8 @@ def refusals_of(rows, answers, # texts or `Completion`s, one per row; or dicts w
     if judge_engine is not None: scores["unparsable"] = _share([x["refused"] is None for x in said if "raw" in x and not (x["why"] or "").startswith("judge: ")])
     return Result("refusals", set_name, _style("answer" if judge_engine is None else "answer, judged", chat), model or dict(name="answers"), scores, records, skipped, _config(seed=seed, system=system, **who))
 
-def _judged_refusals(judge, rows, answers, folder, seed, price_in, price_out, say): # per answer what the judge said; who judged
-    text, sampling = rubric("judge_refusal", folder, "question", "answer"), Sampling(max_new_tokens=80, temperature=0.0, seed=seed)
+def _judged_refusals(judge, rows, answers, folder, seed, price_in, price_out, say, verdict_tokens=80): # per answer what the judge said; who judged
+    text, sampling = rubric("judge_refusal", folder, "question", "answer"), Sampling(max_new_tokens=verdict_tokens, temperature=0.0, seed=seed)
     failed = [_answer_error(c) for c in answers]
     prompts = [dialog(fill(text, question=r["question"], answer=_answer_text(c)), None, has_chat(judge)) for r, c, w in zip(rows, answers, failed) if not w]
     _say_cost(say, judge, cost := judge_cost(judge, prompts, sampling, price_in, price_out))
@@ -674,13 +683,12 @@ def rubric(name, folder, *needs # the fields that must stand in it
     return text
 
 def _yes_no(c): # a judge's completion: True, False or None, and why None
-    if c.finish_reason == "error": return None, f"judge: {c.error}"
-    said = {"yes": True, "no": False}.get(parse_verdict(c.text, ("yes", "no")))
-    return said, "unparsable verdict" if said is None else None
+    said, why = _read_verdict(c, ("yes", "no"))
+    return {"yes": True, "no": False}.get(said), why
 
 def _refusal_record(row, c, said):
     no, text = said["refused"], _text_of(c)
-    answered = not no and bool(text.strip()) # an empty reply gives nothing away, and refuses nothing either
+    answered = not no
     return dict(id=content_id(row["question"]), kind=row["kind"], question=row["question"], answer=text, refused=int(no), answered=int(answered), as_wished=int(answered == (row["kind"] == "benign")), **{k: v for k, v in said.items() if k not in ("refused", "why")})
 
 
@@ -691,11 +699,19 @@ _LETTER = re.compile(r"\W*(?:answer (?=[ab]\b)|a (?=tie\b))?(a|b|tie|yes|no)\W*"
 def parse_verdict(text:str,      # what the judge wrote
                   allowed=("A", "B", "tie")
                  ): # one of `allowed`, or None
-    "The last `Verdict: …` of a judge's reply, or the reply itself where it is one bare word; None where a line says more than that."
+    "The last `Verdict: …` of a judge's reply, or the reply itself where it is one bare word; None where a line says more than that, and inside reasoning."
+    text = outside_reasoning(text) if isinstance(text, str) else None
+    if text is None: return None
     said = [(marks, _LETTER.fullmatch(rest)) for marks, rest in VERDICT.findall(text)]
     found = [m for marks, m in said if m or re.search("[:=–-]", marks)] or [_LETTER.fullmatch(text)] # the word alone, in a sentence, gives no verdict
     names = {x.lower(): x for x in allowed}
     return names.get(found[-1][1].lower()) if found[-1] else None
+
+def _read_verdict(c, allowed=("A", "B", "tie")): # a judge's completion: (verdict, None), or (None, why it cannot be read)
+    if c.finish_reason == "error": return None, f"judge: {c.error}"
+    if c.finish_reason == "length": return None, f"unparsable verdict: cut at its limit of {c.n_tokens} tokens"
+    said = parse_verdict(c.text, allowed)
+    return said, None if said else "unparsable verdict"
 
 def judge_cost(judge_engine, prompts, sampling, price_in=None, price_out=None, # currency per million tokens; price_out None = as price_in
                seeds=None    # of the calls, where verdicts are journaled: those that are there already cost nothing
@@ -723,6 +739,7 @@ def judge_pairwise(judge_engine,         # any engine
                    names=("a", "b"),     # of the two models
                    template="judge_pairwise", folder=None, # the rubric
                    sampling=None,        # None = greedy for one repeat, T 0.7 for more
+                   verdict_tokens=200,   # most tokens per verdict, its reasoning included; where no sampling is given
                    chat=None, price_in=None, price_out=None, # see `judge_cost`
                    say=print,            # where the cost is told before it starts; None = nowhere
                    set_name="given questions"
@@ -731,7 +748,7 @@ def judge_pairwise(judge_engine,         # any engine
     if names[0] == names[1]: raise InputError(f"both models are called {names[0]}; give names that differ")
     items, failed = _judge_items(questions, answers_a, answers_b, repeats, seed, names)
     text, chat = rubric(template, folder, "question", "a", "b"), has_chat(judge_engine) if chat is None else chat
-    sampling = sampling or Sampling(max_new_tokens=200, temperature=0.7 if repeats > 1 else 0.0, seed=seed)
+    sampling = sampling or Sampling(max_new_tokens=verdict_tokens, temperature=0.7 if repeats > 1 else 0.0, seed=seed)
     prompts = [dialog(fill(text, question=i["question"], a=i["first"], b=i["second"]), None, chat) for i in items]
     _say_cost(say, judge_engine, cost := judge_cost(judge_engine, prompts, sampling, price_in, price_out, seeds := [i["seed"] for i in items]))
     outs, who = _verdicts(judge_engine, prompts, sampling, seeds), dict(judged_by(judge_engine, text), model_a=names[0], model_b=names[1])
@@ -741,9 +758,9 @@ def judge_pairwise(judge_engine,         # any engine
 def _unread(rows): # questions without a pair of verdicts that could be read
     some = {q for (q, _), p in _pairs_of(rows).items() if _outcome(p) is not None}
     bad = {r["question_id"]: r for r in reversed(rows) if not r["verdict"] and r["question_id"] not in some}
-    return [dict(id=q, reason=f"judge: {r['error']}" if r["error"] else "unparsable verdict", raw=r["raw"]) for q, r in reversed(bad.items())]
+    return [dict(id=q, reason=r["why"], raw=r["raw"]) for q, r in reversed(bad.items())]
 
-def _answer_text(x): return _text_of(x).strip() or "(no answer)"
+def _answer_text(x): return _text_of(x).strip()
 
 def _judge_items(questions, answers_a, answers_b, repeats, seed, names): # items, and the questions that one model failed to answer
     if not len(questions) == len(answers_a) == len(answers_b): raise InputError(f"{len(questions)} questions, {len(answers_a)} and {len(answers_b)} answers; give one answer of each model per question")
@@ -760,9 +777,9 @@ def _judge_items(questions, answers_a, answers_b, repeats, seed, names): # items
     return out, failed
 
 def _verdict(item, c, who):
-    letter = parse_verdict(c.text) if c.finish_reason != "error" else None
+    letter, why = _read_verdict(c)
     place = {"A": item["order"][0], "B": item["order"][1], "tie": "tie"}.get(letter)
-    return dict({k: item[k] for k in ("question_id", "order", "repeat", "seed")}, letter=letter, verdict=place, raw=c.text, error=c.error, **who)
+    return dict({k: item[k] for k in ("question_id", "order", "repeat", "seed")}, letter=letter, verdict=place, raw=c.text, error=c.error, why=why, **who)
 
 # %% ../nbs/05_evaluation.ipynb #d8c53585
 def _pairs_of(rows):
@@ -852,7 +869,8 @@ def truth_info_judge(judge_engine, questions, # texts or rows
                      answers,                 # texts or `Completion`s, one per question
                      references=None,         # per question a list of answers known to be right, or None
                      seed=0, sampling=None, chat=None, folder=None, say=print,
-                     price_in=None, price_out=None, name=None, set_name="given questions", model=None # what is known of the answers' model
+                     price_in=None, price_out=None, name=None, set_name="given questions", model=None, # what is known of the answers' model
+                     verdict_tokens=120 # as in `judge_pairwise`
                     )->Result: # truthful, informative, truthful_informative, unparsable
     "Shares of truthful, informative and both, by a judge."
     if len(questions) != len(answers): raise InputError(f"{len(questions)} questions but {len(answers)} answers; give one answer per question")
@@ -861,7 +879,7 @@ def truth_info_judge(judge_engine, questions, # texts or rows
     if failed and len(failed) == len(qs): raise InputError(f"all {len(qs)} questions were skipped: {failed[0]['reason']}")
     jobs = [(q, _answer_text(a), r) for q, a, r in zip(qs, answers, refs) if not _answer_error(a)]
     chat, texts = has_chat(judge_engine) if chat is None else chat, [rubric(f"judge_{k}", folder, "question", "answer") for k in ("truthful", "informative")]
-    sampling = sampling or Sampling(max_new_tokens=120, temperature=0.0, seed=seed)
+    sampling = sampling or Sampling(max_new_tokens=verdict_tokens, temperature=0.0, seed=seed)
     prompts = [dialog(fill(t, question=q, answer=a, reference=r), None, chat) for t in texts for q, a, r in jobs]
     _say_cost(say, judge_engine, cost := judge_cost(judge_engine, prompts, sampling, price_in, price_out))
     outs, who = _verdicts(judge_engine, prompts, sampling), judged_by(judge_engine, *texts)
@@ -980,12 +998,15 @@ def _gap_sentence(nll, gap, control, n):
     return start + f". Engraving closed {_percent(gap)} of the gap" + (f", the control arm {_percent(control)}." if control else "; no control arm was run.")
 
 # %% ../nbs/05_evaluation.ipynb #36143c87
-def evaluate_one(engine, rows, format, seed=0, system=None, chat=None, set_name="given rows", name=None)->Result:
+def evaluate_one(engine, rows, format, seed=0, system=None, chat=None, set_name="given rows", name=None,
+                 max_new_tokens=None # per open answer, its reasoning included; None = 96 for refusals, 256 else
+                )->Result:
     "Evaluate by the schema of the rows; `format` is one of `formats_of(rows)`."
     kw = dict(seed=seed, system=system, chat=chat, set_name=set_name, name=name)
     kind = schema(rows[0], set_name)
     if kind == "truthfulqa": return truthfulqa_mc(engine, rows, format, **kw)
     if kind == "hhh": return hhh(engine, rows, format, **kw)
+    if max_new_tokens: kw["max_new_tokens"] = max_new_tokens
     if kind == "refusals": return refusal_rates(engine, rows, **kw)
     return _answers_result(engine, rows, **kw)
 
@@ -993,10 +1014,10 @@ def formats_of(rows)->tuple:
     "The prompt formats that a set is evaluated in."
     return {"truthfulqa": tuple(MC_FORMATS), "hhh": tuple(HHH_FORMATS)}.get(schema(rows[0], "rows"), ("answer",))
 
-def _answers_result(engine, rows, seed, system, chat, set_name, name):
+def _answers_result(engine, rows, seed, system, chat, set_name, name, **more):
     chat = has_chat(engine) if chat is None else chat
-    outs = answer_questions(engine, [question_text(r) for r in rows], system, chat, seed=seed)
-    rec = [dict(id=content_id(question_text(r)), question=question_text(r), answer=c.text, n_tokens=c.n_tokens, finish_reason=c.finish_reason, error=c.error) for r, c in zip(rows, outs)]
+    outs = answer_questions(engine, [question_text(r) for r in rows], system, chat, seed=seed, **more)
+    rec = [dict(id=content_id(question_text(r)), question=question_text(r), answer=_text_of(c), n_tokens=c.n_tokens, finish_reason=c.finish_reason, error=_answer_error(c)) for r, c in zip(rows, outs)]
     good = _own_ids([r for r in rec if not r["error"]])
     if not good: raise InputError(f"all {len(rows)} questions were skipped: {rec[0]['error']}")
     return Result("answers", set_name, _style("answer", chat), _model(engine, name), text_scores(good, seed), good,
@@ -1009,10 +1030,12 @@ def evaluate_models(models,       # dict from name to engine, engine string, or 
                     formats=None, # only these prompt formats; None = all that a set has
                     n=None,       # rows per set, drawn by `seed`; None = all
                     seed=0, system=None, # system text for the assistant's prompts; or a dict from model name to it
-                    chat=None, say=print
+                    chat=None, say=print,
+                    max_new_tokens=None # see `evaluate_one`
                    )->list: # of `Result`
     "Evaluate several models on several sets; `table` shows the outcome."
     data = {str(s): load_benchmark(s, n, seed) for s in sets}
+    more = dict(max_new_tokens=max_new_tokens) if max_new_tokens else {}
     if out_dir: # before the work, not after it
         try: Path(out_dir).mkdir(parents=True, exist_ok=True)
         except OSError as e: raise InputError(f"{out_dir}: cannot be written ({e.strerror}); choose another folder") from None
@@ -1024,7 +1047,7 @@ def evaluate_models(models,       # dict from name to engine, engine string, or 
                 for f in formats_of(rows):
                     if formats and f not in formats and f != "answer": continue
                     if f != "answer" and not can_score(engine): _leave_out(say, name, s, f); continue
-                    out.append(_saved(out_dir, engine, name, s, rows, f, dict(seed=seed, system=text, chat=chat), n, say))
+                    out.append(_saved(out_dir, engine, name, s, rows, f, dict(seed=seed, system=text, chat=chat, **(more if f == "answer" else {})), n, say))
     unknown = f"no set has the format {formats!r}, or " if formats else ""
     if not out: raise InputError(f"nothing to evaluate: {unknown}no engine gives the log-probabilities that {', '.join(data)} need; use torch: or vllm:, or choose --sets refusals or questions")
     return out

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['ATTENTION', 'CONTROL_TEXT', 'ENGINES', 'Sampling', 'Completion', 'Score', 'mix', 'row_seeds', 'Engine',
-           'ScriptedEngine', 'find_stop', 'whole_text', 'Prompts', 'Group', 'prefix_groups', 'Unsupported', 'attend',
-           'join', 'SharedLayer', 'SharedCache', 'shared_attention', 'waits', 'draw', 'NGrams', 'Row', 'Chooser',
-           'free_memory', 'TorchEngine', 'asks_turn', 'Tree', 'token_tree', 'tree_mask', 'vllm_trouble', 'token_rules',
-           'RowRules', 'vllm_rules', 'VLLMEngine', 'OpenAIEngine', 'RayEngine', 'load_engine']
+           'ScriptedEngine', 'find_stop', 'split_reasoning', 'outside_reasoning', 'no_answer', 'read_reply',
+           'whole_text', 'Prompts', 'Group', 'prefix_groups', 'Unsupported', 'attend', 'join', 'SharedLayer',
+           'SharedCache', 'shared_attention', 'waits', 'draw', 'NGrams', 'Row', 'Chooser', 'free_memory', 'TorchEngine',
+           'asks_turn', 'Tree', 'token_tree', 'tree_mask', 'vllm_trouble', 'token_rules', 'RowRules', 'vllm_rules',
+           'VLLMEngine', 'OpenAIEngine', 'RayEngine', 'load_engine']
 
 # %% ../nbs/core/generation.ipynb #a911a82c
 import contextlib, json, os, queue, re, sys, threading, time, warnings
@@ -172,6 +173,50 @@ def _cut_text(text, n_prompt, sampling):
     words = text.split()
     if len(words) > sampling.max_new_tokens: return Completion(" ".join(words[:sampling.max_new_tokens]), sampling.max_new_tokens, "length", n_prompt)
     return Completion(text, len(words), "stop", n_prompt, stop=stop or "<eos>")
+
+# %% ../nbs/core/generation.ipynb #ade83e5a
+_NAMES = r"(?:think|thinking|thoughts?|reason|reasoning|reflection|seed:think)"
+_MARKS = re.compile(rf"(?P<open><{_NAMES}>|\[THINK\]|◁think▷|<\|channel\|>(?:analysis|commentary))"
+                    rf"|(?P<close></{_NAMES}>|\[/THINK\]|◁/think▷|<\|channel\|>final<\|message\|>)", re.I)
+_SPACE = re.compile(r"\s*")
+
+def split_reasoning(text:str)->tuple: # (reasoning, answer); the answer is None where the reasoning never ends
+    "The reasoning that a reply begins with, its opening mark written or implied, and the answer behind it."
+    at, first = 0, _MARKS.search(text)
+    if first and first["close"] and not text[:first.start()].endswith(("`", "'", '"')): at = first.end()
+    while (m := _MARKS.match(text, _SPACE.match(text, at).end())) and m["open"]:
+        end = next((x for x in _MARKS.finditer(text, m.end()) if x["close"]), None)
+        if end is None: return text, None
+        at = end.end()
+    return text[:at], text[at:]
+
+def outside_reasoning(text:str)->str|None: # None where a block never ends
+    "What stands outside all blocks of reasoning, wherever they begin."
+    rest, kept, at = split_reasoning(text)[1], [], 0
+    if rest is None: return None
+    opened = False
+    for m in _MARKS.finditer(rest):
+        if m["open"] and not opened: kept.append(rest[at:m.start()])
+        opened, at = bool(m["open"]), m.end()
+    return None if opened else "".join(kept) + rest[at:]
+
+# %% ../nbs/core/generation.ipynb #1e2cfa44
+def no_answer(n_tokens:int,     # made
+              cut:bool,         # at the token limit?
+              reasoning:bool    # was there any?
+             )->str|None:
+    "Why a reply without any answer is none; None for one that is simply empty."
+    what = ", all of them reasoning" if reasoning else ""
+    if cut: return f"no answer within its {n_tokens} tokens{what}: allow more (max_new_tokens, of a judge verdict_tokens), or turn the model's reasoning off"
+    return "reasoning without an answer behind it" if reasoning else None
+
+def read_reply(c:Completion)->Completion:
+    "A reply's answer without its reasoning; an error where reasoning or the token limit left no answer."
+    if c.finish_reason == "error" or c.error: return c
+    reasoning, answer = split_reasoning(c.text)
+    if answer is not None and answer.strip(): return replace(c, text=answer.lstrip()) if reasoning else c
+    why = no_answer(c.n_tokens, c.finish_reason == "length", bool(reasoning.strip()))
+    return replace(c, text="", finish_reason="error", error=why) if why else replace(c, text="")
 
 # %% ../nbs/core/generation.ipynb #e000a572
 def whole_text(text:str)->str:
@@ -1438,10 +1483,12 @@ class OpenAIEngine(Engine):
     def _read(self, r, sampling, i):
         if not getattr(r, "choices", None): raise InputError(f"{_no_secrets(self.url)}: what answers there is no completions endpoint ({str(r).strip()[:60]!r}); check the address, it mostly ends in /v1")
         c, use = r.choices[0], r.usage
-        text = c.text if hasattr(c, "text") else c.message.content
-        if text is None or c.finish_reason == "content_filter": return _error(i, f"the server withholds its answer (finish reason {c.finish_reason!r})")
+        text, thought = (c.text, "") if hasattr(c, "text") else (c.message.content, _thoughts(c.message))
+        n, n_prompt = (use.completion_tokens or 0, use.prompt_tokens or 0) if use else (len((text or thought).split()), 0)
+        if c.finish_reason == "content_filter": return _error(i, "the server withholds its answer (finish reason 'content_filter')", n_prompt, n)
+        if not (text or "").strip() and (why := no_answer(n, c.finish_reason == "length", bool(thought))): return _error(i, why, n_prompt, n)
+        if text is None: return _error(i, f"the server withholds its answer (finish reason {c.finish_reason!r})", n_prompt, n)
         at, stop = find_stop(text, sampling.stop)
-        n, n_prompt = (use.completion_tokens, use.prompt_tokens) if use else (len(text.split()), 0)
         if stop: return Completion(text[:at], n, "stop", n_prompt, stop)
         if c.finish_reason == "length": return Completion(text, n, "length", n_prompt)
         named = getattr(c, "stop_reason", None) # vLLM trims the stop text and names it here
@@ -1463,6 +1510,9 @@ class OpenAIEngine(Engine):
         return round(sum(max(4*len(t.split())/3, len(t.encode("utf-8", "replace"))/4) if isinstance(t, str) else 1 for t in texts))
 
     def close(self): self.client.close()
+
+def _thoughts(message): # servers name them in one of two ways, beside the content
+    return next((t for k in ("reasoning_content", "reasoning") if isinstance(t := getattr(message, k, None), str) and t.strip()), "")
 
 def _no_secrets(url):
     from urllib.parse import urlsplit

@@ -28,7 +28,7 @@ from . import annotations as ann
 from .annotations import annotation_budget, budget_total, data_dir, load_preset, preset_names, query_text
 from .evaluation import (BENCHMARKS, CHECKS, OUR_SETS, Estimate, Result, Table, _answer_error, _judged_refusals, bootstrap, bradley_terry, compare, eval_questions, answer_questions, evaluate_models, has_chat, internalization_of, is_refusal, judge_pairwise, load_benchmark, load_results, score_arms,
                                   over_seeds, question_text, refusals_of, sample_rows, save_results, sign_flip, table, text_scores, text_stats, truth_info_judge, wilson)
-from .generation import ENGINES, Completion, Prompts, Sampling, _eos_ids, _no_secrets, asks_turn, load_engine
+from .generation import ENGINES, Completion, Prompts, Sampling, _eos_ids, _no_secrets, asks_turn, load_engine, read_reply, split_reasoning
 from .models import STAND_IN_NOTICE, best_device, best_dtype, load_model, load_tokenizer, model_identity, release, resolve_model, turn_ends
 from .novelty import Contamination
 from .principle_engraving import Context, RespondConfig, check_context, common_words, judge, load_principle_set, parse_response, respond
@@ -672,9 +672,10 @@ class ScoreArgs:
     seed: int = 0
     out: str = "evaluation"   # folder for the results
     dtype: str|None = None    # of the torch engine; None = float32 on a CPU, else the fastest that is sound
+    max_new_tokens: int|None = None # most tokens per open answer, a model's reasoning included; None = 96 for refusals, 256 else
 
     def __post_init__(self):
-        check_settings(self, n=optional(whole_number(1)), seed=whole_number(0), dtype=optional(one_of(*DTYPES)))
+        check_settings(self, n=optional(whole_number(1)), seed=whole_number(0), max_new_tokens=optional(whole_number(1)), dtype=optional(one_of(*DTYPES)))
 
 def score_command(argv, say=print):
     "`selfalign evaluate MODEL…`: several models in one table."
@@ -685,7 +686,7 @@ def score_command(argv, say=print):
     for m in models: _check_address(m)
     a = tyro.cli(ScoreArgs, args=argv, prog="selfalign evaluate MODEL…", description="Score models on sets of multiple choice, refusals or open questions; several models in one table.")
     opener = lambda m: (lambda: load_engine(_spec(m), **exact(_spec(m), {"dtype": a.dtype} if a.dtype else {})))
-    results = evaluate_models({m: opener(m) for m in models}, a.sets, a.out, n=a.n, seed=a.seed, say=say)
+    results = evaluate_models({m: opener(m) for m in models}, a.sets, a.out, n=a.n, seed=a.seed, say=say, max_new_tokens=a.max_new_tokens)
     say(repr(table(results))); say(f"\nresults: {a.out}")
 
 def _spec(m): return m if m.partition(":")[0] in (*KINDS, "ray") and ":" in m else f"torch:{m}"
@@ -917,7 +918,7 @@ class Remembering:
 
     def generate(self, prompts, sampling, seeds=None):
         jobs = self._jobs(prompts, sampling, seeds)
-        return [Completion(**{k: r[k] for k in ("text", "n_tokens", "finish_reason", "n_prompt", "stop", "error")}) for r in self.run.complete(self.stage, jobs, self.engine, sampling, self.seed)]
+        return [Completion(**{k: r[k] for k in ("text", "n_tokens", "finish_reason", "n_prompt", "stop", "error")}) for r in self.run.complete(self.stage, jobs, self.engine, sampling, self.seed, read=False)]
 
 def ablation_variants(pset,
                       drop=() # rules to leave out, by number or name; "4+7" leaves two out together
@@ -951,6 +952,7 @@ def ablate(run,    # a Run whose stage "prompts" is finished
     return _ablation_stats(out)
 
 def _ablated(row, c, ctx, thoughts): # without thoughts the completion is the answer
+    c = read_reply(c)
     text = c.text if thoughts else f" {ctx.pset.role_words}\n\n{ctx.pset.answer_cue} {c.text.strip()}"
     _, reason = judge(row, dict(asdict(c), text=text), ctx)
     p = parse_response(text, ctx.pset)
@@ -971,11 +973,11 @@ def judge_ablation(run, got:dict, # what `ablate` gave
     got = _ablation_stats(dict(got, judge=judge_engine.info.get("model"), verdicts={v: p.rows for v, p in pairs.items()}))
     for s in got["variants"]:
         if s["variant"] in pairs: s["against_full"] = {k: _triple(pairs[s["variant"]].scores[k]) for k in ("win", "tie", "loss", "net", "order_agreement", "prefers_first", "unparsable")}
-        bad = [x["why"] == "unparsable verdict" for r in got["rows"] if (x := r["variants"][s["variant"]].get("refusal_verdict"))]
+        bad = [(x["why"] or "").startswith("unparsable") for r in got["rows"] if (x := r["variants"][s["variant"]].get("refusal_verdict"))]
         s["refusals_unparsable"] = _mean(bad) if bad else None
     return got
 
-def _to_judge(c): return dict(answer=c["answer"] or "", error=c["reason"] if c["reason"] == "engine error" else None)
+def _to_judge(c): return dict(answer=c["answer"] or "(no answer)", error=c["reason"] if c["reason"] == "engine error" else None)
 
 def _triple(e:Estimate): return [e.value, e.low, e.high]
 
@@ -1049,9 +1051,10 @@ class JudgeArgs:
     price_in: float|None = None  # of the judge, currency per million prompt tokens; None = no estimate of the cost
     price_out: float|None = None # the same per million new tokens; None = as price_in
     annotations: str|None = None # folder with rubrics of your own: judge_pairwise.txt, or judge_truthful.txt, judge_informative.txt, judge_refusal.txt
+    verdict_tokens: int|None = None # most tokens per verdict, a judge's reasoning included; None = 200 of two models, 120 or 80 of one
 
     def __post_init__(self):
-        check_settings(self, n=optional(whole_number(1)), repeats=whole_number(1), seed=whole_number(0), max_new_tokens=whole_number(1), temperature=number(0), price_in=optional(number(0)), price_out=optional(number(0)))
+        check_settings(self, n=optional(whole_number(1)), repeats=whole_number(1), seed=whole_number(0), max_new_tokens=whole_number(1), temperature=number(0), price_in=optional(number(0)), price_out=optional(number(0)), verdict_tokens=optional(whole_number(1)))
         _check_full("--judge", self.judge)
         if not self.models: raise InputError("no model to judge; give one, or two and more to compare")
         for m in self.models: _check_address(m)
@@ -1124,7 +1127,7 @@ def judge_command(argv, say=print):
     say(f"\njudge: {got[0].config['judge']}, revision {got[0].config['revision']}, rubric {got[0].config['prompt']}\nverdicts: {path}\nanswers: {', '.join(map(str, files))}")
 
 def _judged(a, judge_engine, rows, questions, answers, models, say): # a list of `Result`
-    more = dict(seed=a.seed, folder=a.annotations, price_in=a.price_in, price_out=a.price_out, say=say, set_name=str(a.questions))
+    more = dict(seed=a.seed, folder=a.annotations, price_in=a.price_in, price_out=a.price_out, say=say, set_name=str(a.questions)) | (dict(verdict_tokens=a.verdict_tokens) if a.verdict_tokens else {})
     if len(models) == 1 and all(r.get("kind") in ("benign", "harmful") for r in rows): return [refusals_of(rows, *answers, judge_engine, model=models[0], chat=models[0].get("chat", False), **more)]
     if len(models) == 1: return [truth_info_judge(judge_engine, questions, *answers, [_right_answers(r) for r in rows], model=models[0], **more)]
     out = []
@@ -1215,7 +1218,9 @@ def chat_command(argv, ask=input, write=lambda text: print(text, end="", flush=T
             write(f"\n{n}: ")
             talks[n].append(dict(role="user", content=q))
             said = stream_reply(model, tok, chat_prompt(talks[n], template, name), replace(sampling, stop=() if template else ("\nUser:",)), write)
-            talks[n].append(dict(role="assistant", content=said)); write("\n")
+            answer = (split_reasoning(said)[1] or "").strip()
+            if answer: talks[n].append(dict(role="assistant", content=answer)); write("\n")
+            else: talks[n].pop(); write(f"\n(no answer within {a.max_new_tokens} tokens: give --max-new-tokens)\n" if said else "(no answer)\n")
 
 # %% ../nbs/06_pipeline.ipynb #e25aa050
 def main(argv=None)->int: # exit code

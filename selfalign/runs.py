@@ -309,9 +309,11 @@ class Run:
                  sampling,    # one Sampling for all
                  seed=0,      # each row's own seed is made from this and its id
                  desc=None,   # of the progress bar
-                 count=None   # completion -> short text shown beside the bar
+                 count=None,  # completion -> short text shown beside the bar
+                 read=True    # take answers without their reasoning, see `read_reply`
                 )->list: # completion rows in job order: id, text, n_tokens, n_prompt, finish_reason, stop, error, seconds since the call
         "Ask the engine for every job that has no completion yet; each is stored as it ends."
+        from selfalign.generation import read_reply # it imports this module
         failed = {} # errors are not journaled: the next call asks again
         with Journal(self/f"completions/{stage}.jsonl", say=self.say) as j:
             todo = [x for x in jobs if x["id"] not in j]
@@ -322,6 +324,7 @@ class Run:
                 last.callback(lambda: self._account(stage, engine, n, tokens, time.monotonic()-start)) # also where the work is broken off
                 for i, c in self._ask(engine, todo, sampling, seeds):
                     tokens, n = tokens + c.n_tokens, n + 1
+                    if read: c = read_reply(c)
                     row = dict(id=todo[i]["id"], text=c.text, n_tokens=c.n_tokens, n_prompt=c.n_prompt, finish_reason=c.finish_reason, stop=c.stop, error=c.error, seconds=round(time.monotonic()-start, 2))
                     if c.error: failed[row["id"]] = row
                     else: j.add(row)

@@ -328,8 +328,9 @@ def test_unequal_lists_and_empty_answers():
     with pytest.raises(InputError) as e: E.judge_pairwise(flat, ["q"], ["a", "b"], ["c"])
     one_line(e)
     seen = []
-    E.judge_pairwise(ScriptedEngine(lambda p, i, s: seen.append(p) or "Verdict: tie"), ["q {a} %s"], [""], ["{question}"], say=None)
-    assert "(no answer)" in seen[0] and "q {a} %s" in seen[0] and "{question}" in seen[0]
+    r = E.judge_pairwise(ScriptedEngine(lambda p, i, s: seen.append(p) or "Verdict: tie"), ["q {a} %s", "r"], ["{b}", ""], ["{question}", "x"], say=None)
+    assert "q {a} %s" in seen[0] and "{question}" in seen[0] and "{b}" in seen[0]
+    assert len(seen) == 2 and [s["reason"] for s in r.skipped] == ["a: the reply is empty"]
 
 @pytest.mark.parametrize("text,want", [("Verdict: A", "A"), ("verdict - b.", "B"), ("**Verdict:** tie", "tie"), ("B", "B"), ("Verdict: neither", None), ("A is better", None), ("Verdict: [A]", "A"), ("", None),
     ("Verdict: a tie", "tie"), ("Verdict: a slight edge to B", None), ("Verdict: A or B", None), ("Verdict: A\nThis verdict rests on the facts.", "A"), ("Verdict: A\nVerdict: A or B", None), ("Verdict: answer B.", "B"),
@@ -565,10 +566,11 @@ def test_a_row_that_stands_twice_counts_twice_in_comparisons():
     as_wished, benign, harmful = E.compare(*made)
     assert (as_wished.n, benign.n, harmful.n) == (7, 6, 1) and benign.what.endswith("refused_benign") and benign.difference.value == -1 and harmful.difference.value == 1
 
-def test_an_empty_reply_to_a_harmful_question_answers_nothing():
-    rows = [dict(kind="harmful", question="h?"), dict(kind="benign", question="b?")]
-    r = E.refusals_of(rows, ["", " "])
-    assert (r.answered_harmful, r.refused_benign, r.as_wished) == (0, 0, .5)
+def test_an_empty_reply_is_no_figure_of_safety():
+    rows = [dict(kind="harmful", question="h?"), dict(kind="benign", question="b?"), dict(kind="harmful", question="i?")]
+    r = E.refusals_of(rows, ["", " ", "No, I can't help with that."])
+    assert (r.answered_harmful, r.scores["answered_harmful"].n, r.scores["refused_benign"].n) == (0, 1, 0) and [s["reason"] for s in r.skipped] == ["the reply is empty"]*2
+    with pytest.raises(InputError, match="all 3 questions were skipped: the reply is empty"): E.refusals_of(rows, ["", " ", "\n"])
 
 def test_compare_says_what_was_not_made_alike_and_what_is_left_out():
     rows, judge = E.load_benchmark("refusals")[:8], lambda says, model: type("J", (ScriptedEngine,), {})(lambda *a: f"Verdict: {says}")
