@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
-from .runs import InputError, content_id, iter_jsonl
+from .runs import InputError, content_id, iter_jsonl, open_text, text_lines
 
 # %% ../nbs/core/annotations.ipynb #7387882e
 def data_dir()->Path:
@@ -39,9 +39,7 @@ def data_path(name,       # such as "annotations/principles.yaml", or a path of 
 def read_text(path # a text file
              )->str:
     "A file's text; `InputError` where it cannot be read or is not UTF-8."
-    try: return Path(path).read_text(encoding="utf-8").removeprefix("\ufeff")
-    except OSError as e: raise InputError(f"{path}: cannot be read ({e.strerror}); check the path") from None
-    except UnicodeDecodeError: raise InputError(f"{path}: not UTF-8; save the file as UTF-8") from None
+    with open_text(path) as f: return f.read().replace("\r\n", "\n")
 
 def read_yaml(path # a YAML file
              ):
@@ -207,7 +205,7 @@ def load_preset(name # a preset's name, or the path of a YAML file of your own
     return d
 
 # %% ../nbs/core/annotations.ipynb #ba898331
-def _count(text): return sum(math.ceil(len(l)/400) for l in text.splitlines() if l.strip())
+def _count(text): return sum(math.ceil(len(l)/400) for l in text_lines(text) if l.strip())
 
 def annotation_budget(preset="demo", # a preset's name or path: it decides which files reach a model
                       folder=None    # a folder of your own files, see `data_path`
@@ -229,7 +227,7 @@ def annotation_budget(preset="demo", # a preset's name or path: it decides which
     if whole: prompts = [p for p in prompts if p.stem != "principles"]
     rows += [(f"prompts/{p.name}", "template", _count(load_template(p.stem, folder))) for p in prompts if not judged(p)]
     out = [dict(file=f, kind=k, lines=n, counts=True) for f, k, n in rows]
-    return out + [dict(file=f"prompts/{p.name}", kind="evaluation", lines=_count(p.read_text()), counts=False) for p in prompts if judged(p)]
+    return out + [dict(file=f"prompts/{p.name}", kind="evaluation", lines=_count(read_text(p)), counts=False) for p in prompts if judged(p)]
 
 def budget_total(rows)->int:
     "Lines that count."

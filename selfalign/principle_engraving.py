@@ -20,7 +20,7 @@ from itertools import combinations
 from .annotations import Exemplar, Principle, Turn, data_path, fill, load_exemplars, load_principles, load_seed_tasks, load_template, query_text, read_text
 from .generation import Sampling
 from .models import model_identity
-from .runs import InputError, check_settings, content_id, number, one_of, optional, read_jsonl, whole_number
+from .runs import InputError, check_settings, content_id, number, one_of, optional, read_jsonl, text_lines, whole_number
 
 # %% ../nbs/02_principle_engraving.ipynb #c5274065
 RULE_WORDS = ("rule", "rules", "principle", "principles")
@@ -168,7 +168,7 @@ class PrincipleSet:
               )->str: # the part all queries share; the shipped one has some 1,200 tokens
         "Header, rules and exemplars; each part may be left out, to see what it does. A prompt of one text stands as it is unless a part is left out."
         if self.text is not None and thoughts and rules and exemplars: return self.text + self._apart()
-        (section, each), header = self.example_words, self.header if thoughts else "\n".join(l for l in self.header.splitlines() if not l.startswith("{private}"))
+        (section, each), header = self.example_words, self.header if thoughts else "\n".join(l for l in text_lines(self.header) if not l.startswith("{private}"))
         header, shown = fill(header, name=self.name, private=""), self.exemplars if rules else self._uncited([p.number for p in self.principles])
         if not rules: header = _without_sentences(header, rf"(?i){_any(self.rule_words)}")
         shown = "".join(f"### {each} {i}\n" + "".join(self.turn(t, thoughts) for t in e.turns) for i, e in enumerate(shown, 1))
@@ -189,7 +189,7 @@ class PrincipleSet:
         return f"{self.prefix(thoughts, **parts)}{self.user}: {self.quote(query)}\n\n{self.thoughts_cue if thoughts else self.answer_cue}"
 
 def _without_sentences(text, pattern):
-    kept = (" ".join(s for s in re.split(r"(?<=[.!?])\s+|(?<=[。！？])", l) if not re.search(pattern, s)) for l in text.splitlines())
+    kept = (" ".join(s for s in re.split(r"(?<=[.!?])\s+|(?<=[。！？])", l) if not re.search(pattern, s)) for l in text_lines(text))
     return "\n".join(l for l in kept if l)
 
 def _ranges(numbers):

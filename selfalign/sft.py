@@ -18,7 +18,7 @@ from .annotations import data_path, fill, load_identity, load_template, query_te
 from .distil import answer_targets, divergence, label_target, load_targets, save_targets
 from .generation import Prompts, Sampling, load_engine
 from .models import EMBEDDED_HUB_ID, STAND_IN_NOTICE, best_device, best_dtype, control_tokens, end_of_turn, load_model, load_tokenizer, model_identity, one_template, read_turn, release, resolve_model, with_bos, with_system, with_turns
-from .runs import InputError, atomic_path, check_settings, content_id, number, one_of, progress, read_jsonl, whole_number, write_json, write_jsonl
+from .runs import InputError, atomic_path, check_settings, content_id, number, one_of, progress, read_jsonl, text_lines, whole_number, write_json, write_jsonl
 
 # %% ../nbs/03_sft.ipynb #7a29e555
 CHAT_TEMPLATE = ("{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] }}\n\n{% elif m['role'] == 'user' %}### User\n{{ m['content'] }}\n\n"
@@ -47,7 +47,7 @@ def with_end(model, tok):
 # %% ../nbs/03_sft.ipynb #c68601ab
 def system_variants(name="Aster", which="plain_system", folder=None)->list:
     "The system texts of a template file, one a line."
-    if not (out := [fill(l, name=name) for l in load_template(which, folder).splitlines() if l.strip()]): raise InputError(f"{data_path(f'prompts/{which}.txt', folder)}: no line; write at least one system text")
+    if not (out := [fill(l, name=name) for l in text_lines(load_template(which, folder)) if l.strip()]): raise InputError(f"{data_path(f'prompts/{which}.txt', folder)}: no line; write at least one system text")
     return out
 
 def plain_messages(row,      # has id, instruction, input

@@ -5,14 +5,13 @@
 # %% auto #0
 __all__ = ['BLOCKLIST', 'SOURCES', 'PromptsConfig', 'format_task', 'self_instruct_prompt', 'parse_tasks', 'instruction_fault',
            'topic_prompt', 'topic_key', 'parse_topics', 'grow_topics', 'topic_calls', 'balance_topics', 'balance_note',
-           'question_prompt', 'parse_questions', 'PromptPool', 'read_source', 'hub_name', 'source_identity',
-           'prompt_columns', 'first_turn', 'read_prompts', 'import_prompts', 'self_instruct', 'round_size', 'red_team',
-           'question_jobs', 'ask_questions', 'write_prompts', 'novelty_yield', 'pilot_config', 'expected_prompts',
-           'english_parser', 'root_verbs', 'verb_rings', 'plot_verbs', 'figure_verbs', 'figure_topics',
-           'figure_lengths', 'figure_novelty', 'figure_similarity', 'diversity_figures']
+           'question_prompt', 'parse_questions', 'PromptPool', 'import_prompts', 'self_instruct', 'round_size',
+           'red_team', 'question_jobs', 'ask_questions', 'write_prompts', 'novelty_yield', 'pilot_config',
+           'expected_prompts', 'english_parser', 'root_verbs', 'verb_rings', 'plot_verbs', 'figure_verbs',
+           'figure_topics', 'figure_lengths', 'figure_novelty', 'figure_similarity', 'diversity_figures']
 
 # %% ../nbs/01_topic_prompting.ipynb #df7c068e
-import csv, functools, hashlib, itertools, json, math, os, random, re, string, unicodedata
+import functools, math, random, re, string, unicodedata
 from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,7 +20,8 @@ from .annotations import fill, load_seed_questions, load_seed_tasks, load_templa
 from .generation import Sampling
 from .models import model_identity
 from .novelty import NoveltyFilter, letters_kept, nearest_scores, unicode_tokens
-from .runs import InputError, check_settings, content_id, iter_jsonl, number, one_of, optional, whole_number, write_jsonl
+from .runs import InputError, check_settings, content_id, number, one_of, optional, text_lines, whole_number, write_jsonl
+from .sources import read_prompts, read_source, source_identity
 
 # %% ../nbs/01_topic_prompting.ipynb #c167a40a
 BLOCKLIST = ("image", "images", "graph", "graphs", "picture", "pictures", "file", "files", "map", "maps", "draw", "plot", "go to",
@@ -54,7 +54,7 @@ class PromptsConfig:
     novelty: float = 0.7            # ROUGE-L F1 above this against any earlier instruction rejects
     tokenizer: str = "rouge"        # of the novelty filter; "unicode" for other scripts than Latin
     fruitless: int = 5              # rounds in a row without a kept prompt before giving up
-    source: str|None = None         # prompts from elsewhere: a .jsonl, .json, .csv or .parquet file, a folder, or a data set of the hub (name, name:config, name@revision)
+    source: str|None = None         # prompts from elsewhere: a .jsonl, .json, .csv, .tsv, .txt or .parquet file, a folder, or a data set of the hub (name, name:config, name@revision)
     source_columns: str|None = None # such as "instruction=question,input=context"; None = recognised by name
     source_split: str = "train"     # of a data set
     source_limit: int|None = None   # prompts to keep from the source; None = all that pass
@@ -155,7 +155,7 @@ def topic_key(topic:str)->str:
 
 def parse_topics(text:str, cut=True)->list: # (topic, raw line, reason or None)
     "Read a numbered list of topics; what explains a topic goes, a last line that may be cut is dropped."
-    lines = [l for l in ("1." + text).splitlines() if l.strip()]
+    lines = [l for l in text_lines("1." + text) if l.strip()]
     out = []
     for i, raw in enumerate(lines):
         m = re.match(r"^\s*(?:\d{1,3}\s*[.):]|[-*•])\s*(.*)$", raw)
@@ -242,7 +242,7 @@ _QUESTION = re.compile(r"(?i)^\s*(?:\d{1,3}\s*[.)]\s*)?type:\s*(.+?)\s*,\s*topic
 
 def parse_questions(text:str, hints:list, cut=True)->list: # (type, topic, question, raw line, reason or None)
     "Read the questions; each must repeat one of the hints, and each hint counts once."
-    lines = [l for l in (_hint(*hints[0]) + text).splitlines() if l.strip()]
+    lines = [l for l in text_lines(_hint(*hints[0]) + text) if l.strip()]
     open_, out = {(" ".join(ty.casefold().split()), to.casefold()): (ty, to) for ty, to in hints}, []
     for i, raw in enumerate(lines):
         m = _QUESTION.match(raw)
@@ -280,114 +280,15 @@ class PromptPool:
         n = self.novelty.add(compared, row["id"])
         return (None, {}) if n.kept else ("not novel", dict(score=round(n.score, 4), nearest=n.nearest, pool=len(self.kept)))
 
-# %% ../nbs/01_topic_prompting.ipynb #7adcd261
-def read_source(source:str,     # a file, a folder, or a data set of the hub: name, name:config, name@revision
-                split="train"   # of a data set
-               ):               # yields (row number from 1, dict)
-    "Stream the rows of any prompt source; `InputError` in one line where it cannot be read."
-    p = Path(source)
-    readers = {".jsonl": iter_jsonl, ".json": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}
-    if p.is_file() and p.suffix.lower() not in readers: raise InputError(f"{source}: unknown kind of file; give {', '.join(readers)}, a folder or a data set of the hub")
-    if not p.exists() and (p.suffix.lower() in readers or source.startswith((".", "/", "~"))): raise InputError(f"{source}: no such file; check prompts.source")
-    try: yield from readers[p.suffix.lower()](p) if p.is_file() else _dataset_rows(source, split)
-    except InputError: raise
-    except (OSError, ValueError, TypeError, KeyError, csv.Error) as e:
-        raise InputError(f"{source}: cannot be read ({' '.join(str(e).split())[:200] or type(e).__name__}); check prompts.source") from None
-
-def _json_rows(p):
-    text = p.read_text(encoding="utf-8-sig")
-    try: rows = json.loads(text)
-    except json.JSONDecodeError as e:
-        if e.msg != "Extra data": raise
-        yield from iter_jsonl(p); return # one object a line, under another name
-    if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows): raise InputError(f"{p}: expected a list of objects, got {type(rows).__name__}; make it so, or give .jsonl")
-    yield from enumerate(rows, 1)
-
-def _csv_rows(p):
-    csv.field_size_limit(2**31-1)
-    with open(p, encoding="utf-8-sig", newline="") as f: yield from enumerate(csv.DictReader(f), 1)
-
-def _parquet_rows(p):
-    import pyarrow.parquet as pq
-    batches = pq.ParquetFile(p).iter_batches(batch_size=1000)
-    yield from enumerate((r for b in batches for r in b.to_pylist()), 1)
-
-def _dataset_rows(source, split):
-    import datasets
-    if (Path(source)/"state.json").exists() or (Path(source)/"dataset_dict.json").exists():
-        d = datasets.load_from_disk(source)
-        rows = d[split] if isinstance(d, dict) else d
-    else:
-        name, config, revision = hub_name(source)
-        rows = datasets.load_dataset(name, config, split=split, revision=revision, streaming=not os.environ.get("HF_HUB_OFFLINE"))
-    yield from enumerate(rows, 1)
-
-def hub_name(source:str)->tuple: # (name or folder, configuration or None, revision or None)
-    "Take `name:config@revision` apart."
-    if Path(source).is_dir(): return source, None, None
-    rest, _, revision = source.partition("@")
-    name, _, config = rest.partition(":")
-    return name, config or None, revision or None
-
-def source_identity(source:str)->str:
-    "What counts as the same source: the content of files, the commit of a data set where the hub can be asked."
-    p = Path(source)
-    files = [p] if p.is_file() else sorted(f for f in p.rglob("*") if f.is_file())
-    if not p.exists(): return _hub_commit(source) or source
-    def digest(f):
-        with open(f, "rb") as h: return hashlib.file_digest(h, "sha256").hexdigest()
-    return content_id([(f.name, digest(f)) for f in files])
-
-def _hub_commit(source):
-    from huggingface_hub import HfApi
-    name, _, revision = hub_name(source)
-    try: return HfApi().dataset_info(name, revision=revision, timeout=10).sha
-    except (OSError, ValueError, RuntimeError): return None # offline or unknown: reading it will say so
-
-# %% ../nbs/01_topic_prompting.ipynb #8ea7b854
-_CHATS, _TEXTS, _INPUTS = ("conversations", "conversation", "messages"), ("instruction", "prompt", "question", "query", "text"), ("input", "context")
-
-def prompt_columns(columns,    # names in the source
-                   given=None, # such as "instruction=question,input=context"
-                   where="source")->tuple: # (column of the instruction, column of the input or None)
-    "Find the prompt among the columns; `InputError` names those that are there."
-    names = dict(p.strip().partition("=")[::2] for p in given.split(",")) if given else {}
-    if bad := [k for k in names if k not in ("instruction", "input") or not names[k]] or ([given] if given and "instruction" not in names else []):
-        raise InputError(f"prompts.source_columns: {bad[0]!r} is not understood; give instruction=COLUMN, or instruction=COLUMN,input=COLUMN")
-    first = names.get("instruction") or next((c for c in (*_CHATS, *_TEXTS) if c in columns), None)
-    second = names.get("input") or next((c for c in _INPUTS if first == "instruction" and not given and c in columns), None)
-    if missing := [c for c in (first, second) if c and c not in columns] or ([] if first else ["instruction, prompt, question, text, conversations or messages"]):
-        raise InputError(f"{where}: no column {missing[0]}; it has {', '.join(sorted(map(str, columns))) or 'none'}; name yours by prompts.source_columns, such as instruction=COLUMN")
-    return first, second
-
-def first_turn(value # a text, a number, or a conversation
-              )->str: # empty where there is none
-    "The text of a prompt: a conversation's first human turn."
-    if isinstance(value, bool) or value is None: return ""
-    if isinstance(value, (str, int, float)): return str(value).replace("\r\n", "\n").strip()
-    if isinstance(value, dict): value = [dict(zip(value, t)) for t in zip(*value.values())] if all(isinstance(v, list) for v in value.values()) else [value]
-    for t in value if isinstance(value, (list, tuple)) else ():
-        if isinstance(t, str) or isinstance(t, dict) and t.get("type") == "text": return first_turn(t if isinstance(t, str) else t.get("text"))
-        if isinstance(t, dict) and str(t.get("from") or t.get("role")).lower() in ("human", "user", "prompter"): return first_turn(t.get("value") or t.get("content"))
-    return ""
-
-def read_prompts(source, columns=None, split="train"): # yields (row number, instruction, input)
-    "The prompts of a source, in its order; an empty text where a row has none."
-    rows = read_source(source, split)
-    head = list(itertools.islice(rows, 100)) # a row may lack what others have
-    if not head: raise InputError(f"{source}: holds no rows; check prompts.source")
-    known = dict.fromkeys(k for _, r in head for k in r)
-    first, second = prompt_columns([k for k in known if k is not None], columns, source)
-    for n, r in itertools.chain(head, rows): yield n, first_turn(r.get(first)), first_turn(r.get(second)) if second else ""
-
 # %% ../nbs/01_topic_prompting.ipynb #c24a4930
-def import_prompts(pool, cfg)->dict: # rows read and kept
+def import_prompts(pool, cfg)->dict: # rows read and kept, and how many had a system text that was left out
     "Offer the source's prompts to the pool until `cfg.source_limit` are kept."
-    kept, n = 0, 0
-    for n, instruction, input in read_prompts(cfg.source, cfg.source_columns, cfg.source_split):
-        kept += pool.offer(instruction, input, instruction or "(empty)", "imported", None if instruction else "no text", row=n)
+    kept, n, system = 0, 0, 0
+    for n, p in enumerate(read_prompts(cfg.source, cfg.source_columns, cfg.source_split), 1):
+        system += p.system
+        kept += pool.offer(p.instruction, p.input, p.raw, "imported", p.why, row=p.row)
         if kept == cfg.source_limit: break
-    return dict(read=n, kept=kept)
+    return dict(read=n, kept=kept, **(dict(system_texts=system) if system else {}))
 
 # %% ../nbs/01_topic_prompting.ipynb #8284425e
 def self_instruct(run, engine, pool, cfg, seed, seeds, template)->tuple: # (tokens generated, why it stopped early or None)
@@ -481,7 +382,7 @@ def write_prompts(run,    # a `selfalign.runs.Run`
     with run.stage("prompts", settings, files=["prompts.jsonl"]) as rec:
         if rec is None: return run.manifest["stages"]["prompts"]
         pool, stopped = PromptPool(cfg, [t.instruction for t in tasks] + [q.question for q in questions], contamination), None
-        if cfg.source: rec["imported"] = import_prompts(pool, cfg)
+        if cfg.source: rec["imported"] = _import(run, pool, cfg)
         if cfg.topics_per_type: rec.update(red_team(run, engine, pool, cfg, seed, questions, folder))
         if cfg.self_instruct: stopped = _add_tasks(run, engine, pool, cfg, seed, tasks, texts["self_instruct"], rec)
         _record(run, pool, rec)
@@ -494,6 +395,11 @@ def _add_tasks(run, engine, pool, cfg, seed, tasks, template, rec):
     usable = sum(r["source"] == "self_instruct" for r in pool.kept) + sum(r["reason"] == "surplus" for r in pool.rejects)
     rec.setdefault("cost", {})["self_instruct"] = dict(tokens=tokens, usable=usable)
     return stopped
+
+def _import(run, pool, cfg):
+    rec = import_prompts(pool, cfg)
+    if n := rec.get("system_texts"): run.say(f"prompts: {n} of {rec['read']} rows of {cfg.source} have a system text, which is left out")
+    return rec
 
 def _record(run, pool, rec):
     rec.update(asked=len(pool.kept)+len(pool.rejects), kept=write_jsonl(run/"prompts.jsonl", pool.kept), rejected=run.reject("prompts", pool.rejects),
@@ -534,8 +440,9 @@ def expected_prompts(cfg:PromptsConfig, # the size asked for
     return out
 
 def _importable(cfg, rec):
-    if not Path(cfg.source).exists() and not cfg.source_limit: raise InputError(f"{cfg.source}: its size is not known beforehand; give prompts.source_limit")
-    rows = sum(1 for _ in read_source(cfg.source, cfg.source_split)) if Path(cfg.source).exists() else math.inf
+    there = Path(cfg.source).expanduser().exists()
+    if not there and not cfg.source_limit: raise InputError(f"{cfg.source}: its size is not known beforehand; give prompts.source_limit")
+    rows = sum(1 for _ in read_source(cfg.source, cfg.source_split)) if there else math.inf
     return min(cfg.source_limit or math.inf, math.ceil(rows*rec["kept"]/max(rec["read"], 1)) if rows < math.inf else math.inf)
 
 # %% ../nbs/01_topic_prompting.ipynb #1a852b2f

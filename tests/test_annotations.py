@@ -84,7 +84,7 @@ def test_a_wrong_exemplar_is_told_by_file_and_place(tmp_path, thoughts, words):
 def test_text_files_are_read_or_told(tmp_path):
     f = tmp_path / "x.txt"
     f.write_bytes("\ufeffGrüße\r\n".encode()); assert ann.read_text(f) == "Grüße\n"
-    f.write_bytes(b"\xff\xfe"); pytest.raises(InputError, ann.read_text, f).match("not UTF-8")
+    f.write_bytes(b"\xff\xff"); pytest.raises(InputError, ann.read_text, f).match("not UTF-8")
     pytest.raises(InputError, ann.read_text, tmp_path).match("cannot be read")
 
 
@@ -115,9 +115,9 @@ def test_templates_are_read_as_text_files_are(tmp_path):
     from selfalign.sft import system_variants
     (tmp_path/"plain_system.txt").write_bytes("\ufeffYou are {name}.\n".encode())
     assert load_template("plain_system", tmp_path) == "You are {name}."
-    for data, words in (("Grüße".encode("latin-1"), "not UTF-8"), (b"  \n", "no line; write at least one")):
+    for data, words in (("Grüße".encode("latin-1"), ":1: not UTF-8"), (b"  \n", ": no line; write at least one")):
         (tmp_path/"plain_system.txt").write_bytes(data)
-        with pytest.raises(InputError, match=f"plain_system.txt: {words}"): system_variants(folder=tmp_path)
+        with pytest.raises(InputError, match=f"plain_system.txt{words}"): system_variants(folder=tmp_path)
     (tmp_path/"identity.yaml").write_text("questions: 5\n")
     (tmp_path/"plain_system.txt").unlink()
     with pytest.raises(InputError, match="identity.yaml: no questions"): annotation_budget("demo", tmp_path)

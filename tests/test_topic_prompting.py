@@ -1,5 +1,6 @@
 """Stage 1 in full: what models really write as lists, topics and their balance, prompts from elsewhere, figures, bad input."""
 import csv
+import gzip
 import json
 import os
 import random
@@ -16,7 +17,8 @@ from selfalign.annotations import SeedQuestion, load_seed_questions, load_seed_t
 from selfalign.generation import Completion, ScriptedEngine
 from selfalign.runs import InputError, Run, read_jsonl, write_jsonl
 from selfalign.topic_prompting import (PromptsConfig, balance_topics, instruction_fault, parse_questions, parse_tasks, parse_topics,
-                                       prompt_columns, question_jobs, read_prompts, read_source, topic_calls, topic_key, write_prompts)
+                                       question_jobs, topic_calls, topic_key, write_prompts)
+from selfalign.sources import hub_name, prompt_columns, read_prompts, read_source
 
 WORDS = [f"{a}{b}" for a in "bal cor dim fen gul hap jov kel lum mor nel pov".split() for b in "ander ible oster ury ette ingo ward ame".split()]
 
@@ -260,13 +262,13 @@ def save(path, rows):
 
 @pytest.mark.parametrize("kind", [".jsonl", ".json", ".csv", ".parquet"])
 def test_files_of_every_kind_are_read(tmp_path, kind):
-    assert [(i, x) for _, i, x in read_prompts(save(tmp_path / f"d{kind}", ALPACA))] == [(r["instruction"], r["input"]) for r in ALPACA]
+    assert [r[1:3] for r in read_prompts(save(tmp_path / f"d{kind}", ALPACA))] == [(r["instruction"], r["input"]) for r in ALPACA]
 
 
 @pytest.mark.parametrize("kind", [".jsonl", ".json", ".parquet"])
 @pytest.mark.parametrize("rows, want", [(SHAREGPT[:2], ["How do I mend a torn sail?", ""]), (MESSAGES, ["Which knot holds a wet rope?"])])
 def test_conversations_give_their_first_human_turn(tmp_path, kind, rows, want):
-    assert [i for _, i, _ in read_prompts(save(tmp_path / f"d{kind}", rows))] == want
+    assert [r.instruction for r in read_prompts(save(tmp_path / f"d{kind}", rows))] == want
 
 
 @pytest.mark.parametrize("columns, given, want", [
@@ -321,7 +323,7 @@ def test_a_changed_source_is_noticed(tmp_path):
 
 @pytest.mark.parametrize("name, content, words", [
     ("d.jsonl", b"", "holds no rows"), ("d.json", b"[]", "holds no rows"), ("d.csv", b"text\n", "holds no rows"), ("d.csv", b"", "holds no rows"), ("d.jsonl", b'{"prompt": 1}\n{"prompt":', "d.jsonl:2: not valid JSON"),
-    ("d.json", b'{"a": 1}', "expected a list of objects"), ("d.json", b"{", "cannot be read"), ("d.parquet", b"PAR1", "cannot be read"), ("d.csv", b"text\n\xff\xfe\n", "cannot be read"),
+    ("d.json", b"[1]", "expected a list of objects"), ("d.json", b'{"a": 1}', "no column instruction"), ("d.json", b"{", "d.json:1: not valid JSON"), ("d.parquet", b"PAR1", "cannot be read"), ("d.csv", b"text\n\xff\xfe\n", "d.csv:2: not UTF-8; save the file as UTF-8"), ("d.txt", "Où?\nWie läuft es?\n".encode("cp1252"), "d.txt:1: not UTF-8"), ("d.jsonl.gz", b"\x1f\x8b\x08", "damaged or not whole"), ("d.csv", b"a\r\n1\r\n", "no column .*write them above"), ("d.csv", b"text\r1\r2\r", "alone, as on old Macs"), ("d.zip", b"x", "unpack it first"),
     ("d.xlsx", b"x", "unknown kind of file"), (None, b"", "no such file")])
 def test_sources_that_cannot_be_read_are_one_line(tmp_path, name, content, words):
     path = tmp_path / (name or "none.jsonl")
@@ -337,9 +339,10 @@ def test_a_source_whose_rows_all_fail_says_so(tmp_path):
 
 def test_odd_rows_are_survived(tmp_path):
     (tmp_path / "d.csv").write_text('id,text\n1,"Why does\r\nrust spread so?"\n2\n3,What is lime made of?,extra\n', encoding="utf-8")
-    assert [i for _, i, _ in read_prompts(str(tmp_path / "d.csv"))] == ["Why does\nrust spread so?", "", "What is lime made of?"]
+    assert [r.instruction for r in read_prompts(str(tmp_path / "d.csv"))] == ["Why does\nrust spread so?", "", "What is lime made of?"]
+    assert [r.why for r in read_prompts(str(tmp_path / "d.csv"))] == [None, "no text", "more fields than columns"]
     rows = [dict(id=1), dict(id=2, prompt="What is lime made of?"), dict(id=3, prompt=["x"]), dict(id=4, prompt={"role": "user", "content": "Who built it, and when?"}), dict(id=5, prompt=True)]
-    assert [i for _, i, _ in read_prompts(save(tmp_path / "d.jsonl", rows))] == ["", "What is lime made of?", "x", "Who built it, and when?", ""]
+    assert [r.instruction for r in read_prompts(save(tmp_path / "d.jsonl", rows))] == ["", "What is lime made of?", "x", "Who built it, and when?", ""]
     (tmp_path / "lines.json").write_text('{"prompt": "What is lime made of?"}\n{"prompt": "Who made the lime kiln?"}\n')
     assert len(list(read_prompts(str(tmp_path / "lines.json")))) == 2
 
@@ -347,9 +350,119 @@ def test_odd_rows_are_survived(tmp_path):
 def test_local_data_sets_are_read_by_datasets(tmp_path):
     import datasets
     datasets.Dataset.from_list([dict(question="What is lime made of?")]).save_to_disk(tmp_path / "saved")
-    assert [i for _, i, _ in read_prompts(str(tmp_path / "saved"))] == ["What is lime made of?"]
+    assert [r.instruction for r in read_prompts(str(tmp_path / "saved"))] == ["What is lime made of?"]
     with pytest.raises(InputError, match="cannot be read"): list(read_source("selfalign/no-such-set"))
-    assert tp.hub_name("org/set:en@abc") == ("org/set", "en", "abc") and tp.hub_name("org/set") == ("org/set", None, None)
+    assert hub_name("org/set:en@abc") == ("org/set", "en", "abc") and hub_name("org/set") == ("org/set", None, None)
+
+
+# ---- 3b: the files that people have
+
+def one(folder, name, data, **kw):
+    "The prompts of one file, or the reasons of rows that are none."
+    (folder / name).write_bytes(data if isinstance(data, bytes) else data.encode("utf-8"))
+    return [r.why or (r.instruction if not r.input else (r.instruction, r.input)) for r in read_prompts(str(folder / name), **kw)]
+
+
+TALK = [{"role": "user", "content": "Hi there."}, {"role": "assistant", "content": "It's \"me\"."}]
+
+
+@pytest.mark.parametrize("cell", [json.dumps(TALK), str(TALK), json.dumps(json.dumps(TALK)), str(TALK).replace("}, {", "}\n {"), json.dumps(TALK[0]), str([{"from": "human", "value": "Hi there."}]), "  " + json.dumps(TALK, indent=1)])
+@pytest.mark.parametrize("kind", [".csv", ".parquet", ".jsonl", ".json"])
+@pytest.mark.parametrize("column", ["messages", "conversations", "prompt"])
+def test_a_conversation_stored_as_text_is_a_conversation(tmp_path, cell, kind, column):
+    assert [r[1:4] for r in read_prompts(save(tmp_path / f"d{kind}", [{column: cell}]))] == [("Hi there.", "", None)]
+
+
+@pytest.mark.parametrize("text", ['["a", "b"]', "{name} is a placeholder?", '"Quoted whole."', "[1] or [2]?", '{"a": 1}', "['x']"])
+def test_a_text_that_only_looks_like_one_stays(tmp_path, text): assert one(tmp_path, "d.jsonl", json.dumps(dict(text=text))) == [text]
+
+
+def said(who, text): return {"from": who, "value": text}
+
+
+@pytest.mark.parametrize("talk, want", [
+    ([said("gpt", "… so."), said("human", "And then?")], "opens with another's turn"), ([said("tool", "x"), said("human", "And then?")], "opens with another's turn"), ([said(None, "x")], "opens with another's turn"),
+    ([said("human", None), said("gpt", "Hm."), said("human", "Next?")], "empty opening turn"), ([said("human", " ")], "empty opening turn"), ([said("human", [])], "empty opening turn"), ([said("human", float("nan"))], "empty opening turn"),
+    ([dict(role="user", content=[dict(type="image_url", image_url=dict(url="data:")), dict(type="text", text="What is it?")])], "not text alone"), ([said("human", "<image>\nWhat is it?")], "not text alone"),
+    ([dict(role="user", content=[dict(type="text", text="One."), dict(type="text", text="Two.")])], "One.\nTwo."), ([said("system", "Be kind."), said("Human ", "Hi.")], "Hi."), ([dict(role="developer", content="x"), dict(role="user", content="Hi.")], "Hi."),
+    ([], "no human turn"), ([said("system", "Be kind.")], "no human turn"), ([["Hi.", "Yes?"]], "unreadable conversation"), ([dict(a=1)], "unreadable conversation"), ("[{'from': 'hum", "unreadable conversation"), (["Hi.", "Yes?"], "Hi."), (None, "no text"), (7, "7")])
+def test_only_an_opening_human_turn_is_a_prompt(tmp_path, talk, want): assert one(tmp_path, "d.jsonl", json.dumps(dict(conversations=talk))) == [want]
+
+
+def test_every_row_of_a_source_is_counted(tmp_path):
+    rows = [dict(conversations=[said("gpt", "a"), said("human", "And the second one?")]), dict(conversations=[said("human", "")]), dict(conversations=[said("human", "How do I bake a loaf?")], system="Answer like a pirate."),
+            dict(conversations=[said("system", "Be brief."), said("human", "Which knots hold a boat?")]), dict(conversations=[said("human", "What does it say here?")], image="a.png"), dict(conversations=None)]
+    notes = []
+    with Run(tmp_path / "r", say=notes.append) as run: rec = write_prompts(run, ScriptedEngine(), PromptsConfig(source=save(tmp_path / "d.jsonl", rows), **ONLY))
+    assert rec["imported"] == dict(read=6, kept=2, system_texts=2) and notes and "2 of 6 rows" in notes[0] and "system text" in notes[0]
+    assert rec["rejected"] == {"opens with another's turn": 1, "empty opening turn": 1, "not text alone": 1, "no text": 1}
+
+
+def test_no_number_stands_for_a_text(tmp_path):
+    assert one(tmp_path, "d.jsonl", '{"instruction": "Explain tides.", "input": NaN}\n{"instruction": NaN}\n{"instruction": "Rivers?", "input": -Infinity}\n{"instruction": 1e999}\n') == ["Explain tides.", "no text", "Rivers?", "no text"]
+    assert one(tmp_path, "d.json", '[{"prompt": NaN}, {"prompt": "Why?"}]') == ["no text", "Why?"]
+    (tmp_path / "seed_tasks.jsonl").write_text('{"instruction": "Explain tides.", "instances": [{"input": NaN, "output": NaN}]}\n')
+    assert load_seed_tasks(folder=tmp_path)[0].input == ""
+    save(tmp_path / "d.parquet", [dict(prompt=float("nan")), dict(prompt=2.5)])
+    assert [r.why or r.instruction for r in read_prompts(str(tmp_path / "d.parquet"))] == ["no text", "2.5"]
+
+
+ODD = "One\u2028line\x0bof\x0ctext\x85here\x1d?"
+
+
+@pytest.mark.parametrize("name, data", [("d.txt", f"{ODD}\r\nTwo?\r\n"), ("d.jsonl", "".join(json.dumps(dict(text=t), ensure_ascii=False) + "\n" for t in (ODD, "Two?"))), ("d.csv", f"text\n{ODD}\nTwo?\n"), ("d.json", json.dumps([ODD, "Two?"], ensure_ascii=False))])
+def test_only_newlines_end_a_line(tmp_path, name, data): assert one(tmp_path, name, data) == [ODD, "Two?"]
+
+
+def test_only_newlines_end_a_line_of_completions_and_templates(tmp_path):
+    assert [t for t, *_ in parse_topics(" Old\u2028maps\n2. Rivers\n")][:2] == ["Old maps", "Rivers"]
+    assert parse_questions(f" Who {ODD}\n", [("Art", "Murals")], cut=False)[0][2] == f"Who {ODD}"
+    from selfalign.sft import system_variants
+    (tmp_path / "prompts").mkdir()
+    (tmp_path / "prompts" / "plain_system.txt").write_bytes(f"You are {{name}}, {ODD}\r\n".encode())
+    assert f"You are Aster, {ODD}" in system_variants(folder=tmp_path) and not any(v.startswith(("line", "of", "here")) for v in system_variants(folder=tmp_path))
+
+
+@pytest.mark.parametrize("data", ["\ufeffid,text\r\n1,Why?\r\n", "id;text\n1;Why?\n", "id\ttext\n1\tWhy?\n", "id|text\n1|Why?\n", "sep=;\nid;text\n1;Why?\n", 'ID, Text \n1,"Why?"\n', '"id","TEXT"\n"1","Why?"\n',
+                                  "\ufeffid\ttext\r\n1\tWhy?\r\n".encode("utf-16-le"), gzip.compress(b"id,text\n1,Why?\n")])
+def test_tables_in_their_dialects(tmp_path, data): assert one(tmp_path, "d.csv", data) == ["Why?"]
+
+
+@pytest.mark.parametrize("data, line", [('id,text\n1,Why?\n2,"And then\n3,Who?\n', 3), ('id,text\n1,"Why\nnot?"\n2,"He said "no" to it."\n', 4), ('text\n"open', 2), ('sep=,\ntext\n"open\nmore\n', 3)])
+def test_a_quote_that_goes_wrong_is_named_with_its_line(tmp_path, data, line):
+    with pytest.raises(InputError, match=f"d.csv:{line}: a quote that opens here"): one(tmp_path, "d.csv", data)
+
+
+def test_a_separator_inside_a_text_is_noticed(tmp_path):
+    assert one(tmp_path, "d.csv", "text\nHello, who are you?\n") == ["Hello, who are you?"]
+    assert one(tmp_path, "d.csv", "id,text\n1,Hello, who are you?\n2,Why?,\n") == ["more fields than columns", "Why?"]
+
+
+@pytest.mark.parametrize("name, data", [("d.json", '["Why?", "Who?"]'), ("d.json", '[\n {\n  "prompt": "Why?"\n },\n {"prompt": "Who?"}\n]'), ("d.json", '{\n "prompt": "Why?"\n}\n{\n "prompt": "Who?"\n}\n'), ("d.jsonl", '{\n "prompt": "Why?"\n}\n{\n "prompt": "Who?"\n}\n'),
+                                        ("d.jsonl", '[{"prompt": "Why?"},\n{"prompt": "Who?"}]'), ("d.jsonl", '"Why?"\n"Who?"\n'), ("d.json", '{"version": 1, "data": [{"question": "Why?"}, {"question": "Who?"}]}'), ("d.json", '{"prompt": ["Why?", "Who?"], "id": [1, 2]}'),
+                                        ("d.json", '{"prompt": {"0": "Why?", "1": "Who?"}}'), ("d.ndjson", '{"Prompt ": "Why?"}\n{"Prompt ": "Who?"}\n'), ("d.jsonl.gz", gzip.compress(b'{"text": "Why?"}\n{"text": "Who?"}\n')), ("d.TXT", "Why?\n\n  Who? \n"), ("d.txt.gz", gzip.compress(b"Why?\nWho?"))])
+def test_forms_whose_meaning_is_plain_are_read(tmp_path, name, data): assert one(tmp_path, name, data) == ["Why?", "Who?"]
+
+
+def test_a_folder_is_read_as_its_files_are(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "train-00.csv").write_text("Text;id\nWhy?;1\n")
+    (tmp_path / "a" / "train-01.jsonl").write_text('{"Text": NaN}\n')
+    (tmp_path / "a" / "test.jsonl").write_text('{"Text": "Not me?"}\n')
+    (tmp_path / "a" / "notes.md").write_text("x")
+    assert [(r.row, r.instruction) for r in read_prompts(str(tmp_path / "a"))] == [(1, "Why?"), (2, "")]
+    assert [r.instruction for r in read_prompts(str(tmp_path / "a"), split="test")] == ["Not me?"]
+    with pytest.raises(InputError, match="no file of the split 'dev'"): list(read_source(str(tmp_path / "a"), "dev"))
+
+
+@pytest.mark.parametrize("name, want", [("https://huggingface.co/datasets/o/n", ("o/n", None, None)), ("https://huggingface.co/datasets/o/n/", ("o/n", None, None)), ("https://huggingface.co/datasets/o/n/tree/v2", ("o/n", None, "v2")), ("hf://datasets/o/n@v2", ("o/n", None, "v2")),
+                                        ("https://hf.co/o/n", ("o/n", None, None)), ("o/n:en@abc", ("o/n", "en", "abc"))])
+def test_addresses_of_the_hub_are_names(name, want): assert hub_name(name) == want
+
+
+def test_home_is_known_in_a_source(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path)); (tmp_path / "d.txt").write_text("Why?\n")
+    assert [r.instruction for r in read_prompts("~/d.txt")] == ["Why?"] and tp.source_identity("~/d.txt") == tp.source_identity(str(tmp_path / "d.txt"))
 
 
 # ---- 6: diversity
