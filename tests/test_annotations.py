@@ -121,3 +121,73 @@ def test_templates_are_read_as_text_files_are(tmp_path):
     (tmp_path/"identity.yaml").write_text("questions: 5\n")
     (tmp_path/"plain_system.txt").unlink()
     with pytest.raises(InputError, match="identity.yaml: no questions"): annotation_budget("demo", tmp_path)
+
+
+YAML = "- {number: 1, name: kind, text: Be kind.}\n"
+
+OURS_HERE = {"prompts/principles.txt": "# Another\nANOTHER PROJECT\n", "prompts/plain_system.txt": "You are Bob.\n", "annotations/seed_tasks.jsonl": '{"instruction": "Another.", "output": "x"}\n',
+             "annotations/identity.yaml": "questions: [Bob?]\nanswers: [Bob.]\n", "eval/facts_mc.jsonl": '{"question": "Q?", "mc1_targets": {"choices": ["a", "b"], "labels": [1, 0]}, "mc2_targets": {"choices": ["a", "b"], "labels": [1, 0]}}\n',
+             "eval/principle_pairs.jsonl": "{}\n", "training/fsdp.yaml": "another: 1\n", "presets/demo.yaml": "seed: 5\n"}
+
+
+@pytest.mark.parametrize("name", OURS_HERE)
+def test_the_working_folder_does_not_speak(name, tmp_path, monkeypatch):
+    from selfalign.annotations import data_dir, data_path
+    path = tmp_path/name
+    path.parent.mkdir(); path.write_text(OURS_HERE[name])
+    monkeypatch.chdir(tmp_path)
+    assert data_path(name) == data_dir()/name
+    assert data_path(f"./{name}").resolve() == path  # a path that names the working folder is the user's own
+    assert data_path(str(path)) == path
+
+
+def test_an_accelerate_config_is_ours_by_its_name_alone(tmp_path, monkeypatch):
+    from selfalign.annotations import data_dir
+    from selfalign.runs import InputError
+    from selfalign.sft import accelerate_file
+    (tmp_path/"fsdp").mkdir(); (tmp_path/"mine.yaml").write_text("a: 1\n")
+    monkeypatch.chdir(tmp_path)
+    assert accelerate_file("fsdp") == data_dir()/"training"/"fsdp.yaml" and accelerate_file("mine.yaml").is_file()
+    with pytest.raises(InputError, match="no such file; give one of deepspeed, fsdp"): accelerate_file("fdsp")
+
+
+@pytest.mark.parametrize("name", ("Principles.yaml", "principles.yml", "PRINCIPLES.YML", "annotations/Principles.yaml", "Seed Tasks.jsonl", "seed-tasks.json", "prompts/Plain_System.txt", "plain-system.TXT"))
+def test_a_name_spelled_another_way_is_refused(name, tmp_path):
+    from selfalign.annotations import own_files, read_names
+    from selfalign.runs import InputError
+    (tmp_path/"identity.yaml").write_text("questions: [Who?]\nanswers: [Me.]\n")
+    path = tmp_path/name
+    path.parent.mkdir(exist_ok=True); path.write_text(YAML)
+    with pytest.raises(InputError, match=rf"{path.name}: is not read under this name; call it (principles.yaml|seed_tasks.jsonl|plain_system.txt)"): own_files(tmp_path, read_names())
+
+
+def test_what_a_folder_gives_and_what_is_passed_over(tmp_path):
+    from selfalign.pipeline import RunConfig, files_read, told_files
+    from selfalign.principle_engraving import RespondConfig
+    from selfalign.runs import InputError
+    cfg = RunConfig(model="embedded", annotations=str(tmp_path))
+    with pytest.raises(InputError, match="nothing in this folder is read; it holds no text files, and what is looked for are principles.yaml"): told_files(cfg)
+    (tmp_path/"notes.txt").write_text("mine\n")
+    with pytest.raises(InputError, match="it holds notes.txt"): told_files(cfg)
+    for name, text in (("principles.yaml", YAML), ("exemplar.yaml", YAML), ("dromedary2_principles.yaml", YAML)): (tmp_path/name).write_text(text)
+    lines = told_files(cfg)
+    assert lines[0] == f"human text of your own: {tmp_path/'principles.yaml'}; all else is the package's"
+    assert any("exemplar.yaml: not read; did you mean exemplars.yaml?" in l for l in lines) and any("dromedary2_principles.yaml: not read" in l for l in lines) and len(lines) == 3
+    whole = RunConfig(model="embedded", respond=RespondConfig(principles=(str(tmp_path/"notes.txt"),)))
+    assert "annotations/exemplars.yaml" not in files_read(whole) and "notes.txt" in told_files(whole)[0]
+    assert told_files(RunConfig(model="embedded")) == []
+
+
+def test_first_lines_and_manifest_say_whose_words_these_are(tmp_path):
+    import hashlib, json
+    from selfalign import pipeline
+    from selfalign.runs import InputError, Run
+    (tmp_path/"mine").mkdir(); text = tmp_path/"mine"/"plain_system.txt"; text.write_text("You are {name}.\n")
+    said, cfg = [], pipeline.config_from(dict(model="embedded", annotations=str(tmp_path/"mine")))
+    with pytest.raises(InputError, match="is not finished"): pipeline.run_steps(tmp_path/"run", cfg, steps=("engrave",), isolate=False, say=said.append)
+    assert said[0].startswith("human text of your own: ") and "plain_system.txt" in said[0]
+    with Run(tmp_path/"run") as run:
+        run.news |= pipeline._human_text(cfg)
+        with run.stage("any", {}): pass
+    held = json.loads((tmp_path/"run"/"manifest.json").read_text())
+    assert held["own_text"] == {"prompts/plain_system.txt": dict(file=str(text), sha256=hashlib.sha256(text.read_bytes()).hexdigest())} and held["human_lines"] > 200
