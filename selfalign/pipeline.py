@@ -8,12 +8,12 @@ __all__ = ['DTYPES', 'KINDS', 'ARMS', 'STEPS', 'STAGES', 'COMMANDS', 'EvaluateCo
            'engine_options', 'open_scorer', 'exact', 'step_prompts', 'evaluation_texts', 'step_respond', 'step_engrave',
            'step_verbose', 'step_clone', 'trained_rows', 'product_name', 'step_evaluate', 'open_questions',
            'closing_table', 'print_table', 'write_report', 'step_report', 'four_answers', 'write_page', 'run_steps',
-           'check_inputs', 'StepFailed', 'usage', 'parse_run', 'UsageError', 'run_command', 'ScoreArgs',
-           'score_command', 'CompareArgs', 'compare_command', 'seeds_table', 'plan', 'pilot', 'question_types',
-           'plan_numbers', 'plan_table', 'doctor', 'Remembering', 'ablation_variants', 'ablate', 'judge_ablation',
-           'ablation_table', 'AblateArgs', 'ablate_command', 'JudgeArgs', 'read_questions', 'saved_answers',
-           'judge_command', 'ratings_table', 'ChatArgs', 'chat_prompt', 'stream_reply', 'chat_command', 'main',
-           'PushArgs', 'push_command']
+           'check_inputs', 'StepFailed', 'files_read', 'told_files', 'usage', 'parse_run', 'UsageError', 'run_command',
+           'ScoreArgs', 'score_command', 'CompareArgs', 'compare_command', 'seeds_table', 'plan', 'pilot',
+           'question_types', 'plan_numbers', 'plan_table', 'doctor', 'Remembering', 'ablation_variants', 'ablate',
+           'judge_ablation', 'ablation_table', 'AblateArgs', 'ablate_command', 'JudgeArgs', 'read_questions',
+           'saved_answers', 'judge_command', 'ratings_table', 'ChatArgs', 'chat_prompt', 'stream_reply', 'chat_command',
+           'main', 'PushArgs', 'push_command']
 
 # %% ../nbs/06_pipeline.ipynb #5f00849b
 import contextlib, dataclasses, hashlib, inspect, itertools, json, os, shutil, signal, subprocess, sys, tempfile, textwrap, types, typing
@@ -542,9 +542,11 @@ def run_steps(out,                # run folder
               say=print)->list:   # the closing table
     "Do the steps that are not done yet; a run that was killed goes on where it was."
     isolate = best_device() == "cuda" if isolate is None else isolate
-    if tuple(steps) != ("report",): check_inputs(cfg, steps) # a report needs no model
+    if tuple(steps) != ("report",): # a report needs no model
+        check_inputs(cfg, steps)
+        for line in told_files(cfg): say(line)
     with Run(out, config=json.loads(json.dumps(asdict(cfg))), say=say) as run:
-        if tuple(steps) != ("report",): run.news["human_lines"] = budget_total(_budget(cfg))
+        if tuple(steps) != ("report",): run.news |= _human_text(cfg)
         if redo: _redo(run, redo)
         for step in () if isolate else steps: STEPS[step](run, cfg); release()
     for step in steps if isolate else (): _child(out, cfg, step)
@@ -596,6 +598,26 @@ class StepFailed(Exception):
     def __init__(self, step, code):
         super().__init__(f"stage {step} ended with exit code {code}" if code >= 0 else f"stage {step} was ended by {signal.Signals(-code).name}" + ("; if memory ran out, lower --batch-size or the micro_batch of the training" if code == -9 else "") + "; the same command goes on from here")
         self.code = code
+
+# %% ../nbs/06_pipeline.ipynb #5ed7f492
+def files_read(cfg:RunConfig)->list: # see `read_names`
+    "The names of all files of human text that a run reads."
+    r = cfg.respond
+    whole = any(p.endswith(".txt") for p in r.principles) # a prompt as one text has its own header and exemplars
+    names = ann.read_names(r.principles, () if whole else r.exemplars)
+    return [n for n in names if not (whole and n == "prompts/principles.txt")]
+
+def told_files(cfg:RunConfig)->list: # lines
+    "What a run reads that is not the package's, and what it seems to pass over."
+    own = ann.own_files(cfg.annotations, files_read(cfg))
+    lines = [f"human text of your own: {', '.join(map(str, own.values()))}; all else is the package's"] if own else []
+    return lines + [f"{f}: not read" + (f"; did you mean {n}?" if n != f.name else f": the settings name other files than {n}")
+                    for f, n in ann.unread_files(cfg.annotations, files_read(cfg))]
+
+def _human_text(cfg): # for the manifest
+    own = ann.own_files(cfg.annotations, files_read(cfg))
+    sha = lambda p: hashlib.sha256(p.read_bytes()).hexdigest()
+    return dict(human_lines=budget_total(_budget(cfg)), own_text={n: dict(file=str(p), sha256=sha(p)) for n, p in own.items()})
 
 # %% ../nbs/06_pipeline.ipynb #8598af9f
 COMMANDS = dict(demo="the whole method on the embedded model, in runs/demo", run="all stages in one run folder", prompts="stage 1: write prompts", respond="stage 2: answer under the principles, filter",
@@ -1285,15 +1307,17 @@ def _dispatch(argv):
     elif command == "doctor" and any(a in ("-h", "--help") for a in rest): print(f"usage: selfalign doctor\n\n{COMMANDS['doctor']}; it takes no options.")
     elif command == "doctor":
         for what, state, detail in doctor(): print(f"{what:16}{state}{'  ' + detail if detail else ''}")
-    elif command == "plan": print_table(plan(parse_run("plan", rest)[1]))
+    elif command == "plan": print_table(plan(_checked(parse_run("plan", rest)[1])))
     else: run_command(command, rest)
     return 0
+
+def _checked(cfg): check_inputs(cfg); return cfg
 
 def _step(out, step, config):
     "One isolated step: the parent has stored the configuration."
     cfg = config_from(json.loads(Path(config).read_text()))
     with Run(out, config=json.loads(json.dumps(asdict(cfg)))) as run:
-        run.news["human_lines"] = budget_total(_budget(cfg))
+        run.news |= _human_text(cfg)
         STEPS[step](run, cfg)
     return 0
 

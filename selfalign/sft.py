@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['CHAT_TEMPLATE', 'with_chat_template', 'with_end', 'system_variants', 'plain_messages', 'encode_row', 'encode_rows',
-           'row_counts', 'split_held_out', 'TrainConfig', 'EngraveConfig', 'fit', 'trainer_for', 'launch', 'save_model',
-           'model_card', 'base_licence', 'fresh_cards', 'refresh_cards', 'score_section', 'data_card', 'push',
-           'train_model', 'identity_pairs', 'shorten', 'teacher_engine', 'with_targets', 'engrave', 'card_facts',
-           'control_prompt', 'answer_plainly', 'engrave_control']
+           'row_counts', 'split_held_out', 'TrainConfig', 'EngraveConfig', 'fit', 'trainer_for', 'accelerate_file',
+           'launch', 'save_model', 'model_card', 'base_licence', 'fresh_cards', 'refresh_cards', 'score_section',
+           'data_card', 'push', 'train_model', 'identity_pairs', 'shorten', 'teacher_engine', 'with_targets', 'engrave',
+           'card_facts', 'control_prompt', 'answer_plainly', 'engrave_control']
 
 # %% ../nbs/03_sft.ipynb #ec83c2ab
 import importlib.util, json, math, os, re, shutil, subprocess, sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from .annotations import data_path, fill, load_identity, load_template, query_text
+from .annotations import data_dir, data_path, fill, is_ours, load_identity, load_template, query_text
 from .distil import answer_targets, divergence, label_target, load_targets, save_targets
 from .generation import Prompts, Sampling, load_engine
 from .models import EMBEDDED_HUB_ID, STAND_IN_NOTICE, best_device, best_dtype, control_tokens, end_of_turn, load_model, load_tokenizer, model_identity, one_template, read_turn, release, resolve_model, with_bos, with_system, with_turns
@@ -399,12 +399,20 @@ def _with_its_bar(command, env)->tuple: # (exit code, lines of stderr that are n
     return process.returncode, lines
 
 
+# %% ../nbs/03_sft.ipynb #ad5d3df9
+def accelerate_file(name # "fsdp", "deepspeed", or the path of an accelerate config file
+                   )->Path:
+    "The config file of that name: ours for a name of ours, whatever lies in the working folder; `InputError` where there is none."
+    if is_ours(ours := f"training/{name}.yaml"): return data_path(ours)
+    if (file := Path(name).expanduser()).is_file(): return file
+    known = ", ".join(sorted(p.stem for p in (data_dir()/"training").glob("*.yaml")))
+    raise InputError(f"accelerate_config is {name!r}: no such file; give one of {known}, or the path of an accelerate config file")
+
 # %% ../nbs/03_sft.ipynb #f00c4c60
 def launch(rows, base, work, cfg:TrainConfig, seed=0)->tuple: # (folder with the trained adapter or model, list of {step, loss})
     "Train in the processes of an accelerate config file; goes on from the last checkpoint like `fit`."
     if not rows: raise InputError("no training row; see rejects.jsonl for what the filters turned down, and engrave.held_out for what is set aside")
-    file = Path(cfg.accelerate_config)
-    if not file.exists(): file = data_path(f"training/{cfg.accelerate_config}.yaml")
+    file = accelerate_file(cfg.accelerate_config)
     _clear_other(work, rows, cfg, seed); work = Path(work)
     if "target" in rows[0]: save_targets([r["target"] for r in rows], work/"targets.npz")
     write_jsonl(work/"rows.jsonl", [{k: v for k, v in r.items() if k != "target"} for r in rows])
