@@ -590,6 +590,32 @@ def test_compare_names_the_real_reason():
     with pytest.raises(InputError) as e: E.compare(answers, answers)
     assert "share sets, but no score of single rows" in one_line(e)
 
+def keeps(by): # nats for the answer that keeps a rule
+    good = {p["keeping"] for half in ("principles", "principles_tuning") for p in E.load_benchmark(half)}
+    return ScriptedEngine(scores=lambda p, c: by*(c.strip() in good) - 20)
+
+def test_principles_are_a_set_like_the_others(tmp_path):
+    a, b = (E.evaluate_models({n: keeps(by)}, ["principles"], tmp_path, say=None)[0] for n, by in (("steady", 2.5), ("unsure", -1.)))
+    assert (a.n, a["preferred"], a["near_miss"], a["odds"], b["preferred"]) == (160, 1, 1, 2.5, 0) and a.format == "plain"
+    sentence = [str(c) for c in E.compare([a], [b])]
+    assert "difference +3.5 nats" in sentence[1] and "difference +100.0 points" in sentence[0] and "steady is better" in sentence[1]
+    assert {E.question_text(r) for r in E.load_benchmark("principles_tuning")} <= set(E.eval_questions())
+    assert not {r["id"] for r in E.load_benchmark("principles_tuning")} & {r["id"] for r in a.rows}
+
+def test_pairs_of_shuffled_labels_say_nothing():
+    "The measure can fail: half of the pairs changed round."
+    rows = E.load_benchmark("principles")
+    flip = lambda r, i: dict(r, keeping=r["breaking"], breaking=r["keeping"]) if i % 2 else r
+    r = E.evaluate_one(keeps(1.), [flip(r, i) for i, r in enumerate(rows)], "plain")
+    assert r["preferred"] == 0.5 and r.scores["odds"].low < 0 < r.scores["odds"].high
+
+@pytest.mark.parametrize("change, words", [(dict(keeping="No."), "3 and"), (dict(kind="often"), "applies or near_miss"), (dict(rule=None), "rule's number"),
+                                           (dict(breaking=" "), "breaking is ' '"), (dict(id=7), "id is 7")])
+def test_pairs_that_cannot_be_compared(tmp_path, change, words):
+    (tmp_path/"p.jsonl").write_text(json.dumps(dict(E.load_benchmark("principles")[0], **change)) + "\n")
+    with pytest.raises(InputError, match=words) as e: E.load_benchmark(tmp_path/"p.jsonl")
+    assert "p.jsonl:1:" in one_line(e)
+
 def test_runs_of_several_models_are_compared_model_by_model(tmp_path):
     for d, slope in (("x", 7), ("y", -7)):
         for name in ("base", "final"): E.save_results(E.truthfulqa_mc(ScriptedEngine(scores=lambda p, c: len(c)/slope), E.load_benchmark(MC), set_name="facts", name=name), tmp_path/d/"eval/sets"/f"{name}.json")

@@ -37,7 +37,7 @@ def small():
                      balance="median", temperature=0.8),
         respond=dict(max_new_tokens=64, min_chars=20, limit=10),
         engrave=dict(train, held_out=0.4), clone=dict(max_new_tokens=48, min_chars=10, train=train),
-        evaluate=dict(sets=["facts", "refusals"], max_rows=3, n_questions=2, max_new_tokens=32)))
+        evaluate=dict(sets=["facts", "refusals", str(ROOT / "tests/data/pairs.jsonl")], max_rows=3, n_questions=2, max_new_tokens=32)))
 
 
 def test_every_stage_leaves_its_files(done):
@@ -51,6 +51,17 @@ def test_every_stage_leaves_its_files(done):
     assert man["config"]["seed"] == 0 and man["versions"]["torch"] and man["human_lines"] < 300
     assert {f"refusals (answer, chat) {k}, {m}" for k in ("refused benign", "answered harmful") for m in ("base", "engraved", "final")} <= {a for a, _ in table}
     assert any("gap closed" in a for a, _ in table) and any("human lines" in a for a, _ in table)
+
+
+def test_five_arms_are_asked_for_the_same_pairs(done):
+    out, table = done
+    found = json.loads((out / "manifest.json").read_text())["stages"]["evaluation"]["principles"]
+    arms = json.loads((out / "eval/principles.json").read_text())["arms"]
+    assert list(arms) == list(found["all"]) == ["base", "base + principles", "control", "engraved", "final"]
+    assert len({tuple(r["id"] for r in a["rows"]) for a in arms.values()}) == 1 and len(arms["base"]["rows"]) == 8
+    assert found["all"]["base"]["shift"][0] == 0 and found["all"]["engraved"]["n"] == 8 and found["near_miss"]["final"]["n"] == 4
+    assert any(a.startswith("share of it kept") for a, _ in table) and "Are the principles followed?" in (out / "report.html").read_text()
+    assert (out / "figures/principles.png").exists()
 
 
 def test_no_file_of_a_run_holds_a_key(done):
