@@ -609,6 +609,21 @@ def test_pairs_of_shuffled_labels_say_nothing():
     r = E.evaluate_one(keeps(1.), [flip(r, i) for i, r in enumerate(rows)], "plain")
     assert r["preferred"] == 0.5 and r.scores["odds"].low < 0 < r.scores["odds"].high
 
+def test_a_loss_on_plain_text_is_told_where_chance_does_not_explain_it():
+    rows = E.load_benchmark("passages")
+    def told(by): # the other model is so many nats a token worse on every second passage
+        worse = {r["text"].split(None, 1)[1] for r in rows[::2]}
+        results = [E.plain_text(ScriptedEngine(scores=lambda p, c: -(2 + d*(c[1:] in worse))*len(c.split())), rows, name=n) for n, d in (("base", 0), ("final", by))]
+        return E.tax(results)["final"]
+    lost, same = told(0.5), told(0)
+    assert lost["lost"][0] == pytest.approx(.25) and lost["p"] < .001 and "a significant loss" in E.tax_sentence("final", lost)
+    assert same["p"] == 1 and "significant" not in E.tax_sentence("final", same) and not E.tax([])
+
+def test_what_reading_nothing_scores_stands_beside_a_choice():
+    r = E.evaluate_one(ScriptedEngine(scores=lambda p, c: -len(c)), E.load_benchmark("facts"), "lm-eval")
+    row = next(x for x in E.table(r) if x["metric"] == "mc1")
+    assert 0 < row["always the longest"] < 1 and row["always the first"] < .5
+
 @pytest.mark.parametrize("change, words", [(dict(keeping="No."), "3 and"), (dict(kind="often"), "applies or near_miss"), (dict(rule=None), "rule's number"),
                                            (dict(breaking=" "), "breaking is ' '"), (dict(id=7), "id is 7")])
 def test_pairs_that_cannot_be_compared(tmp_path, change, words):

@@ -37,7 +37,7 @@ def small():
                      balance="median", temperature=0.8),
         respond=dict(max_new_tokens=64, min_chars=20, limit=10),
         engrave=dict(train, held_out=0.4), clone=dict(max_new_tokens=48, min_chars=10, train=train),
-        evaluate=dict(sets=["facts", "refusals", str(ROOT / "tests/data/pairs.jsonl")], max_rows=3, n_questions=2, max_new_tokens=32)))
+        evaluate=dict(sets=["facts", "refusals", "passages", str(ROOT / "tests/data/pairs.jsonl")], max_rows=3, n_questions=2, max_new_tokens=32)))
 
 
 def test_every_stage_leaves_its_files(done):
@@ -62,6 +62,14 @@ def test_five_arms_are_asked_for_the_same_pairs(done):
     assert found["all"]["base"]["shift"][0] == 0 and found["all"]["engraved"]["n"] == 8 and found["near_miss"]["final"]["n"] == 4
     assert any(a.startswith("share of it kept") for a, _ in table) and "Are the principles followed?" in (out / "report.html").read_text()
     assert (out / "figures/principles.png").exists()
+
+
+def test_what_alignment_cost_is_told_in_table_and_cards(done):
+    out, table = done
+    tax = json.loads((out / "manifest.json").read_text())["stages"]["evaluation"]["tax"]
+    assert list(tax) == ["engraved", "final"] and tax["final"]["n"] == 3 and tax["final"]["base"] > 0
+    assert sum(a == "plain text" for a, _ in table) == 2
+    assert "Plain text: " in (out / "final/README.md").read_text() and "principles" in (out / "engraved/README.md").read_text()
 
 
 def test_no_file_of_a_run_holds_a_key(done):
