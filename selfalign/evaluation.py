@@ -7,12 +7,13 @@ __all__ = ['SUBSETS', 'PAIR_KINDS', 'CHECKS', 'OUR_SETS', 'BENCHMARKS', 'VICUNA_
            'STAND_IN', 'REFUSAL', 'VERDICT', 'ARMS', 'Estimate', 'wilson', 'bootstrap', 'schema', 'check_rows',
            'load_benchmark', 'sample_rows', 'question_text', 'eval_questions', 'Result', 'prompt_hash', 'save_results',
            'load_results', 'score_pairs', 'pair_key', 'shuffled', 'pick', 'has_chat', 'dialog', 'options',
-           'truthfulqa_mc', 'hhh', 'Table', 'table', 'over_seeds', 'Comparison', 'mcnemar', 'sign_flip',
-           'paired_compare', 'compare', 'answer_questions', 'repeats_itself', 'text_stats', 'text_scores', 'is_refusal',
-           'refusal_rates', 'refusals_of', 'judged_by', 'rubric', 'parse_verdict', 'judge_cost', 'judge_pairwise',
-           'bradley_terry', 'truth_info_judge', 'Internalization', 'gap_share', 'internalization', 'score_arms',
-           'internalization_of', 'evaluate_one', 'formats_of', 'evaluate_models', 'checkpoint_scores', 'can_score',
-           'paper_results', 'plot_scores', 'plot_tax', 'plot_steps', 'plot_internalization']
+           'baseline_scores', 'truthfulqa_mc', 'hhh', 'Table', 'table', 'over_seeds', 'Comparison', 'mcnemar',
+           'sign_flip', 'paired_compare', 'compare', 'answer_questions', 'repeats_itself', 'text_stats', 'text_scores',
+           'is_refusal', 'refusal_rates', 'refusals_of', 'judged_by', 'rubric', 'parse_verdict', 'judge_cost',
+           'judge_pairwise', 'bradley_terry', 'truth_info_judge', 'Internalization', 'gap_share', 'internalization',
+           'score_arms', 'internalization_of', 'plain_text', 'tax', 'tax_sentence', 'evaluate_one', 'formats_of',
+           'evaluate_models', 'checkpoint_scores', 'can_score', 'paper_results', 'plot_scores', 'plot_tax',
+           'plot_steps', 'plot_internalization']
 
 # %% ../nbs/05_evaluation.ipynb #8fee2028
 import contextlib, csv, hashlib, json, math, os, random, re
@@ -98,6 +99,9 @@ def _check_refusals(row, where):
     if row.get("kind") not in ("benign", "harmful"): raise InputError(f"{where}: kind is {row.get('kind')!r}; it must be benign or harmful")
     if not _text(row.get("question")): raise InputError(f"{where}: the question is empty; write it or remove the row")
 
+def _check_passages(row, where):
+    if not _text(row.get("text")) or len(row["text"].split()) < 2: raise InputError(f"{where}: text is {row.get('text')!r:.60}; write a passage of a few sentences")
+
 PAIR_KINDS = ("applies", "near_miss") # the rule applies; applying it would be the fault
 
 def _check_principles(row, where):
@@ -109,13 +113,14 @@ def _check_principles(row, where):
     if abs(a - b) > 0.1*min(a, b):
         raise InputError(f"{where}: the answers have {a} and {b} characters; bring them within 10 % of each other, or length is measured")
 
-CHECKS = dict(truthfulqa=_check_truthfulqa, hhh=_check_hhh, vicuna=_check_vicuna, refusals=_check_refusals, principles=_check_principles)
+CHECKS = dict(truthfulqa=_check_truthfulqa, hhh=_check_hhh, vicuna=_check_vicuna, refusals=_check_refusals, principles=_check_principles,
+              passages=_check_passages)
 
 def schema(row, where)->str: # a key of `CHECKS`
     "Which schema a row is in."
-    for name, key in (("truthfulqa", "mc1_targets"), ("hhh", "targets"), ("vicuna", "turns"), ("principles", "keeping"), ("refusals", "kind")):
+    for name, key in (("truthfulqa", "mc1_targets"), ("hhh", "targets"), ("vicuna", "turns"), ("principles", "keeping"), ("passages", "text"), ("refusals", "kind")):
         if key in row: return name
-    raise InputError(f"{where}: not the schema of a known set (no mc1_targets, targets, turns, keeping or kind); see the files of data/eval")
+    raise InputError(f"{where}: not the schema of a known set (no mc1_targets, targets, turns, keeping, text or kind); see the files of data/eval")
 
 def check_rows(rows,          # dicts, or pairs of a place and a dict
                want=None,     # the schema asked for; None = that of the first row
@@ -130,12 +135,12 @@ def check_rows(rows,          # dicts, or pairs of a place and a dict
 
 # %% ../nbs/05_evaluation.ipynb #79cd8364
 OUR_SETS = dict(facts="facts_mc", choices="choices_hhh", questions="questions", refusals="refusals",
-                principles="principle_pairs", principles_tuning="principle_pairs")
+                passages="plain_passages", principles="principle_pairs", principles_tuning="principle_pairs")
 _HELD_OUT = dict(principles=True, principles_tuning=False) # the half of the pairs that was never looked at while tuning, and the other
 BENCHMARKS = dict(truthfulqa="truthfulqa_mc", hhh="hhh", vicuna="vicuna_questions")
 VICUNA_URL = "https://raw.githubusercontent.com/lm-sys/FastChat/main/fastchat/llm_judge/data/vicuna_bench/question.jsonl"
 
-def load_benchmark(name,    # truthfulqa | hhh | vicuna | facts | choices | questions | refusals | principles | principles_tuning, or a JSONL file in one of their schemas
+def load_benchmark(name,    # truthfulqa | hhh | vicuna | facts | choices | questions | refusals | passages | principles | principles_tuning, or a JSONL file in one of their schemas
                    n=None,  # so many rows, drawn by `seed`; None = all
                    seed=0   # of that draw
                   )->list: # rows, dicts, checked
@@ -199,7 +204,7 @@ def _fetch(name):
 def question_text(row)->str:
     "The question of a row of any schema."
     if "instruction" in row: return query_text(row)
-    return row.get("question") or row.get("input") or "\n".join(row.get("turns", []))
+    return row.get("question") or row.get("input") or row.get("text") or "\n".join(row.get("turns", []))
 
 def eval_questions()->list: # texts, each once
     "All questions of our sets, and of the benchmarks where `$SELFALIGN_BENCHMARKS` names a folder."
@@ -343,6 +348,15 @@ def _mc_record(row, got, mc2, seed):
                 mc1=labels[best], mc2=mc2([got[t] for t in texts2], labels2), mc2_scores=[got[t] for t in texts2],
                 mc1_as_released=labels[max(range(half), key=lambda i: scores[i])])
 
+# %% ../nbs/05_evaluation.ipynb #15245c53
+def baseline_scores(asked # (texts, labels, salt of their order) a row
+                   )->dict: # share right of "longest" and "first"
+    "What choosing by length alone, or by place alone, would score."
+    def right(texts, labels, at): return labels[at]
+    longest = [right(t, l, max(range(len(t)), key=lambda i: (len(t[i]), -i))) for t, l, _ in asked]
+    first = [right(t, l, shuffled(len(t), *salt)[0]) for t, l, salt in asked]
+    return dict(longest=sum(longest)/len(asked), first=sum(first)/len(asked)) if asked else {}
+
 # %% ../nbs/05_evaluation.ipynb #5f9f31a0
 MC_FORMATS = {"lm-eval": (_mc_lm_eval, _mc2_softmax, "eval_truthfulqa_lmeval"), "paper": (_mc_paper, _mc2_true, "eval_truthfulqa_paper")}
 
@@ -362,7 +376,10 @@ def truthfulqa_mc(engine,           # see `selfalign.generation`
     col = lambda k: [r[k] for r in records]
     scores = dict(mc1=wilson(sum(col("mc1")), len(records)), mc2=bootstrap(col("mc2"), seed=seed), mc1_as_released=wilson(sum(col("mc1_as_released")), len(records)))
     return Result("truthfulqa_mc", set_name, _style(format, chat), _model(engine, name), scores, records, skipped,
-                  _config(seed=seed, system=system, prompt=prompt_hash(load_template(template))))
+                  _config(seed=seed, system=system, prompt=prompt_hash(load_template(template)), baselines=dict(mc1=_mc_baselines(done, seed))))
+
+def _mc_baselines(done, seed):
+    return baseline_scores([(t["choices"], t["labels"], (seed, r["question"])) for r, _ in done for t in [r["mc1_targets"]]])
 
 def _chosen(formats, format, engine, chat): # the format's functions; whether it goes through the chat template
     if format not in formats: raise InputError(f"format is {format!r}; it must be one of {', '.join(formats)}")
@@ -428,7 +445,11 @@ def hhh(engine,         # see `selfalign.generation`
     scores = {s: wilson(sum(part(s)), len(part(s))) for s in (*SUBSETS, "overall") if part(s)}
     if format == "likelihood": scores["overall_norm"] = wilson(sum(part("overall", "right_norm")), len(records))
     return Result("hhh", set_name, _style(format, chat), _model(engine, name), scores, records, skipped,
-                  _config(seed=seed, system=system, prompt=prompt_hash(load_template(template))))
+                  _config(seed=seed, system=system, prompt=prompt_hash(load_template(template)), baselines=_hhh_baselines(done, seed)))
+
+def _hhh_baselines(done, seed): # by subset and overall
+    asked = [(r["subset"], (r["targets"]["choices"], r["targets"]["labels"], (seed, r["input"]))) for r, _ in done]
+    return {s: b for s in (*SUBSETS, "overall") if (b := baseline_scores([a for k, a in asked if s in (k, "overall")]))}
 
 # %% ../nbs/05_evaluation.ipynb #15766999
 class Table(list):
@@ -447,6 +468,10 @@ class Table(list):
 
 def _cell(x): return "" if x is None else f"{x:.3f}" if isinstance(x, float) else str(x).replace("\n", " ").replace("|", "/")
 
+def _beside(r, metric): # what reading nothing would score
+    b = (r.config.get("baselines") or {}).get(metric)
+    return {f"always the {k}": v for k, v in b.items()} if b else {}
+
 STAND_IN = "instruction-tuned 135M stand-in: shows the mechanics, not the claim"
 
 def table(results, # one or several `Result`s
@@ -455,7 +480,7 @@ def table(results, # one or several `Result`s
     "Scores as a table; a stand-in model says that it is one."
     results = [results] if isinstance(results, Result) else results
     out = Table(dict(model=r.name + "*"*bool(r.model.get("stand_in")), set=r.set, format=r.format, metric=m, score=e.value,
-                      interval="" if e.low is None else f"{e.low:.3f} to {e.high:.3f}", n=e.n, skipped=len(r.skipped))
+                      interval="" if e.low is None else f"{e.low:.3f} to {e.high:.3f}", n=e.n, skipped=len(r.skipped), **_beside(r, m))
                 for r in results for m, e in r.scores.items() if not metrics or m in metrics)
     if any(r.model.get("stand_in") for r in results): out.note = f"\\* {STAND_IN}"
     return out
@@ -534,12 +559,14 @@ def _sentence(names, what, u, v, d, p, seed):
     flips = sign_flip(u - v, seed=seed) if p is None else p
     sure = flips < 0.05 and (p is not None or d.low is None or d.low > 0 or d.high < 0) # the bootstrap of a handful of rows is too sure of itself
     test = f"McNemar p = {p:.2g}" if p is not None else f"paired bootstrap, signs flipped p = {flips:.2g}"
-    nats = what.endswith(", odds") # shares are told in points
+    nats = what.endswith((", odds", ", log_likelihood")) # shares are told in points
     by = 1 if nats else 100
-    interval = f"95 % interval {by*d.low:+.1f} to {by*d.high:+.1f}" if d.low is not None and d.low < d.high else "no interval: all rows differ by the same"
+    interval = f"95 % interval {by*d.low:+.{3 if what.endswith('log_likelihood') else 1}f} to {by*d.high:+.{3 if what.endswith('log_likelihood') else 1}f}" if d.low is not None and d.low < d.high else "no interval: all rows differ by the same"
     verdict = f"{names[0] if d.value > 0 else names[1]} is better beyond what chance explains" if sure else "chance alone could explain the difference"
     unit = "nats" if nats else "points"
-    return f"{what}, {len(u)} rows: {names[0]} {by*u.mean():.1f}, {names[1]} {by*v.mean():.1f}, difference {by*d.value:+.1f} {unit} ({interval}; {test}): {verdict}."
+    digits = 3 if what.endswith("log_likelihood") else 1
+    number = lambda x, sign="": f"{by*x:{sign}.{digits}f}"
+    return f"{what}, {len(u)} rows: {names[0]} {number(u.mean())}, {names[1]} {number(v.mean())}, difference {number(d.value, '+')} {unit} ({interval}; {test}): {verdict}."
 
 def compare(a, b, # `Result`s, lists of them, results files, or folders of results files
             say=None # where it is told what only one side has; None = nowhere
@@ -564,7 +591,7 @@ def _shared_models(ra, rb): # names to compare one by one; [None] where each sid
 
 def _row_scores(r, s): # (metric, values of r, values of s) of each metric that both have by row
     label = lambda m: f"{r.set} ({r.format}), {m}"
-    for m in ("mc1", "mc2", "right", "as_wished", "odds"):
+    for m in ("mc1", "mc2", "right", "as_wished", "odds", "log_likelihood"):
         if all(x.rows and m in x.rows[0] for x in (r, s)): yield label(m), _by_id(r, m), _by_id(s, m)
     for m, kind, key in (("refused_benign", "benign", "refused"), ("answered_harmful", "harmful", "answered")):
         x, y = ({row["id"]: row[key] for row in z.rows if row.get("kind") == kind} for z in (r, s))
@@ -1017,6 +1044,43 @@ def _gap_sentence(nll, gap, control, n):
     if gap is None: return start + ". The principles did not make the answers likelier for the base model, so the share of the gap that engraving closed is undefined."
     return start + f". Engraving closed {_percent(gap)} of the gap" + (f", the control arm {_percent(control)}." if control else "; no control arm was run.")
 
+# %% ../nbs/05_evaluation.ipynb #f412e32f
+def plain_text(engine, rows, # with a text
+               seed=0, set_name="given rows", name=None)->Result: # nll, nats per token
+    "How likely a model finds texts that have nothing to do with its training; the first word is given."
+    cut = [r["text"].strip().split(None, 1) for r in check_rows(rows, "passages")]
+    scores = engine.score([a for a, _ in cut], [f" {b}" for _, b in cut])
+    records, skipped = [], []
+    for i, (r, s) in enumerate(zip(rows, scores), 1):
+        about = dict(id=r.get("id") or content_id(r["text"]), kind=r.get("kind"))
+        if s.error: skipped.append(dict(row=i, id=about["id"], reason=s.error))
+        else: records.append(dict(about, log_likelihood=s.logprob/s.n_tokens))
+    if not records: raise InputError(f"all {len(rows)} rows were skipped: {skipped[0]['reason']}")
+    nll = bootstrap([-r["log_likelihood"] for r in records], seed=seed)
+    return Result("plain_text", set_name, "text", _model(engine, name), dict(nll=nll), _own_ids(records), skipped, _config(seed=seed))
+
+# %% ../nbs/05_evaluation.ipynb #f48b7854
+def tax(results # `Result`s of `plain_text`, of base and other models
+       )->dict: # model → base and own NLL (nats per token), their difference [value, low, high], p of signs flipped
+    "What each model lost on plain text against the base model."
+    of = {r.name: r for r in results if r.task == "plain_text"}
+    if "base" not in of: return {}
+    out = {}
+    for name in [n for n in of if n != "base"]:
+        c = paired_compare(of["base"], of[name], "log_likelihood")
+        lost = c.difference
+        out[name] = dict(base=-c.score_a, nll=-c.score_b, lost=[lost.value, lost.low, lost.high], n=c.n, p=_flipped(of["base"], of[name]))
+    return out
+
+def _flipped(a, b):
+    x, y = _by_id(a, "log_likelihood"), _by_id(b, "log_likelihood")
+    return sign_flip([x[i] - y[i] for i in x if i in y])
+
+def tax_sentence(name, t)->str: # t: of one model, see `tax`
+    "The loss in words; a warning where it is more than chance."
+    said = f"{name}: {t['base']:.3f} → {t['nll']:.3f} nats per token ({t['lost'][0]/t['base']:+.1%}, p = {t['p']:.2g}, {t['n']} passages)"
+    return said + ("; a significant loss on plain text" if t["lost"][0] > 0 and t["p"] < 0.05 else "")
+
 # %% ../nbs/05_evaluation.ipynb #36143c87
 def evaluate_one(engine, rows, format, seed=0, system=None, chat=None, set_name="given rows", name=None,
                  max_new_tokens=None # per open answer, its reasoning included; None = 96 for refusals, 256 else
@@ -1031,11 +1095,12 @@ def evaluate_one(engine, rows, format, seed=0, system=None, chat=None, set_name=
     if kind == "principles":
         from selfalign.principle_pairs import principles # it stands on this module
         return principles(engine, rows, format, **kw)
+    if kind == "passages": return plain_text(engine, rows, seed, set_name, name)
     return _answers_result(engine, rows, **kw)
 
 def formats_of(rows)->tuple:
     "The prompt formats that a set is evaluated in."
-    every = dict(truthfulqa=tuple(MC_FORMATS), hhh=tuple(HHH_FORMATS), principles=PAIR_FORMATS)
+    every = dict(truthfulqa=tuple(MC_FORMATS), hhh=tuple(HHH_FORMATS), principles=PAIR_FORMATS, passages=("text",))
     return every.get(schema(rows[0], "rows"), ("answer",))
 
 def _answers_result(engine, rows, seed, system, chat, set_name, name, **more):

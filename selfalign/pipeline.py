@@ -6,14 +6,14 @@
 __all__ = ['DTYPES', 'KINDS', 'ARMS', 'STEPS', 'STAGES', 'COMMANDS', 'EvaluateConfig', 'RunConfig', 'config_from', 'load_config',
            'is_full', 'engine_string', 'base_model', 'ServerNeeded', 'LazyEngine', 'open_engine', 'known_options',
            'engine_options', 'open_scorer', 'exact', 'step_prompts', 'evaluation_texts', 'step_respond', 'step_engrave',
-           'step_verbose', 'step_clone', 'trained_rows', 'product_name', 'step_evaluate', 'open_questions',
-           'closing_table', 'print_table', 'write_report', 'step_report', 'four_answers', 'write_page', 'run_steps',
-           'check_inputs', 'StepFailed', 'files_read', 'told_files', 'usage', 'parse_run', 'UsageError', 'run_command',
-           'ScoreArgs', 'score_command', 'CompareArgs', 'compare_command', 'seeds_table', 'plan', 'pilot',
-           'question_types', 'plan_numbers', 'plan_table', 'doctor', 'Remembering', 'ablation_variants', 'ablate',
-           'judge_ablation', 'ablation_table', 'AblateArgs', 'ablate_command', 'JudgeArgs', 'read_questions',
-           'saved_answers', 'judge_command', 'ratings_table', 'ChatArgs', 'chat_prompt', 'stream_reply', 'chat_command',
-           'main', 'PushArgs', 'push_command']
+           'step_verbose', 'step_clone', 'trained_rows', 'product_name', 'step_evaluate', 'is_pairs', 'run_pairs',
+           'RunPairs', 'open_questions', 'closing_table', 'print_table', 'write_report', 'step_report', 'four_answers',
+           'write_page', 'run_steps', 'check_inputs', 'StepFailed', 'files_read', 'told_files', 'usage', 'parse_run',
+           'UsageError', 'run_command', 'ScoreArgs', 'score_command', 'CompareArgs', 'compare_command', 'seeds_table',
+           'plan', 'pilot', 'question_types', 'plan_numbers', 'plan_table', 'uptake', 'uptake_rows', 'doctor',
+           'Remembering', 'ablation_variants', 'ablate', 'judge_ablation', 'ablation_table', 'AblateArgs',
+           'ablate_command', 'JudgeArgs', 'read_questions', 'saved_answers', 'judge_command', 'ratings_table',
+           'ChatArgs', 'chat_prompt', 'stream_reply', 'chat_command', 'main', 'PushArgs', 'push_command']
 
 # %% ../nbs/06_pipeline.ipynb #5f00849b
 import contextlib, dataclasses, hashlib, inspect, itertools, json, os, shutil, signal, subprocess, sys, tempfile, textwrap, types, typing
@@ -26,14 +26,15 @@ from urllib.parse import urlsplit
 import tyro
 from . import annotations as ann
 from .annotations import annotation_budget, budget_total, data_dir, load_preset, preset_names, query_text
-from .evaluation import (BENCHMARKS, CHECKS, OUR_SETS, Estimate, Result, Table, _answer_error, _judged_refusals, bootstrap, bradley_terry, compare, eval_questions, answer_questions, evaluate_models, has_chat, internalization_of, is_refusal, judge_pairwise, load_benchmark, load_results, score_arms,
+from .evaluation import (BENCHMARKS, CHECKS, OUR_SETS, Estimate, Result, Table, _answer_error, _judged_refusals, bootstrap, bradley_terry, compare, eval_questions, schema, tax, tax_sentence, answer_questions, evaluate_models, has_chat, internalization_of, is_refusal, judge_pairwise, load_benchmark, load_results, score_arms,
                                   over_seeds, question_text, refusals_of, sample_rows, save_results, sign_flip, table, text_scores, text_stats, truth_info_judge, wilson)
 from .generation import ENGINES, Completion, Prompts, Sampling, _eos_ids, _no_secrets, asks_turn, load_engine, read_reply, split_reasoning
 from .models import STAND_IN_NOTICE, best_device, best_dtype, load_model, load_tokenizer, model_identity, release, resolve_model, turn_ends
 from .novelty import Contamination
 from .principle_engraving import Context, RespondConfig, check_context, common_words, judge, load_principle_set, parse_response, respond
 from .runs import InputError, Journal, Run, check_settings, content_id, iter_jsonl, number, one_of, optional, read_jsonl, versions, whole_number, write_json, write_jsonl
-from .sft import EngraveConfig, answer_plainly, engrave, engrave_control, plain_messages, refresh_cards, system_variants, _counts, _told_reply
+from .principle_pairs import UPTAKE, PairScores, behind_principles, compare_arms, fitting_pairs, principle_rows, score_principles, summary, uptake_sentence
+from .sft import EngraveConfig, answer_plainly, engrave, engrave_control, plain_messages, refresh_cards, system_variants, with_chat_template, _counts, _told_reply
 from .topic_prompting import PromptsConfig, expected_prompts, pilot_config, write_prompts
 from .verbose_cloning import CloneConfig, clone, write_verbose
 
@@ -42,7 +43,7 @@ from .verbose_cloning import CloneConfig, clone, write_verbose
 class EvaluateConfig:
     "Settings of stage 5."
     group = "evaluate."
-    sets: tuple[str, ...] = ("facts", "choices") # truthfulqa, hhh, facts, choices, refusals, or JSONL files in their schemas
+    sets: tuple[str, ...] = ("facts", "choices") # truthfulqa, hhh, facts, choices, refusals, passages, principles, or JSONL files in their schemas; max_rows does not cut pairs of principles
     max_rows: int|None = None     # rows per set, drawn by seed; None = all
     n_questions: int = 20         # open questions that base and final model answer side by side
     max_new_tokens: int = 320     # for an answer; one that has not ended by then counts as not stopping
@@ -297,12 +298,14 @@ def step_evaluate(run, cfg):
         if rec is None: return
         for m in ("engraved", "final"): engine_string(cfg, str(run/m)) # a server that is missing is told before the work
         (run/"eval").mkdir(exist_ok=True)
-        arms, outs, results = {}, {}, []
+        arms, outs, results, pairs = {}, {}, [], run_pairs(run, cfg)
         for name in ("base", "engraved", "final", *(["control"] if run.done("control") else [])):
-            with _Opened(cfg, name, run) as m: _measure(run, cfg, m, arms, outs, results)
+            with _Opened(cfg, name, run) as m: _measure(run, cfg, m, arms, outs, results, pairs)
+        rec["principles"] = pairs and pairs.told()
         rec["internalization"] = _internalized(run, cfg, arms)
         rec["replies"] = _write_replies(run, cfg, outs)
-        if cfg.evaluate.sets: rec["scores"] = [dict(model=r.model["name"], set=r.set, format=r.format, **{k: [v.value, v.low, v.high] for k, v in r.scores.items()}) for r in results]
+        rec["tax"] = tax(results)
+        if results: rec["scores"] = [dict(model=r.model["name"], set=r.set, format=r.format, **{k: [v.value, v.low, v.high] for k, v in r.scores.items()}) for r in results]
     refresh_cards(run.path)
 
 def _system(cfg): return system_variants(product_name(cfg), folder=cfg.annotations)[0]
@@ -329,11 +332,13 @@ def _same_engine(a, b): # on a CPU that would take float32 anyway, exact scores 
     def options(e): return dict(e.options, dtype=e.options.get("dtype") or (str(best_dtype())[6:] if e.spec.startswith("torch:") else None))
     return (a.spec, options(a)) == (b.spec, options(b))
 
-def _measure(run, cfg, m, arms, outs, results): # replies, sets and arms of one model
+def _measure(run, cfg, m, arms, outs, results, pairs): # replies, sets and arms of one model
     if m.replies is not None: outs |= _replies(run, cfg, m.name, m.replies)
     if held := m.name != "final" and read_jsonl(run/"held_out.jsonl"): arms |= score_arms(m.name, m.scored(), held, *_arm_ways(run, cfg))
-    if cfg.evaluate.sets and m.name != "control":
-        results += evaluate_models({m.name: m.scored()}, cfg.evaluate.sets, run/"eval"/"sets", n=cfg.evaluate.max_rows, seed=cfg.seed, system=_system(cfg), say=run.say)
+    if pairs is not None: pairs.score(m)
+    sets = [s for s in cfg.evaluate.sets if not is_pairs(s)]
+    if sets and m.name != "control":
+        results += evaluate_models({m.name: m.scored()}, sets, run/"eval"/"sets", n=cfg.evaluate.max_rows, seed=cfg.seed, system=_system(cfg), say=run.say)
 
 # %% ../nbs/06_pipeline.ipynb #31d87ce6
 def _arm_ways(run, cfg): # the prompts with principles, and without
@@ -349,6 +354,37 @@ def _internalized(run, cfg, arms):
     for k in ("gap_closed", "control_gap_closed"):
         if e := getattr(got, k): out |= {k: e.value, k + "_interval": [e.low, e.high]}
     return out
+
+# %% ../nbs/06_pipeline.ipynb #4e4084cc
+def is_pairs(name)->bool:
+    "Is this set one of principle pairs?"
+    return name.startswith("principles") if name in OUR_SETS else name not in BENCHMARKS and schema(load_benchmark(name)[0], name) == "principles"
+
+def run_pairs(run, cfg): # None where the run asks for no pairs, or its principles have none
+    "The pairs of a run's stage 5."
+    names = [s for s in cfg.evaluate.sets if is_pairs(s)]
+    if not names: return None
+    pset = load_principle_set(cfg.respond, cfg.annotations)
+    pairs, left_out = fitting_pairs(load_benchmark(names[0]), pset, "ours" if names[0] in OUR_SETS else names[0])
+    if left_out: run.say(f"5: {left_out}")
+    return RunPairs(run, cfg, names[0], pset, pairs) if pairs else None
+
+class RunPairs:
+    "Scores of the pairs in every arm of a run, stored in `eval/principles.json`."
+    def __init__(self, run, cfg, name, pset, pairs):
+        self.run, self.seed, self.name, self.pset, self.pairs = run, cfg.seed, name, pset, pairs
+        self.plain, self.arms = _arm_ways(run, cfg)[1], {}
+
+    def score(self, m): # m: a model that stage 5 has open
+        self.run.say(f"5 principles: {len(self.pairs)} pairs of answers, {m.name}")
+        self.arms[m.name] = score_principles(m.scored(), self.pairs, self.plain)
+        if m.name == "base": self.arms[UPTAKE] = score_principles(m.scored(), self.pairs, behind_principles(self.pset))
+
+    def told(self): # JSON values
+        order = [a for a in ("base", UPTAKE, "control", "engraved", "final") if a in self.arms]
+        arms = {a: self.arms[a] for a in order}
+        write_json(self.run/"eval"/"principles.json", dict(format="selfalign principles 1", set=self.name, arms={a: asdict(s) for a, s in arms.items()}))
+        return dict(summary(arms, self.seed), set=self.name)
 
 # %% ../nbs/06_pipeline.ipynb #26d5551e
 def _replies(run, cfg, name, engine): # arm → answers
@@ -411,7 +447,8 @@ def closing_table(run, # a `Run`
         if s.get(stage, {}).get("rows") is not None: rows.append((f"training rows, {stage}", trained_rows(s[stage])))
         if s.get(stage, {}).get("first_loss"): rows.append((f"training loss, {stage}", f"{s[stage]['first_loss']:.2f} → {s[stage]['last_loss']:.2f} in {s[stage]['steps']} steps"))
     if get("evaluation", "replies"): rows.append(("prompt tokens per reply, before → after engraving", f"{get('responses', 'prompt_tokens')} + query → {_told_reply(get('evaluation', 'replies')['engraved'], 'prompt_tokens')}"))
-    rows += _internal_rows(get("evaluation", "internalization")) + _reply_rows(get("evaluation", "replies")) + _score_rows(get("evaluation", "scores"))
+    rows += [("plain text", tax_sentence(m, t)) for m, t in (get("evaluation", "tax") or {}).items()]
+    rows += principle_rows(get("evaluation", "principles")) + _internal_rows(get("evaluation", "internalization")) + _reply_rows(get("evaluation", "replies")) + _score_rows(get("evaluation", "scores"))
     stages = [r for r in s.values() if r.get("fingerprint")] # the others keep accounts of completions within a stage
     rows.append(("time", f"{sum(r.get('seconds', 0) for r in stages)/60:.1f} minutes in {len(stages)} stages"))
     return rows
@@ -756,7 +793,7 @@ def _options(cls, argv, prog, about): # an instance of `cls`
 # %% ../nbs/06_pipeline.ipynb #d0cbd233
 def plan(cfg:RunConfig)->list: # (what, value)
     "Run a small pilot with the real model and scale what it cost to the size that `cfg` asks for."
-    return plan_table(cfg, *pilot(cfg))
+    return plan_table(cfg, *pilot(cfg)) + uptake_rows(cfg)
 
 def pilot(cfg:RunConfig)->tuple: # the rest of `plan_table`'s arguments
     "Stages 1 and 2 on a few dozen prompts, in a folder that is thrown away."
@@ -810,6 +847,26 @@ def _model_space(cfg):
     except InputError: return f"{n} times the base model's size, whose weights are not at hand" # a server's own name for it
     if not src.is_dir(): return f"{n} times the base model's size, which is not on this disk yet"
     return f"{n*sum(f.stat().st_size for f in src.glob('*.safetensors'))/1e9:.1f} GB ({n} models of the base model's size)"
+
+# %% ../nbs/06_pipeline.ipynb #bd707946
+def uptake(cfg:RunConfig, n=None # pairs, drawn by the run's seed; None = all of the tuning half
+          )->dict: # see `selfalign.principle_pairs.summary`
+    "What the principles move in the base model, before anything is made; `InputError` where there are no pairs or no weights."
+    pset, variants = load_principle_set(cfg.respond, cfg.annotations), system_variants(product_name(cfg), folder=cfg.annotations)
+    pairs, said = fitting_pairs(load_benchmark("principles_tuning", n, cfg.seed), pset)
+    if not pairs: raise InputError(said)
+    prompts = Prompts(with_chat_template(load_tokenizer(base_model(cfg)))) # as the engraved model will be asked
+    plain = lambda r: prompts.messages(plain_messages(r, variants))
+    with open_scorer(cfg) as lazy:
+        engine = lazy.loaded()
+        ways = {"base": plain, UPTAKE: behind_principles(pset)}
+        return summary({arm: score_principles(engine, pairs, ask) for arm, ask in ways.items()}, cfg.seed)
+
+def uptake_rows(cfg)->list: # (what, value)
+    "The uptake as a line, or why there is none."
+    try: said = uptake_sentence(uptake(cfg))
+    except InputError as e: said = f"not measured: {e}"
+    return [("principles: what they move in the base model", said)]
 
 # %% ../nbs/06_pipeline.ipynb #4037c235
 def doctor()->list: # (what, "ok" or a remedy, detail)

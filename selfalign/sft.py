@@ -521,7 +521,7 @@ def score_section(found:dict, # the manifest's record of the evaluation
     for k, what in (("words", "mean words of an answer"), ("stop_rate", "answers that end by themselves"), ("repetition_rate", "answers that repeat eight words")):
         if mine.get(k) is not None: rows.append((what, _told_reply(base, k), _told_reply(mine, k)))
     lines = "\n".join(f"| {a} | {b} | {c} |" for a, b, c in rows)
-    closed = (found.get("internalization") or {}).get("sentence") if name == "engraved" else None
+    closed = " ".join(_findings(found, name))
     return f"| | base model | this model |\n| --- | --- | --- |\n{lines}\n\nIn brackets: 95 % intervals. The sets, prompts and rows are in the run's `eval` folder.\n" + (f"\n{closed}\n" if closed else "")
 
 def data_card(run)->str:
@@ -535,6 +535,14 @@ def data_card(run)->str:
             f"no person read them all. The terms of the model that wrote them apply.\n\n| file | asked | kept | rejected, by reason |\n| --- | --- | --- | --- |\n{table}\n")
 
 def _counts(d): return ", ".join(f"{k} {v}" for k, v in (d or {}).items()) or "none"
+
+def _findings(found, name): # sentences: of the principles, of the likelihood of their answers, of what was lost
+    arms = (found.get("principles") or {}).get("all") or {}
+    if (x := arms.get(name)) and x.get("kept"): yield f"Of what the principles in the prompt do to the base model, this model does {x['kept'][0]:.0%} without them (log-odds of {x['n']} pairs of answers)."
+    elif x: yield "The principles in the prompt do not move the base model towards the answers that keep them, so nothing of it could be engraved."
+    if name == "engraved" and (said := (found.get("internalization") or {}).get("sentence")): yield said
+    t = (found.get("tax") or {}).get(name)
+    if t: yield f"Plain text: {t['base']:.3f} nats per token before, {t['nll']:.3f} after" + (", a significant loss." if t["lost"][0] > 0 and t["p"] < 0.05 else ".")
 
 # %% ../nbs/03_sft.ipynb #0dbca920
 def push(run,          # a run folder
