@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['STAND_IN_NOTICE', 'EMBEDDED_HUB_ID', 'FOLD_SYSTEM', 'ModelSource', 'cache_dir', 'embedded_model_path',
-           'weights_sha256', 'resolve_model', 'model_identity', 'takes_system', 'with_system', 'start_ids', 'with_bos',
-           'one_template', 'control_tokens', 'Turn', 'read_turn', 'end_of_turn', 'turn_ends', 'with_turns',
-           'check_template', 'best_device', 'best_dtype', 'load_tokenizer', 'load_model', 'release']
+           'gguf_model_path', 'weights_sha256', 'resolve_model', 'model_identity', 'takes_system', 'with_system',
+           'start_ids', 'with_bos', 'one_template', 'control_tokens', 'Turn', 'read_turn', 'end_of_turn', 'turn_ends',
+           'with_turns', 'check_template', 'best_device', 'best_dtype', 'load_tokenizer', 'load_model', 'release']
 
 # %% ../nbs/core/models.ipynb #669d73be
 import hashlib, importlib.util, json, os, platform, re
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
-from .runs import InputError, atomic_path
+from .runs import InputError, atomic_path, content_id
 
 # %% ../nbs/core/models.ipynb #0f5a7e55
 STAND_IN_NOTICE = "instruction-tuned 135M stand-in: shows the mechanics, not the claim"
@@ -42,14 +42,17 @@ def _gguf_file():
     folders = spec.submodule_search_locations if spec else []
     return next((f for d in folders for f in sorted(Path(d).glob("*.gguf"))), None)
 
-def _convert(gguf, out):
-    "GGUF to safetensors with the tokenizer mended."
-    import torch
+def _mend_smollm(tok): # GGUF does not say how numbers are split
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+    tok.backend_tokenizer.pre_tokenizer = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
+
+def _convert(gguf, out, mend=lambda tok: None):
+    "GGUF to safetensors in bfloat16."
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32)
     tok = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    tok.backend_tokenizer.pre_tokenizer = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
+    mend(tok)
     for key in ("quantization_config", "_pre_quantization_dtype"):
         if hasattr(model.config, key): delattr(model.config, key)
     with _quiet_transformers():
@@ -65,7 +68,7 @@ def embedded_model_path()->Path|str: # a folder of safetensors; the hub id where
     except OSError as e: raise InputError(f"{out.parent}: cannot be written ({e.strerror}); set SELFALIGN_CACHE to a folder of yours") from None
     with FileLock(str(out) + ".lock"):
         if not (out/"config.json").exists():
-            with atomic_path(out) as tmp: _convert(gguf, tmp)
+            with atomic_path(out) as tmp: _convert(gguf, tmp, _mend_smollm)
     return out
 
 def _hub_embedded():
@@ -86,6 +89,35 @@ def _quiet_transformers():
     finally:
         tl.set_verbosity(level)
         if bars: tl.enable_progress_bar()
+
+# %% ../nbs/core/models.ipynb #95e12d99
+_HELLO = "Two rivers, 1984: naïve déjà-vu!  (x = 3)\nEnd." # what a converted tokenizer must give back
+
+def gguf_model_path(file # a GGUF file
+                   )->Path: # a folder in the cache
+    "The model in a GGUF file, converted on first use; `InputError` where transformers cannot read it."
+    file = Path(file).expanduser().resolve()
+    told = file.stat()
+    out = cache_dir()/f"gguf-{file.stem}-{content_id(str(file), told.st_size, told.st_mtime_ns)[:8]}"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(out) + ".lock"):
+        if not (out/"config.json").exists():
+            with atomic_path(out) as tmp: _converted(file, tmp)
+    return out
+
+def _converted(file, out):
+    from transformers import AutoTokenizer
+    try: _convert(file, out)
+    except Exception as e: # whatever the reader raises
+        raise InputError(f"{file}: cannot be converted ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else 'no reason given'}); name the folder or hub id of the model in safetensors") from None
+    tok = AutoTokenizer.from_pretrained(out)
+    if (back := tok.decode(tok.encode(_HELLO, add_special_tokens=False))).strip() != _HELLO:
+        raise InputError(f"{file}: its tokenizer reads {_HELLO!r} back as {back!r}; name the folder or hub id of the model in safetensors")
+
+def _gguf_of(path): # the one GGUF file of a folder that has no config.json, or None
+    files = sorted(path.glob("*.gguf"))
+    if len(files) > 1: raise InputError(f"{path}: holds {len(files)} GGUF files; name one of them, such as {files[0]}")
+    return files[0] if files else None
 
 # %% ../nbs/core/models.ipynb #38eab180
 def weights_sha256(folder)->str|None: # hexadecimal; None where the folder holds no safetensors
@@ -112,10 +144,14 @@ def resolve_model(spec:str # "embedded", a hub id, a folder, or a `ModelSource`,
         p = embedded_model_path()
         return ModelSource(str(p), "embedded", None, weights_sha256(p), stand_in=True)
     p = Path(spec).expanduser()
+    if p.is_dir() and not (p/"config.json").exists() and (gguf := _gguf_of(p)): p = gguf
+    if p.is_file() and p.suffix == ".gguf":
+        made = gguf_model_path(p)
+        return ModelSource(str(made), str(spec), None, weights_sha256(made))
     if p.is_dir():
         if not (p/"config.json").exists(): raise InputError(f"{spec}: no config.json in this folder; name a folder made by save_pretrained")
         return ModelSource(str(p), str(spec), None, weights_sha256(p), stand_in=(p/"STAND_IN").exists())
-    if p.is_file(): raise InputError(f"{spec}: is a file; name the folder that holds config.json and the weights")
+    if p.is_file(): raise InputError(f"{spec}: is a file; name the folder that holds config.json and the weights, or a GGUF file")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(spec)) or str(spec).startswith((".", "/")):
         raise InputError(f"{spec}: no such model; give 'embedded', a folder, or a hub id such as Qwen/Qwen3-4B-Base")
     return ModelSource(str(spec), str(spec), _hub_revision(str(spec)), None)

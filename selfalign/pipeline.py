@@ -58,7 +58,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 @dataclass(frozen=True)
 class RunConfig:
     "A whole run."
-    model: str|None = None           # base model: "embedded", a hub id, or a folder
+    model: str|None = None           # base model: "embedded", a hub id, a folder, or a GGUF file
     engine: str = "torch"            # torch | vllm | ray:torch | ray:vllm with --model, or a full string such as openai:http://localhost:8000/v1#name
     engraved_engine: str|None = None # full engine string that serves engraved/, where `engine` is a server
     final_engine: str|None = None    # full engine string that serves final/, where `engine` is a server
