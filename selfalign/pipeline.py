@@ -6,12 +6,12 @@
 __all__ = ['DTYPES', 'KINDS', 'ARMS', 'STEPS', 'STAGES', 'COMMANDS', 'EvaluateConfig', 'RunConfig', 'config_from', 'load_config',
            'is_full', 'engine_string', 'base_model', 'ServerNeeded', 'LazyEngine', 'open_engine', 'known_options',
            'engine_options', 'open_scorer', 'exact', 'step_prompts', 'evaluation_texts', 'step_respond', 'step_engrave',
-           'step_verbose', 'step_clone', 'trained_rows', 'product_name', 'step_evaluate', 'is_pairs', 'run_pairs',
-           'RunPairs', 'open_questions', 'closing_table', 'print_table', 'write_report', 'step_report', 'four_answers',
-           'write_page', 'run_steps', 'check_inputs', 'StepFailed', 'files_read', 'told_files', 'usage', 'parse_run',
-           'UsageError', 'run_command', 'ScoreArgs', 'score_command', 'CompareArgs', 'compare_command', 'seeds_table',
-           'plan', 'pilot', 'question_types', 'plan_numbers', 'plan_table', 'uptake', 'uptake_rows', 'doctor',
-           'Remembering', 'ablation_variants', 'ablate', 'judge_ablation', 'ablation_table', 'AblateArgs',
+           'step_verbose', 'step_clone', 'trained_rows', 'product_name', 'step_evaluate', 'asked_through', 'is_pairs',
+           'run_pairs', 'RunPairs', 'open_questions', 'closing_table', 'print_table', 'write_report', 'step_report',
+           'four_answers', 'write_page', 'run_steps', 'check_inputs', 'StepFailed', 'files_read', 'told_files', 'usage',
+           'parse_run', 'UsageError', 'run_command', 'ScoreArgs', 'score_command', 'CompareArgs', 'compare_command',
+           'seeds_table', 'plan', 'pilot', 'question_types', 'plan_numbers', 'plan_table', 'uptake', 'uptake_rows',
+           'doctor', 'Remembering', 'ablation_variants', 'ablate', 'judge_ablation', 'ablation_table', 'AblateArgs',
            'ablate_command', 'JudgeArgs', 'read_questions', 'saved_answers', 'judge_command', 'ratings_table',
            'ChatArgs', 'chat_prompt', 'stream_reply', 'chat_command', 'main', 'PushArgs', 'push_command']
 
@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 import tyro
 from . import annotations as ann
 from .annotations import annotation_budget, budget_total, data_dir, load_preset, preset_names, query_text
-from .evaluation import (BENCHMARKS, CHECKS, OUR_SETS, Estimate, Result, Table, _answer_error, _judged_refusals, bootstrap, bradley_terry, compare, eval_questions, schema, tax, tax_sentence, answer_questions, evaluate_models, has_chat, internalization_of, is_refusal, judge_pairwise, load_benchmark, load_results, score_arms,
+from .evaluation import (BENCHMARKS, CHECKS, OUR_SETS, Estimate, Result, Table, _answer_error, _judged_refusals, bootstrap, bradley_terry, compare, eval_questions, schema, tax, tax_sentence, answer_questions, evaluate_models, can_score, has_chat, internalization_of, is_refusal, judge_pairwise, load_benchmark, load_results, score_arms,
                                   over_seeds, question_text, refusals_of, sample_rows, save_results, sign_flip, table, text_scores, text_stats, truth_info_judge, wilson)
 from .generation import ENGINES, Completion, Prompts, Sampling, _eos_ids, _no_secrets, asks_turn, load_engine, read_reply, split_reasoning
 from .models import STAND_IN_NOTICE, best_device, best_dtype, load_model, load_tokenizer, model_identity, release, resolve_model, turn_ends
@@ -337,8 +337,23 @@ def _measure(run, cfg, m, arms, outs, results, pairs): # replies, sets and arms 
     if held := m.name != "final" and read_jsonl(run/"held_out.jsonl"): arms |= score_arms(m.name, m.scored(), held, *_arm_ways(run, cfg))
     if pairs is not None: pairs.score(m)
     sets = [s for s in cfg.evaluate.sets if not is_pairs(s)]
-    if sets and m.name != "control":
-        results += evaluate_models({m.name: m.scored()}, sets, run/"eval"/"sets", n=cfg.evaluate.max_rows, seed=cfg.seed, system=_system(cfg), say=run.say)
+    if sets and m.name != "control": results += _scored_sets(run, cfg, m, sets)
+
+# %% ../nbs/06_pipeline.ipynb #04277917
+def _scored_sets(run, cfg, m, sets): # `Result`s of one model
+    ask = lambda name: evaluate_models({name: m.scored()}, sets, run/"eval"/"sets", n=cfg.evaluate.max_rows, seed=cfg.seed, system=_system(cfg), say=run.say)
+    if m.name != "base" or has_chat(m.scored()) or not can_score(m.scored()): return ask(m.name)
+    plain = ask("base, plain text")
+    with asked_through(m.scored(), load_tokenizer(str(run/"engraved"))): return ask("base") + plain
+
+@contextlib.contextmanager
+def asked_through(engine, # a loaded engine on this machine
+                  tok     # a tokenizer of the same vocabulary, with a chat template
+                 ):
+    "Ask a model without a chat template through another's, for as long as the context lasts."
+    old, engine.prompts = engine.prompts, Prompts(tok)
+    try: yield engine
+    finally: engine.prompts = old
 
 # %% ../nbs/06_pipeline.ipynb #31d87ce6
 def _arm_ways(run, cfg): # the prompts with principles, and without

@@ -384,3 +384,23 @@ def test_replies_carry_intervals(tmp_path):
     low, high = got["final"]["intervals"]["words"]
     assert low < got["final"]["words"] < high and set(got["final"]["intervals"]) == {"words", "tokens", "stop_rate", "repetition_rate"}
     assert f"14 ({low:.0f} to {high:.0f}) → 14 (" in rows["mean answer, engraved → final"] and "100% (61% to 100%)" in rows["answers that end by themselves"]
+
+
+def test_a_base_without_a_template_is_asked_as_its_engraved_model_is(tmp_path):
+    import selfalign.pipeline as p
+    from selfalign.generation import Prompts, load_engine
+    from selfalign.models import load_tokenizer
+    from selfalign.runs import Run
+    from selfalign.sft import CHAT_TEMPLATE
+    bare, ours = load_tokenizer("embedded"), load_tokenizer("embedded")
+    bare.chat_template, ours.chat_template = None, CHAT_TEMPLATE
+    cfg = config_from(dict(model="embedded", evaluate=dict(sets=["choices"], max_rows=2)))
+    with Run(tmp_path / "r", say=lambda s: None) as run, load_engine("torch:embedded") as e:
+        ours.save_pretrained(run / "engraved"); e.model.config.save_pretrained(run / "engraved")
+        e.prompts = Prompts(bare)
+        m = type("Open", (), dict(name="base", scored=lambda self: e))()
+        got = {(r.name, r.format): r["overall"] for r in p._scored_sets(run, cfg, m, ["choices"])}
+        assert set(got) == {("base", "paper, chat"), ("base", "likelihood"), ("base, plain text", "paper"), ("base, plain text", "likelihood")}
+        assert e.prompts.tok is bare
+        m.name = "engraved"
+        assert {r.name for r in p._scored_sets(run, cfg, m, ["choices"])} == {"engraved"}
