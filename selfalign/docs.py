@@ -17,7 +17,7 @@ from pathlib import Path
 
 import yaml
 from .annotations import data_dir
-from .runs import InputError
+from .runs import InputError, safe_console
 
 # %% ../nbs/core/docs.ipynb #63ab751a
 _DIRECTIVE = re.compile(r"^#\|\s*(\w+):?\s*(.*?)\s*$")
@@ -455,6 +455,7 @@ def _render_quarto(folder, out):
 # %% ../nbs/core/docs.ipynb #8330d43f
 def main(argv=None)->int: # exit code
     "`python -m selfalign.docs readme | site`"
+    safe_console()
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv not in (["readme"], ["site"]): print("usage: python -m selfalign.docs readme | site", file=sys.stderr); return 2
     try: print(write_readme() if argv == ["readme"] else build_site())

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from .annotations import data_dir, data_path, fill, load_template, query_text
 from .generation import Completion, Engine, Sampling, TorchEngine, load_engine, outside_reasoning, read_reply
-from .models import load_model
+from .models import cache_only, hub_answers, load_model
 from .runs import InputError, content_id, iter_jsonl, own_commit, versions, write_json
 
 # %% ../nbs/05_evaluation.ipynb #8f2515f7
@@ -170,28 +170,10 @@ def _group_of(row): return isinstance(row, dict) and next((k for k in (row.get("
 
 def _from_hub(name):
     try:
-        with _cache_only(not _hub_answers()): rows = _fetch(name)
+        with cache_only(not hub_answers()): rows = _fetch(name)
     except Exception as e: # whatever the hub's client raises: the user can do one thing about it
         raise InputError(f"{name}: not to be had from the hub ({type(e).__name__}); go online, or set SELFALIGN_BENCHMARKS to a folder that holds {BENCHMARKS[name]}.jsonl") from e
     return check_rows(rows, name, where=f"{name} row")
-
-def _hub_answers(seconds=5)->bool: # the hub's client would try for half a minute
-    import urllib.error, urllib.request
-    from huggingface_hub.constants import ENDPOINT
-    try: urllib.request.urlopen(urllib.request.Request(ENDPOINT, method="HEAD"), timeout=seconds).close()
-    except urllib.error.HTTPError: return True
-    except OSError: return False
-    return True
-
-@contextlib.contextmanager
-def _cache_only(on): # sets that were fetched before are still found
-    import datasets.config, huggingface_hub.constants
-    places = [datasets.config, huggingface_hub.constants] if on else []
-    old = [p.HF_HUB_OFFLINE for p in places]
-    for p in places: p.HF_HUB_OFFLINE = True
-    try: yield
-    finally:
-        for p, x in zip(places, old): p.HF_HUB_OFFLINE = x
 
 def _fetch(name):
     from datasets import load_dataset

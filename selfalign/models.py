@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['STAND_IN_NOTICE', 'EMBEDDED_HUB_ID', 'FOLD_SYSTEM', 'ModelSource', 'cache_dir', 'embedded_model_path',
-           'gguf_model_path', 'weights_sha256', 'resolve_model', 'model_identity', 'takes_system', 'with_system',
-           'start_ids', 'with_bos', 'one_template', 'control_tokens', 'Turn', 'read_turn', 'end_of_turn', 'turn_ends',
-           'with_turns', 'check_template', 'best_device', 'best_dtype', 'load_tokenizer', 'load_model', 'release']
+           'gguf_model_path', 'hub_id', 'hub_answers', 'cache_only', 'weights_sha256', 'resolve_model',
+           'model_identity', 'takes_system', 'with_system', 'start_ids', 'with_bos', 'one_template', 'control_tokens',
+           'Turn', 'read_turn', 'end_of_turn', 'turn_ends', 'with_turns', 'check_template', 'best_device', 'best_dtype',
+           'load_tokenizer', 'load_model', 'release']
 
 # %% ../nbs/core/models.ipynb #669d73be
-import hashlib, importlib.util, json, os, platform, re
+import contextlib, hashlib, importlib.util, json, os, platform, re, sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,7 +79,6 @@ def _hub_embedded():
         raise InputError(f"the embedded model is not installed and {EMBEDDED_HUB_ID} cannot be fetched ({type(e).__name__}); run: {_FETCH}") from None
 
 # %% ../nbs/core/models.ipynb #0efe30b0
-import contextlib
 @contextlib.contextmanager
 def _quiet_transformers():
     "No progress bars or warnings while loading and saving."
@@ -119,10 +119,46 @@ def _gguf_of(path): # the one GGUF file of a folder that has no config.json, or 
     if len(files) > 1: raise InputError(f"{path}: holds {len(files)} GGUF files; name one of them, such as {files[0]}")
     return files[0] if files else None
 
+# %% ../nbs/core/models.ipynb #726e4eb0
+import functools, threading, urllib.error, urllib.request
+
+# %% ../nbs/core/models.ipynb #9b1e40c4
+def hub_id(spec:str)->str:
+    "The name of a model or data set, where its address on the hub is given: `https://huggingface.co/ORG/NAME` or `hf://ORG/NAME`."
+    name = re.sub(r"^(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)/|hf://)(?:datasets/|models/)?", "", spec)
+    return spec if name == spec else re.sub(r"/tree/main$", "", name.partition("?")[0].rstrip("/"))
+
+@functools.lru_cache
+def hub_answers(seconds=4)->bool:
+    "Does the hub answer? Asked once in a process; a proxy is used where the environment names one."
+    from huggingface_hub import constants
+    if constants.HF_HUB_OFFLINE: return False
+    said = []
+    def ask():
+        try: urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=seconds).close(); said.append(True)
+        except urllib.error.HTTPError: said.append(True) # it has answered
+        except (OSError, ValueError): pass
+    t = threading.Thread(target=ask, daemon=True); t.start(); t.join(seconds) # a name server may take longer than any timeout
+    return bool(said)
+
+# %% ../nbs/core/models.ipynb #d603e0ba
+@contextlib.contextmanager
+def cache_only(on=True):
+    "Look for nothing but what the hub's client has fetched before."
+    from huggingface_hub import constants
+    places = [p for p in (constants, sys.modules.get("datasets.config")) if p and on]
+    old = [p.HF_HUB_OFFLINE for p in places]
+    for p in places: p.HF_HUB_OFFLINE = True
+    try: yield
+    finally:
+        for p, x in zip(places, old): p.HF_HUB_OFFLINE = x
+
 # %% ../nbs/core/models.ipynb #38eab180
-def weights_sha256(folder)->str|None: # hexadecimal; None where the folder holds no safetensors
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "adapter_model.bin", "*.gguf") # in the order in which they are looked for when a model is loaded
+
+def weights_sha256(folder)->str|None: # hexadecimal; None where the folder holds no weights
     "SHA-256 over the weight files of a folder, in name order; remembered beside them when the folder can be written."
-    files = sorted(Path(folder).glob("*.safetensors"))
+    files = next((f for kind in _WEIGHTS if (f := sorted(Path(folder).glob(kind)))), None)
     if not files: return None
     memo, stamp = Path(folder)/".weights_sha256.json", [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
     try:
@@ -148,6 +184,7 @@ def resolve_model(spec:str # "embedded", a hub id, a folder, or a `ModelSource`,
     if p.is_file() and p.suffix == ".gguf":
         made = gguf_model_path(p)
         return ModelSource(str(made), str(spec), None, weights_sha256(made))
+    if not p.exists(): spec = hub_id(str(spec))
     if p.is_dir():
         if not (p/"config.json").exists(): raise InputError(f"{spec}: no config.json in this folder; name a folder made by save_pretrained")
         return ModelSource(str(p), str(spec), None, weights_sha256(p), stand_in=(p/"STAND_IN").exists())
@@ -161,6 +198,7 @@ def _hub_revision(repo):
     from huggingface_hub import model_info, try_to_load_from_cache
     cached = try_to_load_from_cache(repo, "config.json")
     if isinstance(cached, str): return Path(cached).parent.name
+    if not hub_answers(): return None
     try: return model_info(repo, timeout=10).sha
     except Exception: return None
 
@@ -355,7 +393,7 @@ def load_model(spec,                       # as for `resolve_model`, or a `Model
 @contextlib.contextmanager
 def _loading(src):
     try:
-        with _quiet_transformers(): yield
+        with _quiet_transformers(), cache_only(not Path(src.path).is_dir() and not hub_answers()): yield
     except OSError as e:
         raise InputError(f"{src.name}: cannot be loaded ({str(e).splitlines()[0][:200]}); check the name and the network, or give a folder") from e
 

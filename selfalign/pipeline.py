@@ -8,12 +8,13 @@ __all__ = ['DTYPES', 'KINDS', 'ARMS', 'STEPS', 'STAGES', 'COMMANDS', 'EvaluateCo
            'engine_options', 'open_scorer', 'exact', 'step_prompts', 'evaluation_texts', 'step_respond', 'step_engrave',
            'step_verbose', 'step_clone', 'trained_rows', 'product_name', 'step_evaluate', 'asked_through', 'is_pairs',
            'run_pairs', 'RunPairs', 'open_questions', 'closing_table', 'print_table', 'write_report', 'step_report',
-           'four_answers', 'write_page', 'run_steps', 'check_inputs', 'StepFailed', 'files_read', 'told_files', 'usage',
-           'parse_run', 'UsageError', 'run_command', 'ScoreArgs', 'score_command', 'CompareArgs', 'compare_command',
-           'seeds_table', 'plan', 'pilot', 'question_types', 'plan_numbers', 'plan_table', 'uptake', 'uptake_rows',
-           'doctor', 'Remembering', 'ablation_variants', 'ablate', 'judge_ablation', 'ablation_table', 'AblateArgs',
-           'ablate_command', 'JudgeArgs', 'read_questions', 'saved_answers', 'judge_command', 'ratings_table',
-           'ChatArgs', 'chat_prompt', 'stream_reply', 'chat_command', 'main', 'PushArgs', 'push_command']
+           'four_answers', 'write_page', 'run_steps', 'check_inputs', 'StepFailed', 'files_read', 'told_files',
+           'started_in', 'at_home', 'usage', 'parse_run', 'UsageError', 'run_command', 'ScoreArgs', 'score_command',
+           'CompareArgs', 'compare_command', 'seeds_table', 'plan', 'pilot', 'question_types', 'plan_numbers',
+           'plan_table', 'uptake', 'uptake_rows', 'doctor', 'Remembering', 'ablation_variants', 'ablate',
+           'judge_ablation', 'ablation_table', 'AblateArgs', 'ablate_command', 'JudgeArgs', 'read_questions',
+           'saved_answers', 'judge_command', 'ratings_table', 'ChatArgs', 'chat_prompt', 'stream_reply', 'chat_command',
+           'main', 'PushArgs', 'push_command']
 
 # %% ../nbs/06_pipeline.ipynb #5f00849b
 import contextlib, dataclasses, hashlib, inspect, itertools, json, os, shutil, signal, subprocess, sys, tempfile, textwrap, types, typing
@@ -32,7 +33,7 @@ from .generation import ENGINES, Completion, Prompts, Sampling, _eos_ids, _no_se
 from .models import STAND_IN_NOTICE, best_device, best_dtype, load_model, load_tokenizer, model_identity, release, resolve_model, turn_ends
 from .novelty import Contamination
 from .principle_engraving import Context, RespondConfig, check_context, common_words, judge, load_principle_set, parse_response, respond
-from .runs import InputError, Journal, Run, check_settings, content_id, iter_jsonl, number, one_of, optional, read_jsonl, versions, whole_number, write_json, write_jsonl
+from .runs import InputError, Journal, Run, check_settings, content_id, expand_home, iter_jsonl, number, one_of, optional, read_jsonl, safe_console, versions, whole_number, write_json, write_jsonl
 from .principle_pairs import UPTAKE, PairScores, behind_principles, compare_arms, fitting_pairs, principle_rows, score_principles, summary, uptake_sentence
 from .sft import EngraveConfig, answer_plainly, engrave, engrave_control, plain_messages, refresh_cards, system_variants, with_chat_template, _counts, _told_reply
 from .topic_prompting import PromptsConfig, expected_prompts, pilot_config, write_prompts
@@ -93,10 +94,10 @@ def _value(v, hint, where):
     for t in options:
         if typing.get_origin(t) is tuple and isinstance(v, (list, tuple)):
             if bad := [x for x in v if not isinstance(x, str)]: raise InputError(f"{where} holds {bad[0]!r}; write texts, in quotes where YAML takes a word for something else, as no, on and numbers")
-            return tuple(v)
+            return tuple(map(expand_home, v))
         if where.endswith(".engine_options") and isinstance(v, dict): return tuple(f"{k}={x}" for k, x in v.items()) # as YAML writes them best
         if t is float and (isinstance(v, (int, float)) and not isinstance(v, bool) or _is_number(v)): return float(v)
-        if t in (bool, str, int) and type(v) is t: return v
+        if t in (bool, str, int) and type(v) is t: return expand_home(v) if t is str else v
     kind = " or ".join(getattr(t, "__name__", str(t)) for t in options)
     raise InputError(f"{where} is {v!r}; expected {kind}")
 
@@ -598,7 +599,7 @@ def run_steps(out,                # run folder
         check_inputs(cfg, steps)
         for line in told_files(cfg): say(line)
     with Run(out, config=json.loads(json.dumps(asdict(cfg))), say=say) as run:
-        if tuple(steps) != ("report",): run.news |= _human_text(cfg)
+        if tuple(steps) != ("report",): run.news |= _human_text(cfg) | dict(started_in=_starts_here(out))
         if redo: _redo(run, redo)
         for step in () if isolate else steps: STEPS[step](run, cfg); release()
     for step in steps if isolate else (): _child(out, cfg, step)
@@ -671,6 +672,36 @@ def _human_text(cfg): # for the manifest
     sha = lambda p: hashlib.sha256(p.read_bytes()).hexdigest()
     return dict(human_lines=budget_total(_budget(cfg)), own_text={n: dict(file=str(p), sha256=sha(p)) for n, p in own.items()})
 
+# %% ../nbs/06_pipeline.ipynb #452c1021
+def started_in(out # run folder
+              )->Path|None: # None where that is here, or where it is gone
+    "The folder where a run was started, which its relative paths mean."
+    try: man = json.loads((Path(out)/"manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError): return None
+    held = man.get("started_in") if isinstance(man, dict) else None
+    places = [Path(out).resolve()/held["from_run"], Path(held["folder"])] if isinstance(held, dict) and all(isinstance(held.get(k), str) for k in ("from_run", "folder")) else []
+    home = next((p.resolve() for p in places if p.is_dir()), None)
+    return None if home == Path.cwd() else home
+
+def _starts_here(out): # for the manifest
+    here = Path.cwd()
+    try: return dict(folder=str(here), from_run=os.path.relpath(here, Path(out).resolve()))
+    except ValueError: return dict(folder=str(here), from_run=str(here)) # another drive
+
+def _go_there(out, argv, home): # (out, argv) with paths that are found here
+    names = (*OUR_SETS, *BENCHMARKS, *KINDS, "embedded")
+    own = lambda v: str(Path(v).resolve()) if v and v not in names and not v.startswith("-") and Path(v).exists() else v
+    split = lambda a: (*a.partition("=")[:2], own(a.partition("=")[2])) if a.startswith("--") else (own(a),)
+    out, argv = str(Path(out).resolve()), ["".join(split(a)) for a in argv]
+    os.chdir(home)
+    return out, argv
+
+def at_home(out # run folder
+           )->Path: # the same, from there
+    "Go to the folder where a run was started."
+    if home := started_in(out): out = Path(out).resolve(); os.chdir(home)
+    return Path(out)
+
 # %% ../nbs/06_pipeline.ipynb #8598af9f
 COMMANDS = dict(demo="the whole method on the embedded model, in runs/demo", run="all stages in one run folder", prompts="stage 1: write prompts", respond="stage 2: answer under the principles, filter",
                 engrave="stage 3: fine-tune without the principles", clone="stage 4: verbose answers, final model", evaluate="stage 5: the evidence of a run, or scores of any models",
@@ -702,6 +733,7 @@ def parse_run(command, argv)->tuple: # (out, RunConfig, redo)
     out = argv.pop(0) if argv and not argv[0].startswith("-") else None
     if out is None and command == "demo": out = "runs/demo"
     if out is None and not help_ and command != "plan": raise UsageError(f"selfalign {command} needs a run folder, such as runs/mine")
+    if out and not preset and (home := started_in(out)): out, argv = _go_there(out, argv, home)
     default = _starting_point(command, out, preset)
     if any(a == "--model" or a.startswith("--model=") for a in argv) and any(":" in a for a in _values(argv, "--engine")) and not _values(argv, "--engine")[-1] in ("ray:torch", "ray:vllm"):
         raise InputError("--engine names its model already; leave out --model, or give a bare kind such as --engine vllm")
@@ -1119,6 +1151,7 @@ def ablate_command(argv, say=print):
     path = Path(a.run)
     if not (path/"manifest.json").exists(): raise InputError(f"{path}: no run here; write prompts first, such as selfalign prompts {path} --preset demo")
     if a.judge: _check_full("--judge", a.judge)
+    path = at_home(path)
     with Run(path, say=say) as run:
         cfg = config_from(run.manifest.get("config") or {}, where=str(path/"manifest.json"))
         with open_engine(cfg) as e: got = ablate(run, e, cfg, [d for d in a.drop.split(",") if d.strip()], a.n)
@@ -1295,6 +1328,7 @@ def chat_command(argv, ask=input, write=lambda text: print(text, end="", flush=T
     a = _options(ChatArgs, argv, "chat", "Talk to the base and the final model of a run: each line is answered by both, as they write. `/new` forgets the conversation; an empty line, `/quit` or Ctrl-D ends.")
     run = Path(a.run)
     if not (run/"final"/"config.json").exists(): raise InputError(f"{run}: no final model here; finish the run first")
+    run = at_home(run)
     cfg = config_from(json.loads((run/"manifest.json").read_text())["config"])
     sampling = Sampling(max_new_tokens=a.max_new_tokens, temperature=cfg.evaluate.temperature if a.temperature is None else a.temperature, top_p=a.top_p, seed=a.seed)
     start = [dict(role="system", content=_system(cfg))]
@@ -1319,7 +1353,8 @@ def chat_command(argv, ask=input, write=lambda text: print(text, end="", flush=T
 # %% ../nbs/06_pipeline.ipynb #e25aa050
 def main(argv=None)->int: # exit code
     "The `selfalign` command."
-    argv = list(sys.argv[1:] if argv is None else argv)
+    safe_console()
+    argv = list(map(expand_home, sys.argv[1:] if argv is None else argv))
     debug = "--debug" in argv
     argv = [a for a in argv if a != "--debug"]
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

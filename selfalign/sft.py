@@ -18,7 +18,7 @@ from .annotations import data_dir, data_path, fill, is_ours, load_identity, load
 from .distil import answer_targets, divergence, label_target, load_targets, save_targets
 from .generation import Prompts, Sampling, load_engine
 from .models import EMBEDDED_HUB_ID, STAND_IN_NOTICE, best_device, best_dtype, control_tokens, end_of_turn, load_model, load_tokenizer, model_identity, one_template, read_turn, release, resolve_model, with_bos, with_system, with_turns
-from .runs import InputError, atomic_path, check_settings, content_id, number, one_of, progress, read_jsonl, text_lines, whole_number, write_json, write_jsonl
+from .runs import InputError, atomic_path, check_settings, content_id, number, one_of, progress, read_jsonl, safe_console, text_lines, whole_number, write_json, write_jsonl
 
 # %% ../nbs/03_sft.ipynb #7a29e555
 CHAT_TEMPLATE = ("{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] }}\n\n{% elif m['role'] == 'user' %}### User\n{{ m['content'] }}\n\n"
@@ -426,7 +426,8 @@ def launch(rows, base, work, cfg:TrainConfig, seed=0)->tuple: # (folder with the
 
 def _worker(work):
     "One process of `launch`."
-    work = Path(work); job = json.loads((work/"job.json").read_text())
+    safe_console()
+    work = Path(work); job = json.loads((work/"job.json").read_text(encoding="utf-8"))
     cfg = TrainConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in job["cfg"].items() if k in TrainConfig.__dataclass_fields__})
     rows = list(read_jsonl(work/"rows.jsonl"))
     if (told := work/"targets.npz").exists(): rows = [dict(r, target=t) for r, t in zip(rows, load_targets(told), strict=True)]
@@ -449,7 +450,7 @@ def save_model(model, tok, base, out, cfg, losses, info:dict):
         merged.config.use_cache = True
         with_end(merged, tok)
         merged.save_pretrained(tmp); tok.save_pretrained(tmp)
-        if src.stand_in: (tmp/"STAND_IN").write_text(STAND_IN_NOTICE + "\n")
+        if src.stand_in: (tmp/"STAND_IN").write_text(STAND_IN_NOTICE + "\n", encoding="utf-8")
         write_json(tmp/"training.json", dict(losses=losses, **info))
         (tmp/"README.md").write_text(model_card(src, cfg, losses, info), encoding="utf-8")
 

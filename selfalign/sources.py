@@ -7,10 +7,11 @@ __all__ = ['csv_rows', 'separator', 'json_rows', 'is_conversation', 'unpacked', 
            'source_identity', 'prompt_columns', 'SourcePrompt', 'read_prompts']
 
 # %% ../nbs/core/sources.ipynb #7ba84b23
-import ast, csv, hashlib, itertools, json, math, os, re, warnings
+import ast, csv, hashlib, itertools, json, math, re, warnings
 from pathlib import Path
 from typing import NamedTuple
 
+from .models import cache_only, hub_answers, hub_id
 from .runs import InputError, content_id, iter_jsonl, open_text
 
 # %% ../nbs/core/sources.ipynb #3c9c2016
@@ -215,14 +216,13 @@ def _saved_rows(folder, split):
 def _dataset_rows(source, split):
     import datasets
     name, config, revision = hub_name(source)
-    return enumerate(datasets.load_dataset(name, config, split=split, revision=revision, streaming=not os.environ.get("HF_HUB_OFFLINE")), 1)
+    with cache_only(not hub_answers()): return enumerate(datasets.load_dataset(name, config, split=split, revision=revision, streaming=hub_answers()), 1)
 
 # %% ../nbs/core/sources.ipynb #92f761c6
 def hub_name(source:str)->tuple: # (name or folder, configuration or None, revision or None)
     "Take `name:config@revision`, or an address of the hub, apart."
     if Path(source).is_dir(): return source, None, None
-    source = re.sub(r"^(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)/|hf://)(?:datasets/)?", "", source)
-    source = re.sub(r"^([\w.-]+/[\w.-]+)/(?:tree|blob|resolve)/([\w.-]+).*", r"\1@\2", source).rstrip("/")
+    source = re.sub(r"^([\w.-]+/[\w.-]+)/(?:tree|blob|resolve)/([\w.-]+).*", r"\1@\2", hub_id(source))
     rest, _, revision = source.partition("@")
     name, _, config = rest.partition(":")
     return name, config or None, revision or None
@@ -240,6 +240,7 @@ def _digest(f):
 def _hub_commit(source):
     from huggingface_hub import HfApi
     name, _, revision = hub_name(source)
+    if not hub_answers(): return None
     try: return HfApi().dataset_info(name, revision=revision, timeout=10).sha
     except (OSError, ValueError, RuntimeError): return None # offline or unknown: reading it will say so
 

@@ -379,6 +379,8 @@ def write_prompts(run,    # a `selfalign.runs.Run`
     settings = dict(asdict(cfg), seed=seed, seeds=content_id([(t.instruction, t.input) for t in tasks], [asdict(q) for q in questions]), templates=content_id(texts),
                     model=model_identity(engine.info))
     if cfg.source: settings["source_content"] = source_identity(cfg.source)
+    if cfg.source and (known := run.manifest["stages"].get("prompts", {}).get("settings", {})).get("source_content") == settings["source_content"]:
+        settings["source"] = known["source"] # the same content under another path
     with run.stage("prompts", settings, files=["prompts.jsonl"]) as rec:
         if rec is None: return run.manifest["stages"]["prompts"]
         pool, stopped = PromptPool(cfg, [t.instruction for t in tasks] + [q.question for q in questions], contamination), None

@@ -62,7 +62,7 @@ def test_benchmarks_from_the_folder(monkeypatch, tmp_path):
 def test_offline_is_one_clear_line(monkeypatch):
     monkeypatch.delenv("SELFALIGN_BENCHMARKS", raising=False)
     def fail(name): raise ConnectionError("no route\nto host")
-    monkeypatch.setattr(E, "_fetch", fail); monkeypatch.setattr(E, "_hub_answers", lambda: True)
+    monkeypatch.setattr(E, "_fetch", fail); monkeypatch.setattr(E, "hub_answers", lambda: True)
     with pytest.raises(InputError) as e: E.load_benchmark("truthfulqa")
     assert "SELFALIGN_BENCHMARKS" in one_line(e)
 
