@@ -41,7 +41,7 @@ def store(run_path):
     replies = [r for r in replies if r["kind"] == "question"]
     stages = {k: {a: v.get(a) for a in ("seconds", "asked", "kept", "rejected", "steps", "first_loss", "last_loss") if v.get(a) is not None} | {a: x for a, x in v.items() if a.startswith("peak")} for k, v in man["stages"].items()} # the peak of memory where a stage records it
     write_json(ROOT/"data"/"results"/"demo.json", dict(command="make demo", commit=man["commit"], hardware=hardware(), versions=man["versions"], config=man["config"], table=table,
-        stages=stages, evaluation={k: man["stages"]["evaluation"][k] for k in ("internalization", "replies", "scores", "done")},
+        stages=stages, evaluation={k: man["stages"]["evaluation"].get(k) for k in ("principles", "tax", "internalization", "replies", "scores", "done")},
         answers=[dict(question=r["instruction"], base=r["answers"]["base"], final=r["answers"]["final"]) for r in replies], replies=replies, lengths=lengths))
     print(f"stored: {ROOT/'data'/'results'/'demo.json'}, {samples}")
 
