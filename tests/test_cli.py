@@ -176,6 +176,16 @@ def test_doctor_names_a_remedy_or_ok(capsys):
     assert code == 0 and "versions" in out and "embedded model" in out and "ok" in out
 
 
+def test_doctor_asks_a_model_whether_it_follows_the_principles(capsys, monkeypatch):
+    from selfalign import pipeline as p
+    real = p.uptake
+    monkeypatch.setattr(p, "uptake", lambda cfg: real(cfg, n=4))
+    code, out, _ = said(capsys, "doctor", "--model", "embedded")
+    assert code == 0 and "nats a pair" in out and "4 pairs" in out
+    code, _, err = said(capsys, "doctor", "--model", "no/such folder")
+    assert code == 1 and "no such model" in err and "Traceback" not in err
+
+
 def driver(monkeypatch, version):
     "What nvidia-smi answers; None where it is not installed."
     import types
