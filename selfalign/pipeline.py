@@ -11,10 +11,10 @@ __all__ = ['DTYPES', 'KINDS', 'ARMS', 'STEPS', 'STAGES', 'COMMANDS', 'EvaluateCo
            'four_answers', 'write_page', 'run_steps', 'check_inputs', 'StepFailed', 'files_read', 'told_files',
            'started_in', 'at_home', 'usage', 'parse_run', 'UsageError', 'run_command', 'ScoreArgs', 'score_command',
            'CompareArgs', 'compare_command', 'seeds_table', 'plan', 'pilot', 'question_types', 'plan_numbers',
-           'plan_table', 'uptake', 'uptake_rows', 'doctor', 'Remembering', 'ablation_variants', 'ablate',
-           'judge_ablation', 'ablation_table', 'AblateArgs', 'ablate_command', 'JudgeArgs', 'read_questions',
-           'saved_answers', 'judge_command', 'ratings_table', 'ChatArgs', 'chat_prompt', 'stream_reply', 'chat_command',
-           'main', 'PushArgs', 'push_command']
+           'plan_table', 'uptake', 'uptake_rows', 'doctor', 'DoctorArgs', 'doctor_command', 'Remembering',
+           'ablation_variants', 'ablate', 'judge_ablation', 'ablation_table', 'AblateArgs', 'ablate_command',
+           'JudgeArgs', 'read_questions', 'saved_answers', 'judge_command', 'ratings_table', 'ChatArgs', 'chat_prompt',
+           'stream_reply', 'chat_command', 'main', 'PushArgs', 'push_command']
 
 # %% ../nbs/06_pipeline.ipynb #5f00849b
 import contextlib, dataclasses, hashlib, inspect, itertools, json, os, shutil, signal, subprocess, sys, tempfile, textwrap, types, typing
@@ -706,7 +706,7 @@ def at_home(out # run folder
 COMMANDS = dict(demo="the whole method on the embedded model, in runs/demo", run="all stages in one run folder", prompts="stage 1: write prompts", respond="stage 2: answer under the principles, filter",
                 engrave="stage 3: fine-tune without the principles", clone="stage 4: verbose answers, final model", evaluate="stage 5: the evidence of a run, or scores of any models",
                 report="report.html, answers.html and figures of a run", plan="a pilot: what a run of this size would take here", chat="talk to base and final model side by side",
-                compare="compare two evaluations, paired; or several runs over their seeds", ablate="answer a run's prompts with principles or exemplars left out, and show what changes", doctor="check this machine: versions, GPU, disk, models",
+                compare="compare two evaluations, paired; or several runs over their seeds", ablate="answer a run's prompts with principles or exemplars left out, and show what changes", doctor="check this machine: versions, GPU, disk, models; --model: does it follow the principles in its prompt?",
                 judge="a judge says which of two models answers better, in both orders; of one model, whether it is truthful and informative, or declines",
                 push="list what would go to the Hugging Face hub; --send sends it")
 _STEPS_OF = dict(demo=tuple(STEPS), run=tuple(STEPS), prompts=("prompts",), respond=("respond",), engrave=("engrave",), clone=("verbose", "clone"), evaluate=("evaluate",), report=("report",))
@@ -967,6 +967,19 @@ def _hub(seconds=3):
     return ("ok", ENDPOINT) if said else (f"not reachable within {seconds} s: use --model embedded or a local folder, or set HF_ENDPOINT to a mirror", ENDPOINT)
 
 
+
+# %% ../nbs/06_pipeline.ipynb #c1ed9ed3
+@dataclass(frozen=True)
+class DoctorArgs:
+    "Options of `selfalign doctor`."
+    model: str|None = None # a base model: also ask whether it follows the principles in its prompt, which is what engraving can teach
+    dtype: str|None = None # of that model; None = float32 on a CPU, bfloat16 on a GPU
+
+def doctor_command(argv, say=print):
+    "`selfalign doctor`: the machine, and with --model what the principles move in a base model."
+    a = _options(DoctorArgs, argv, "doctor", COMMANDS["doctor"])
+    for what, state, detail in doctor(): say(f"{what:16}{state}{'  ' + detail if detail else ''}")
+    if a.model: say(f"{'principles':16}{uptake_sentence(uptake(RunConfig(model=a.model, dtype=a.dtype)))}")
 
 # %% ../nbs/06_pipeline.ipynb #684485e9
 _DRIVERS = {11: 450, 12: 525, 13: 580} # CUDA's major version → the oldest driver that runs it, on Linux
@@ -1411,9 +1424,7 @@ def _dispatch(argv):
     elif command == "judge": judge_command(rest)
     elif command == "chat": chat_command(rest)
     elif command == "push": push_command(rest)
-    elif command == "doctor" and any(a in ("-h", "--help") for a in rest): print(f"usage: selfalign doctor\n\n{COMMANDS['doctor']}; it takes no options.")
-    elif command == "doctor":
-        for what, state, detail in doctor(): print(f"{what:16}{state}{'  ' + detail if detail else ''}")
+    elif command == "doctor": doctor_command(rest)
     elif command == "plan": print_table(plan(_checked(parse_run("plan", rest)[1])))
     else: run_command(command, rest)
     return 0
