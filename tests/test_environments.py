@@ -54,3 +54,10 @@ def test_one_environment_resolves_with_vllm(python, tmp_path):
     if re.search(r"(?i)failed to fetch|error sending request|connect error|dns error", done.stderr): pytest.skip("the package index is not reachable")
     assert done.returncode == 0, done.stderr
     for n in ("torch", "transformers", "trl"): assert f"\n{n}=={pins()[n]}" in "\n" + done.stdout
+
+def test_the_guide_counts_trls_tiles_of_the_loss():
+    "The memory table of the workstation guide has the scores of one tile, in TRL's own sizes."
+    from trl.kernels import chunked_logprob
+    from trl.trainer import utils
+    guide = (ROOT/"nbs/guides/workstation.ipynb").read_text()
+    assert f"min(tokens, {chunked_logprob.TOKEN_CHUNK_SIZE:_})*min(vocab, {utils._CHUNKED_LOGPROB_CHUNK_SIZE:_})" in guide
