@@ -410,7 +410,7 @@ def test_flash_attention_is_used_where_card_package_and_model_have_it(monkeypatc
 def test_where_one_process_holds_the_weights_the_others_keep_a_frame(tiny, monkeypatch):
     import torch, transformers
     real = transformers.AutoModelForCausalLM.from_pretrained
-    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", lambda *args, **kw: real(*args, **kw).to("meta"))
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", lambda *args, **kw: (real(*args, **kw)[0].to("meta"), {}))
     assert all(p.is_meta for p in load_model(tiny, dtype=torch.float32, device="cpu")[0].parameters())
 
 def test_the_paper_preset_trains_on_all_cards():
