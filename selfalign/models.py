@@ -6,8 +6,9 @@
 __all__ = ['STAND_IN_NOTICE', 'EMBEDDED_HUB_ID', 'FOLD_SYSTEM', 'ModelSource', 'cache_dir', 'embedded_model_path',
            'gguf_model_path', 'hub_id', 'hub_answers', 'cache_only', 'weights_sha256', 'resolve_model',
            'model_identity', 'takes_system', 'with_system', 'start_ids', 'with_bos', 'one_template', 'control_tokens',
-           'Turn', 'read_turn', 'end_of_turn', 'turn_ends', 'with_turns', 'check_template', 'best_device', 'best_dtype',
-           'load_tokenizer', 'load_model', 'release']
+           'Turn', 'read_turn', 'end_of_turn', 'turn_ends', 'with_turns', 'check_template', 'check_kind',
+           'check_tensors', 'check_rows', 'check_numbers', 'best_device', 'best_dtype', 'load_tokenizer', 'load_model',
+           'release']
 
 # %% ../nbs/core/models.ipynb #669d73be
 import contextlib, hashlib, importlib.util, json, os, platform, re, sys
@@ -342,6 +343,55 @@ def check_template(tok)->Turn:
         if "\ue001" not in _rendered(own, talk, ask=True): raise InputError(f"{tok.name_or_path}: its chat template leaves out what the user says; set another in chat_template.jinja")
     return read_turn(own)
 
+# %% ../nbs/core/models.ipynb #be6b2327
+_OTHER_KINDS = re.compile(r"For\w*(?:Classification|QuestionAnswering|MultipleChoice|MaskedLM|Reward|Scor|PreTraining|NextSentence)\w*|RewardModel")
+
+def check_kind(spec # as for `resolve_model`, or a `ModelSource`
+              ): # the model's config
+    "`InputError` for a model that does not write from left to right: an encoder-decoder, a classifier, a reward model."
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+    src = spec if isinstance(spec, ModelSource) else resolve_model(spec)
+    with _loading(src): config = AutoConfig.from_pretrained(src.path, revision=src.revision)
+    made = ", ".join(getattr(config, "architectures", None) or []) or type(config).__name__
+    advice = "give a causal language model, one whose config.json says …ForCausalLM"
+    if getattr(config, "is_encoder_decoder", False): raise InputError(f"{src.name}: {made} is an encoder-decoder; {advice}")
+    if _OTHER_KINDS.search(made) and not made.startswith("GPT2DoubleHeads"): raise InputError(f"{src.name}: {made} is no language model but a classifier, a reward model or an encoder; {advice}")
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING: raise InputError(f"{src.name}: transformers writes no text with {made}; {advice}")
+    return config
+
+def _some(names, n=3): # such as "a, b, c and 4 more"
+    names = sorted(map(str, names))
+    return ", ".join(names[:n]) + (f" and {len(names)-n} more" if len(names) > n else "")
+
+# %% ../nbs/core/models.ipynb #fcd5d9d4
+def check_tensors(found:dict, # loading info, as transformers gives it
+                  name        # of the model
+                 ):
+    "`InputError` names tensors that are missing, of another shape, or left over."
+    remedy = "fetch or save the model again, or give the folder of a causal language model"
+    if missing := found.get("missing_keys"): raise InputError(f"{name}: its weights lack {_some(missing)}, which would be filled at random; {remedy}")
+    if odd := found.get("mismatched_keys"):
+        shapes = [f"{k} is {'×'.join(map(str, a))} and should be {'×'.join(map(str, b))}" for k, a, b in odd]
+        raise InputError(f"{name}: {_some(shapes)}; config.json and weights are of different models: {remedy}")
+    if extra := found.get("unexpected_keys"): raise InputError(f"{name}: its weights hold {_some(extra)}, which its config.json has no place for; {remedy}")
+
+def check_rows(model, tok, name):
+    "`InputError` where the tokenizer gives ids that the embedding has no row for; special tokens that no text gives may lie beyond it."
+    rows = model.get_input_embeddings().weight.shape[0] if hasattr(model.get_input_embeddings(), "weight") else None
+    high = {t: i for t, i in tok.get_vocab().items() if rows and i >= rows}
+    used = {getattr(tok, f"{k}_token", None) for k in ("bos", "eos", "pad", "unk")} | {t for t in high if t in (tok.chat_template or "")}
+    special = {str(t.content) for t in tok.added_tokens_decoder.values() if t.special}
+    if bad := [t for t in high if t in used or t not in special]:
+        raise InputError(f"{name}: {_some(map(repr, bad))} of its tokenizer have ids beyond the {rows:,} rows of its embedding; tokenizer and weights are of different models, or the embedding was not resized")
+
+def check_numbers(model, name):
+    "`InputError` names the first weight that is not a finite number."
+    import torch
+    for k, p in model.named_parameters():
+        if p.numel() and p.is_floating_point() and p.element_size() > 1 and not all(map(torch.isfinite, torch.aminmax(p.detach()))):
+            raise InputError(f"{name}: {k} holds NaN or infinity; fetch or save the model again, or train it with a lower learning rate")
+
 # %% ../nbs/core/models.ipynb #16fe3f94
 # asked of the driver, not of CUDA: vLLM forks its engine, and a fork cannot use a CUDA that its parent has started
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
@@ -376,19 +426,25 @@ def load_model(spec,                       # as for `resolve_model`, or a `Model
                attn_implementation=None,   # as in transformers; None = "sdpa", or the model's own where it has none (Gemma 2)
                **kwargs                    # to from_pretrained, such as quantization_config
               ): # (model in eval mode, tokenizer)
-    "Load weights and tokenizer; code from a hub is never run (`trust_remote_code` stays off)."
+    "Load weights and tokenizer; `InputError` where they do not fit each other. Code from a hub is never run (`trust_remote_code` stays off)."
     from transformers import AutoModelForCausalLM
     src = spec if isinstance(spec, ModelSource) else resolve_model(spec)
     device = device or best_device()
-    load = lambda attn: AutoModelForCausalLM.from_pretrained(src.path, revision=src.revision, dtype=dtype or best_dtype(device), attn_implementation=attn, **kwargs)
+    check_kind(src)
+    load = lambda attn: AutoModelForCausalLM.from_pretrained(src.path, revision=src.revision, dtype=dtype or best_dtype(device), attn_implementation=attn,
+                                                             output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
     with _loading(src):
-        try: model = load(attn_implementation or "sdpa")
+        try: model, found = load(attn_implementation or "sdpa")
         except ValueError as e:
             if attn_implementation or "scaled_dot_product_attention" not in str(e): raise
-            model = load(None)
+            model, found = load(None)
     # in a sharded training only one process holds the weights: the others have a frame without values (meta), to be filled
-    if "quantization_config" not in kwargs and not any(p.is_meta for p in model.parameters()): model = model.to(device)
-    return model.eval(), load_tokenizer(src)
+    whole, tok = not any(p.is_meta for p in model.parameters()), load_tokenizer(src)
+    if whole: check_tensors(found, src.name)
+    check_rows(model, tok, src.name)
+    if "quantization_config" not in kwargs and whole: model = model.to(device)
+    if whole: check_numbers(model, src.name)
+    return model.eval(), tok
 
 @contextlib.contextmanager
 def _loading(src):
@@ -396,6 +452,9 @@ def _loading(src):
         with _quiet_transformers(), cache_only(not Path(src.path).is_dir() and not hub_answers()): yield
     except OSError as e:
         raise InputError(f"{src.name}: cannot be loaded ({str(e).splitlines()[0][:200]}); check the name and the network, or give a folder") from e
+    except ValueError as e:
+        if not re.search(r"recogni[sz]e|trust_remote_code|model_type", str(e)): raise
+        raise InputError(f"{src.name}: transformers has no code for this model ({' '.join(str(e).split())[:160]}); give one that it knows, or install a newer transformers") from e
 
 # %% ../nbs/core/models.ipynb #d7929847
 def release():
