@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from .annotations import data_dir, data_path, fill, load_template, query_text
 from .generation import Completion, Engine, Sampling, TorchEngine, load_engine, outside_reasoning, read_reply
-from .models import cache_only, hub_answers, load_model
+from .models import cache_only, hub_answers, load_model, weights_sha256
 from .runs import InputError, content_id, iter_jsonl, own_commit, versions, write_json
 
 # %% ../nbs/05_evaluation.ipynb #8f2515f7
@@ -1173,10 +1173,20 @@ def _earlier(path): # the result in a file; None where there is none, or not as 
 def _failed(result): # did the machine or a server fail, so that another try may do better? A row longer than the context stays so
     return bool(result.skipped) and (result.task in ("refusals", "answers") or any("out of memory" in s["reason"] for s in result.skipped))
 
+def _who(engine): # what a score belongs to; None where a server does not tell
+    info = {k: v for k, v in _model(engine).items() if k != "dropped"}
+    if lora := info.get("lora"): info["lora_weights"] = weights_sha256(lora)
+    if not hasattr(engine, "identity"): return info
+    says = engine.identity()
+    return says and dict(info, says=says)
+
 def _saved(out_dir, engine, name, set_name, rows, format, kw, n, say):
-    made_from = content_id(_model(engine), rows, format, kw, _prompt_of(rows, format))
     path, old = _result_path(out_dir, name, set_name, format, n, kw["seed"]) if out_dir else (None, None)
-    if old and old.config.get("made_from") == made_from and not _failed(old): return old
+    who = _who(engine) if path else None
+    made_from = content_id(who, rows, format, kw, _prompt_of(rows, format))
+    if old and who and old.config.get("made_from") == made_from and not _failed(old):
+        if say: say(f"{old!r}; read back from {path}, made by the same model")
+        return old
     r = evaluate_one(engine, rows, format, set_name=set_name, name=name, **kw)
     r.config["made_from"] = made_from
     if path: save_results(r, path)
