@@ -25,6 +25,7 @@ import numpy as np
 from .annotations import data_dir, data_path, fill, load_template, query_text
 from .generation import Completion, Engine, Sampling, TorchEngine, load_engine, outside_reasoning, read_reply
 from .models import cache_only, hub_answers, load_model, weights_sha256
+from .novelty import word_count, word_runs
 from .runs import InputError, content_id, iter_jsonl, own_commit, versions, write_json
 
 # %% ../nbs/05_evaluation.ipynb #8f2515f7
@@ -619,8 +620,7 @@ def _text_of(x): return _reply(x)[0]
 
 def repeats_itself(text:str, n=8)->bool:
     "Does some run of `n` words occur twice?"
-    w = re.findall(r"\w+", text.lower())
-    grams = [tuple(w[i:i+n]) for i in range(len(w)-n+1)]
+    grams = word_runs(text, n)
     return len(set(grams)) < len(grams)
 
 def text_stats(completions # `Completion`s, dicts with "text" (or "answer"), or texts
@@ -630,7 +630,7 @@ def text_stats(completions # `Completion`s, dicts with "text" (or "answer"), or 
     texts = [c if isinstance(c, str) else get(c, "text") or get(c, "answer") or "" for c in completions]
     mean = lambda xs: round(float(np.mean(xs)), 4) if xs else None
     known = lambda k: [x for c in completions if not isinstance(c, str) and (x := get(c, k)) is not None]
-    return dict(n=len(texts), words=mean([len(t.split()) for t in texts]), tokens=mean(known("n_tokens")),
+    return dict(n=len(texts), words=mean([word_count(t) for t in texts]), tokens=mean(known("n_tokens")),
                 stop_rate=mean([x == "stop" for x in known("finish_reason")]), repetition_rate=mean([repeats_itself(t) for t in texts]))
 
 def text_scores(rows,  # dicts with "text" or "answer", n_tokens and finish_reason
@@ -638,7 +638,7 @@ def text_scores(rows,  # dicts with "text" or "answer", n_tokens and finish_reas
                )->dict: # words, tokens, stop_rate, repetition_rate -> Estimate
     "`text_stats` with intervals: the bootstrap's for means, Wilson's for shares."
     texts = [r.get("text") or r.get("answer") or "" for r in rows]
-    return dict(words=bootstrap([len(t.split()) for t in texts], seed=seed), tokens=bootstrap([r["n_tokens"] for r in rows], seed=seed),
+    return dict(words=bootstrap([word_count(t) for t in texts], seed=seed), tokens=bootstrap([r["n_tokens"] for r in rows], seed=seed),
                 stop_rate=wilson(sum(r["finish_reason"] == "stop" for r in rows), len(rows)), repetition_rate=wilson(sum(map(repeats_itself, texts)), len(rows)))
 
 # %% ../nbs/05_evaluation.ipynb #a9a2c3f1

@@ -31,7 +31,7 @@ from .evaluation import (BENCHMARKS, CHECKS, OUR_SETS, Estimate, Result, Table, 
                                   over_seeds, question_text, refusals_of, sample_rows, save_results, sign_flip, table, text_scores, text_stats, truth_info_judge, wilson)
 from .generation import ENGINES, Completion, Prompts, Sampling, _eos_ids, _no_secrets, asks_turn, load_engine, read_reply, split_reasoning
 from .models import STAND_IN_NOTICE, best_device, best_dtype, load_model, load_tokenizer, model_identity, release, resolve_model, turn_ends
-from .novelty import Contamination
+from .novelty import Contamination, word_count
 from .principle_engraving import Context, RespondConfig, check_context, common_words, judge, load_principle_set, parse_response, respond
 from .runs import InputError, Journal, Run, check_settings, content_id, expand_home, iter_jsonl, number, one_of, optional, read_jsonl, safe_console, versions, whole_number, write_json, write_jsonl
 from .principle_pairs import UPTAKE, PairScores, behind_principles, compare_arms, fitting_pairs, principle_rows, score_principles, summary, uptake_sentence
@@ -1123,7 +1123,7 @@ def _triple(e:Estimate): return [e.value, e.low, e.high]
 def _ablation_stats(got):
     "Each variant in figures, and its paired difference to the whole prompt."
     cells, every = (lambda v: [r["variants"][v] for r in got["rows"]]), list(got["rows"][0]["variants"])
-    what = dict(kept=lambda c: float(c["reason"] is None), refused=lambda c: None if c["refused"] is None else float(c["refused"]), words=lambda c: None if c["answer"] is None else len(c["answer"].split()))
+    what = dict(kept=lambda c: float(c["reason"] is None), refused=lambda c: None if c["refused"] is None else float(c["refused"]), words=lambda c: None if c["answer"] is None else word_count(c["answer"]))
     return dict(got, variants=[_variant_stats(v, cells(v), cells("full"), what) for v in every])
 
 def _variant_stats(name, cells, full, what):

@@ -5,6 +5,9 @@
 # %% auto #0
 __all__ = ['plot_losses', 'plot_lengths', 'plot_funnel', 'plot_shares']
 
+# %% ../nbs/core/plots.ipynb #7c9f7e87
+from .novelty import word_count
+
 # %% ../nbs/core/plots.ipynb #a49bb02e
 def _axes(ax):
     import matplotlib.pyplot as plt
@@ -22,7 +25,7 @@ def plot_lengths(answers:dict, # name → list of texts, or of their lengths in 
                  ax=None):
     "How long answers are, in words."
     ax = _axes(ax)
-    sizes = {k: [t if isinstance(t, int) else len(t.split()) for t in v] for k, v in answers.items()}
+    sizes = {k: [t if isinstance(t, int) else word_count(t) for t in v] for k, v in answers.items()}
     top = max((max(v, default=0) for v in sizes.values()), default=0)
     ax.hist(list(sizes.values()), bins=[i*max(top, 20)/20 for i in range(21)], label=[f"{k} ({len(v)})" for k, v in sizes.items()])
     ax.set_xlabel("words in the answer"); ax.set_ylabel("answers"); ax.legend()

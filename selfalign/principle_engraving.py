@@ -20,6 +20,7 @@ from itertools import combinations
 from .annotations import Exemplar, Principle, Turn, data_path, fill, load_exemplars, load_principles, load_seed_tasks, load_template, query_text, read_text
 from .generation import Sampling
 from .models import model_identity
+from .novelty import _unit, letter_count
 from .runs import InputError, check_settings, content_id, number, one_of, optional, read_jsonl, text_lines, whole_number
 
 # %% ../nbs/02_principle_engraving.ipynb #c5274065
@@ -386,8 +387,8 @@ def segments(text): # [(start, end, normalised words)]
     "Lines and sentences of a text, list markers removed."
     out = []
     for m in re.finditer(r"[^\n]+", text):
-        for s in re.finditer(r".+?(?:[.!?…](?=\s|$)|$)", m[0]):
-            words = tuple(re.findall(r"\w+", _MARK.sub("", s[0]).lower()))
+        for s in re.finditer(r".+?(?:[.!?…](?=\s|$)|[。！？]|$)", m[0]):
+            words = tuple(_unit.findall(_MARK.sub("", s[0]).lower()))
             if words: out.append((m.start()+s.start(), m.start()+s.end(), words))
     return out
 
@@ -565,7 +566,7 @@ def token_limit(r, row, ctx):
 
 def too_short(r, row, ctx):
     "Fewer characters than the preset asks for."
-    if len(r.answer) < ctx.min_chars: return "too short"
+    if letter_count(r.answer) < ctx.min_chars: return "too short"
 
 _LEAD = re.compile(r"(?i)\W*(?:(?:sure|okay|ok|of course|certainly|yes|well|so|now|alright|here)\b[,.!:]*\s*)?(?:(?:(?:the|your|my|this|user'?s?) )*(?:question|answer|query|request|task|instruction|prompt|text|sentence|problem)(?: (?:is|was|asks|says|reads|here|that))*(?: to| me| you)?\s*[:—-]?\s+"
     r"|(?:you|the user|user|i|we)(?:['’](?:re|m|d)| are| am| is| have| has| was| would| want| wants| need)*(?: been)? (?:ask(?:s|ed|ing)?|said|says?|wrote|wants?|wanted|want|like|need|going|told)\b(?: (?:me|us|you|for|to|tell|know|hear|say|about|whether|if))*[:,]?|here (?:is|are) (?:the|your) (?:\w+ )?(?:text|question|query|sentence|request)s?:?)?\s*")

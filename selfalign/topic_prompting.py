@@ -19,7 +19,7 @@ from pathlib import Path
 from .annotations import fill, load_seed_questions, load_seed_tasks, load_template, query_text
 from .generation import Sampling
 from .models import model_identity
-from .novelty import NoveltyFilter, letters_kept, nearest_scores, unicode_tokens
+from .novelty import NoveltyFilter, letters_kept, nearest_scores, unicode_tokens, word_count
 from .runs import InputError, check_settings, content_id, number, one_of, optional, text_lines, whole_number, write_jsonl
 from .sources import read_prompts, read_source, source_identity
 
@@ -53,6 +53,7 @@ class PromptsConfig:
     blocklist: tuple[str, ...] = BLOCKLIST # things a text model cannot do, matched as whole words
     novelty: float = 0.7            # ROUGE-L F1 above this against any earlier instruction rejects
     tokenizer: str = "rouge"        # of the novelty filter; "unicode" for other scripts than Latin
+    ascii_start: bool = False       # turn down every instruction that begins with a letter outside ASCII, as the reference does; Ä and É begin words in many languages
     fruitless: int = 5              # rounds in a row without a kept prompt before giving up
     source: str|None = None         # prompts from elsewhere: a .jsonl, .json, .csv, .tsv, .txt or .parquet file, a folder, or a data set of the hub (name, name:config, name@revision)
     source_columns: str|None = None # such as "instruction=question,input=context"; None = recognised by name
@@ -61,7 +62,7 @@ class PromptsConfig:
 
     def __post_init__(self):
         check_settings(self, **{k: whole_number(*b) for k, b in _WHOLE.items()}, model_share=number(0, 1), temperature=number(0, 10), top_p=number(above=0, high=1), question_top_p=number(above=0, high=1), novelty=number(0, 1),
-                       balance=one_of("min", "median"), tokenizer=one_of("rouge", "unicode"), source_limit=optional(whole_number(1)))
+                       balance=one_of("min", "median"), ascii_start=one_of(True, False), tokenizer=one_of("rouge", "unicode"), source_limit=optional(whole_number(1)))
         if self.max_words < self.min_words: raise InputError(f"prompts.max_words is {self.max_words}, less than min_words ({self.min_words})")
         if not (self.self_instruct or self.topics_per_type or self.source):
             raise InputError("0 prompts requested; set prompts.self_instruct or prompts.topics_per_type above 0, or give prompts.source")
@@ -128,11 +129,10 @@ def _item_fault(given, instr, inputs):
 # %% ../nbs/01_topic_prompting.ipynb #fb1dd75f
 def instruction_fault(text:str, cfg:PromptsConfig)->str|None: # a reason to reject, or None
     "The heuristics of Self-Instruct for an instruction."
-    n = len(text.split() if cfg.tokenizer == "rouge" else unicode_tokens(text))
-    if n < cfg.min_words: return "too few words"
-    if n > cfg.max_words: return "too many words"
+    if len(text.split() if cfg.tokenizer == "rouge" else unicode_tokens(text)) < cfg.min_words: return "too few words"
+    if word_count(text) > cfg.max_words: return "too many words"
     if text[0] in string.punctuation: return "starts with punctuation"
-    if cfg.tokenizer == "rouge" and not text[0].isascii(): return "starts with a non-ASCII character"
+    if cfg.tokenizer == "rouge" and not text[0].isascii() and (cfg.ascii_start or not text[0].isalpha()): return "starts with a non-ASCII character"
     if _blocked(cfg.blocklist).search(text): return "not for a text model"
 
 @functools.lru_cache
@@ -376,7 +376,7 @@ def write_prompts(run,    # a `selfalign.runs.Run`
     "Stage 1: make `prompts.jsonl` and its rejects; raises `InputError` where the model never writes a usable prompt."
     tasks, questions = load_seed_tasks(folder=folder), load_seed_questions(folder=folder)
     texts = {n: load_template(n, folder) for n in ("self_instruct", "topics", "questions")}
-    settings = dict(asdict(cfg), seed=seed, seeds=content_id([(t.instruction, t.input) for t in tasks], [asdict(q) for q in questions]), templates=content_id(texts),
+    settings = dict({k: v for k, v in asdict(cfg).items() if k != "ascii_start" or v}, seed=seed, seeds=content_id([(t.instruction, t.input) for t in tasks], [asdict(q) for q in questions]), templates=content_id(texts),
                     model=model_identity(engine.info))
     if cfg.source: settings["source_content"] = source_identity(cfg.source)
     if cfg.source and (known := run.manifest["stages"].get("prompts", {}).get("settings", {})).get("source_content") == settings["source_content"]:
@@ -538,8 +538,8 @@ def figure_lengths(rows, longest=60):
     "Words in the instruction, by source."
     by = _by_source(rows)
     fig, (ax,) = _figure()
-    if by: ax.hist([[min(len(r["instruction"].split()), longest) for r in v] for v in by.values()], bins=range(0, longest+5, 4), color=[_colour(s) for s in by], label=[_name(s, v) for s, v in by.items()])
-    ax.set_xlabel("words in the instruction" + (f" ({longest} = {longest} or more)" if any(len(r["instruction"].split()) >= longest for r in rows) else "")); ax.autoscale(axis="x", tight=True); ax.set_ylabel("prompts")
+    if by: ax.hist([[min(word_count(r["instruction"]), longest) for r in v] for v in by.values()], bins=range(0, longest+5, 4), color=[_colour(s) for s in by], label=[_name(s, v) for s, v in by.items()])
+    ax.set_xlabel("words in the instruction" + (f" ({longest} = {longest} or more)" if any(word_count(r["instruction"]) >= longest for r in rows) else "")); ax.autoscale(axis="x", tight=True); ax.set_ylabel("prompts")
     if by: ax.legend()
     return _finish(fig)
 

@@ -14,6 +14,7 @@ from functools import cached_property
 
 from .annotations import fill, load_identity, load_template, query_text
 from .generation import Sampling
+from .novelty import letter_count
 from .principle_engraving import Response, echo, loop_start, token_limit, word_heads, _CODE, _QUOTED, _SENTENCES, _grams, _words, turn_pattern, turn_start
 from .runs import InputError, check_settings, content_id, number, one_of, read_jsonl, whole_number
 from .sft import TrainConfig, train_model, card_facts, teacher_engine, _recipe, _weights_of
@@ -175,7 +176,7 @@ def furniture(r, row, ctx):
 
 def too_short(r, row, ctx):
     "Short, and without an end of its own."
-    if len(r.answer) < ctx.min_chars and not r.ended or len(r.answer) < 2: return "too short"
+    if letter_count(r.answer) < ctx.min_chars and not r.ended or len(r.answer) < 2: return "too short"
 
 def no_end(r, row, ctx):
     "A cut answer, where the preset wants none."
