@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from .generation import prefix_groups
+from .generation import after, prefix_groups
 from .runs import InputError, atomic_path
 
 # %% ../nbs/core/distil.ipynb #a1888fc2
@@ -73,8 +73,7 @@ def teacher_row(prompts, # `selfalign.generation.Prompts` of the tokenizer
                 labels:list # the student's answer tokens
                )->tuple:    # (token ids, how many are the prompt's, how many labels have no target at the start)
     "The teacher's row for an answer, in tokens that are the student's."
-    joint = f" {answer}" if isinstance(prompt, str) and not prompt[-1:].isspace() else answer
-    ids, n = prompts.pair(prompt, joint)
+    ids, n = prompts.pair(prompt, after(prompt, answer))
     mine = _without_end(prompts, labels)
     for skip, blank in ((0, 0), (0, 1), (1, 0)): # student's tokens that the teacher cuts otherwise; a blank before them
         start, end = n + blank, n + blank + len(mine)

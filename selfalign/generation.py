@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ATTENTION', 'SERVERS', 'CONTROL_TEXT', 'ENGINES', 'Sampling', 'Completion', 'Score', 'mix', 'row_seeds', 'Engine',
            'ScriptedEngine', 'find_stop', 'split_reasoning', 'outside_reasoning', 'no_answer', 'read_reply',
-           'whole_text', 'Prompts', 'Group', 'prefix_groups', 'Unsupported', 'attend', 'join', 'SharedLayer',
+           'whole_text', 'Prompts', 'after', 'Group', 'prefix_groups', 'Unsupported', 'attend', 'join', 'SharedLayer',
            'SharedCache', 'shared_attention', 'waits', 'draw', 'NGrams', 'Row', 'Chooser', 'free_memory', 'TorchEngine',
            'asks_turn', 'Tree', 'token_tree', 'tree_mask', 'vllm_trouble', 'token_rules', 'RowRules', 'vllm_rules',
            'VLLMEngine', 'served_by', 'OpenAIEngine', 'refused_parameters', 'Passing', 'Final', 'retry_after',
@@ -326,6 +326,13 @@ class Prompts:
                 got = self.text(v, bos=False)
                 if got and self.tok.decode(got[:1]).strip(): ids.add(got[0])
         return sorted(ids)
+
+# %% ../nbs/core/generation.ipynb #e223c44b
+def after(prompt, # text, messages or token ids
+          answer:str
+         )->str:
+    "An answer as the continuation of its prompt: behind a text's last word there is a blank."
+    return f" {answer.strip()}" if isinstance(prompt, str) and not prompt[-1:].isspace() else answer.strip()
 
 # %% ../nbs/core/generation.ipynb #73be58eb
 @dataclass

@@ -14,6 +14,7 @@ import numpy as np
 from .annotations import data_path, query_text
 from .evaluation import PAIR_FORMATS, PAIR_KINDS as KINDS
 from .evaluation import Estimate, Result, _config, _model, bootstrap, check_rows, dialog, has_chat, mcnemar, sign_flip, wilson
+from .generation import after
 from .principle_engraving import RespondConfig, load_principle_set
 from .runs import InputError, iter_jsonl
 
@@ -48,7 +49,7 @@ def score_principles(engine,   # a loaded engine with `score`
                     )->PairScores:
     "Log-probability of both answers of each pair."
     asked = [prompt_of(p) for p in pairs]
-    texts = [(p, _continued(p, pair[side])) for p, pair in zip(asked, pairs) for side in ("keeping", "breaking")]
+    texts = [(p, after(p, pair[side])) for p, pair in zip(asked, pairs) for side in ("keeping", "breaking")]
     scores = engine.score([p for p, _ in texts], [c for _, c in texts])
     rows, skipped = [], []
     for pair, keeping, breaking in zip(pairs, scores[::2], scores[1::2]):
@@ -57,9 +58,6 @@ def score_principles(engine,   # a loaded engine with `score`
         else: rows.append(dict(about, keeping=keeping.logprob, breaking=breaking.logprob))
     if not rows: raise InputError(f"none of {len(pairs)} pairs could be scored: {skipped[0]['reason']}")
     return PairScores(rows, skipped)
-
-def _continued(prompt, answer): # after a text's last word there is a blank
-    return f" {answer.strip()}" if isinstance(prompt, str) and not prompt[-1:].isspace() else answer.strip()
 
 # %% ../nbs/core/principle_pairs.ipynb #690c3c2a
 def behind_principles(pset): # pair → prompt

@@ -381,6 +381,31 @@ def test_principles_longer_than_the_context_stop_before_the_first_token(tmp_path
         assert pe.respond(run, e, RespondConfig(min_chars=40, max_new_tokens=255))["kept"] and e.calls  # the remedy needs no redo
 
 
+def test_of_several_answers_the_one_that_the_principles_made_is_kept(tmp_path):
+    prompts_run(tmp_path / "r")
+    asked = []
+    def several(prompt, i, seed): # answers to one prompt stand side by side; the third passes and is the principles' own
+        asked.append(prompt)
+        return [scripted(prompt, i, seed), "nonsense", scripted(prompt, i, seed).rstrip(".") + ", as every lake does too."][i % 3]
+    moved = lambda p, c: -float(len(c)) / 10 + 9 * ("as every lake does too" in c and f"1 ({PSET.principles[0].name})" in p)
+    e = ScriptedEngine(several, scores=moved)
+    with Run(tmp_path / "r", say=lambda s: None) as run:
+        rec = pe.respond(run, e, RespondConfig(min_chars=40, samples=3), plain=lambda r: r["instruction"])
+    rows = read_jsonl(tmp_path / "r" / "responses.jsonl")
+    assert len(asked) == 3 * rec["asked"] and rec["kept"] == len(rows) and len({r["id"] for r in rows}) == len(rows)
+    assert all(r["answer"].endswith("as every lake does too.") and r["lift"] > 0 for r in rows)
+    assert not any(r.get("lift") for r in read_jsonl(tmp_path / "r" / "rejects.jsonl"))
+
+
+def test_several_answers_need_a_plain_prompt_and_scores(tmp_path):
+    prompts_run(tmp_path / "r")
+    with Run(tmp_path / "r", say=lambda s: None) as run:
+        with pytest.raises(InputError, match="plain prompt"): pe.respond(run, ScriptedEngine(scripted), RespondConfig(min_chars=40, samples=2))
+    from selfalign.pipeline import check_inputs, config_from
+    with pytest.raises(InputError, match="respond.samples is 2.*set it to 1"):
+        check_inputs(config_from(dict(engine="openai:http://127.0.0.1:9/v1#x", respond=dict(samples=2))))
+
+
 def test_no_survivor_stops_before_training(tmp_path):
     prompts_run(tmp_path / "r")
     with Run(tmp_path / "r", say=lambda s: None) as run:
