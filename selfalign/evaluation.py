@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 from .annotations import data_dir, data_path, fill, load_template, query_text
-from .generation import Completion, Engine, Sampling, TorchEngine, load_engine, outside_reasoning, read_reply
+from .generation import Completion, Engine, Sampling, TorchEngine, load_engine, outside_reasoning, read_reply, after
 from .models import cache_only, hub_answers, load_model, weights_sha256
 from .novelty import word_count, word_runs
 from .runs import InputError, content_id, iter_jsonl, own_commit, versions, write_json
@@ -949,11 +949,9 @@ def _opened(engine): # an engine, or a function or a string that makes one (clos
     else:
         with (load_engine(engine) if isinstance(engine, str) else engine()) as e: yield e
 
-def _joined(prompt, answer): return f" {answer.strip()}" if isinstance(prompt, str) and not prompt[-1:].isspace() else answer.strip()
-
 def _score_arm(engine, rows, prompt_of):
     prompts = [prompt_of(r) for r in rows]
-    return engine.score(prompts, [_joined(p, r["answer"]) for p, r in zip(prompts, rows)])
+    return engine.score(prompts, [after(p, r["answer"]) for p, r in zip(prompts, rows)])
 
 def gap_share(a, b, c)->float|None:
     "(a − c)/(a − b), None where a ≤ b."

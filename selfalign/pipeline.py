@@ -255,7 +255,7 @@ def evaluation_texts(cfg:RunConfig, say=print)->list: # texts, each once
 def step_respond(run, cfg):
     "2: principled answers, and plain ones where a control arm is wanted."
     with open_engine(cfg) as e:
-        respond(run, e, cfg.respond, **_seeded(cfg))
+        respond(run, e, cfg.respond, plain=_plain_ways(cfg)("base")[0] if cfg.respond.samples > 1 else None, **_seeded(cfg))
         if cfg.control:
             r = cfg.respond
             answer_plainly(run, e, cfg.engrave, name=product_name(cfg), max_new_tokens=r.max_new_tokens, temperature=r.temperature, top_p=r.top_p, **_seeded(cfg))
@@ -610,6 +610,7 @@ def check_inputs(cfg, steps=()): # the steps that are to be done
     if cfg.final_engine and cfg.final_engine == cfg.engraved_engine: raise InputError(f"--final-engine is the same as --engraved-engine ({cfg.final_engine}); serve engraved/ and final/ under names or addresses of their own")
     spec, base = engine_string(cfg), base_model(cfg)
     engine_options(cfg)
+    if cfg.respond.samples > 1 and _kind(spec) == "openai": raise InputError(f"respond.samples is {cfg.respond.samples}: choosing among answers needs log-probabilities, which servers do not give; set it to 1")
     for name in ("engraved_engine", "final_engine"): _check_full(name, getattr(cfg, name))
     for s in cfg.evaluate.sets: _check_set(s)
     if _kind(spec) != "openai": resolve_model(base)
@@ -847,7 +848,7 @@ def pilot(cfg:RunConfig)->tuple: # the rest of `plan_table`'s arguments
     with tempfile.TemporaryDirectory() as d, Run(Path(d)/"pilot", say=lambda *a: None) as run, open_engine(cfg) as e:
         e.count_tokens("ready") # loads the model now, so that loading does not count as generation
         write_prompts(run, e, pilot_config(cfg.prompts), **_seeded(cfg))
-        respond(run, e, replace(cfg.respond, limit=min(cfg.respond.limit or 48, 48)), **_seeded(cfg))
+        respond(run, e, replace(cfg.respond, limit=min(cfg.respond.limit or 48, 48)), plain=_plain_ways(cfg)("base")[0] if cfg.respond.samples > 1 else None, **_seeded(cfg))
         s, used = run.manifest["stages"], sum(f.stat().st_size for f in Path(d).rglob("*.jsonl"))
         return s["prompts"], s["responses"], used, len(question_types(cfg))
 

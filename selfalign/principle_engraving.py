@@ -8,17 +8,17 @@ __all__ = ['RULE_WORDS', 'FILTERS', 'cited_rules', 'uncite', 'PrincipleSet', 'pr
            'segments', 'loop_start', 'repetition', 'word_heads', 'common_words', 'exemplar_leakage', 'apology',
            'cliche', 'finished', 'token_limit', 'too_short', 'echo', 'foreign_name', 'other_script', 'languages_of',
            'wrong_language', 'apply_filters', 'turned_down', 'RespondConfig', 'load_principle_set', 'check_context',
-           'judge', 'respond', 'rule_usage', 'rule_pairs', 'rule_usage_by', 'plot_rules']
+           'judge', 'lifts', 'best_of', 'respond', 'rule_usage', 'rule_pairs', 'rule_usage_by', 'plot_rules']
 
 # %% ../nbs/02_principle_engraving.ipynb #f9c01e8f
-import copy, os, re
+import copy, math, os, re
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property
 from itertools import combinations
 
 from .annotations import Exemplar, Principle, Turn, data_path, fill, load_exemplars, load_principles, load_seed_tasks, load_template, query_text, read_text
-from .generation import Sampling
+from .generation import Sampling, after
 from .models import model_identity
 from .novelty import _unit, letter_count
 from .runs import InputError, check_settings, content_id, number, one_of, optional, read_jsonl, text_lines, whole_number
@@ -700,10 +700,11 @@ class RespondConfig:
     min_chars: int = 160          # shorter answers are rejected
     on_limit: str = "keep"        # "keep" an answer cut at the token limit without its last sentence, or "reject" it
     limit: int|None = None        # answer so many of the prompts, drawn by seed; all if None
+    samples: int = 1              # answers drawn for each prompt; of those that pass the filters the one is kept that the principles make likelier most, see `lifts`
 
     def __post_init__(self):
         text = (lambda v: isinstance(v, str) and v.strip(), "a name")
-        check_settings(self, on_limit=one_of("keep", "reject"), temperature=number(0), top_p=number(above=0, high=1), max_new_tokens=whole_number(1), min_chars=whole_number(0), limit=optional(whole_number(1)),
+        check_settings(self, on_limit=one_of("keep", "reject"), temperature=number(0), top_p=number(above=0, high=1), max_new_tokens=whole_number(1), min_chars=whole_number(0), limit=optional(whole_number(1)), samples=whole_number(1),
                        name=text, product_name=optional(text), principles=(bool, "at least one file"))
 
     def words(self)->dict:
@@ -744,6 +745,36 @@ def judge(row:dict,        # a prompt row
     answer = re.sub(_any((ctx.pset.name,)), lambda m: product_name, r.answer) if product_name else r.answer
     return dict(base, answer=answer, ended=r.ended, **info, raw=out["text"]), None
 
+# %% ../nbs/02_principle_engraving.ipynb #81c81fc2
+def lifts(engine, # the base model, on an engine that gives log-probabilities
+          rows,   # response rows
+          pset,
+          plain   # row → the prompt without principles
+         )->list: # nats per token; None where a row cannot be scored
+    "How much likelier the principles make each answer."
+    def scored(prompt_of):
+        prompts = [prompt_of(r) for r in rows]
+        return engine.score(prompts, [after(p, r["answer"]) for p, r in zip(prompts, rows)])
+    behind, bare = scored(lambda r: pset.render(query_text(r), thoughts=False)), scored(plain)
+    return [None if a.error or b.error else (a.logprob - b.logprob)/a.n_tokens for a, b in zip(behind, bare)]
+
+def best_of(results, # of `judge`, the answers to one prompt side by side
+            n,       # answers to a prompt
+            engine, pset, plain)->list: # one result a prompt
+    "Of the answers to a prompt that pass, the one with the highest lift; where none passes, the first reject."
+    if plain is None: raise InputError("respond.samples is more than 1, but the plain prompt to compare with is missing; give `plain`")
+    groups = [results[i:i+n] for i in range(0, len(results), n)]
+    rivals = [row for g in groups if len(ok := [row for row, reason in g if reason is None]) > 1 for row in ok]
+    for row, lift in zip(rivals, lifts(engine, rivals, pset, plain) if rivals else []): row["lift"] = lift
+    return [_best(g) for g in groups]
+
+def _best(group):
+    passed = [r for r in group if r[1] is None]
+    if not passed: return group[0]
+    return max(passed, key=lambda r: -math.inf if r[0].get("lift") is None else r[0]["lift"]) # the first of equals
+
+def _sample_id(row, k): return content_id("respond", row["id"], *([k] if k else []))
+
 # %% ../nbs/02_principle_engraving.ipynb #96929aa2
 def _limited(rows, limit, seed): # drawn by hash, in their order: the file holds one source after the other
     if limit is None or limit >= len(rows): return rows
@@ -753,19 +784,23 @@ def _limited(rows, limit, seed): # drawn by hash, in their order: the file holds
 def respond(run,            # a `selfalign.runs.Run` whose stage "prompts" is finished
             engine,         # the base model
             cfg:RespondConfig=RespondConfig(),
-            seed=0, folder=None)->dict: # the stage's record
+            seed=0, folder=None,
+            plain=None # row → the prompt without principles; needed where several answers are drawn
+           )->dict: # the stage's record
     "Stage 2: answer every prompt under the principles, filter, prune; writes `responses.jsonl` and its rejects."
     pset = load_principle_set(cfg, folder)
-    settings = dict({k: v for k, v in asdict(cfg).items() if k not in _WORDS}, **cfg.words(), seed=seed, prompt=content_id(pset.render("")), words=content_id(sorted(words := common_words(load_seed_tasks(folder=folder)))), model=model_identity(engine.info), after=run.fingerprint("prompts"))
+    settings = dict({k: v for k, v in asdict(cfg).items() if k not in _WORDS and not (k == "samples" and v == 1)}, **cfg.words(), seed=seed, prompt=content_id(pset.render("")), words=content_id(sorted(words := common_words(load_seed_tasks(folder=folder)))), model=model_identity(engine.info), after=run.fingerprint("prompts"))
     if not run.done("responses"): check_context(pset, engine, cfg.max_new_tokens) # before the stage notes its settings, which the remedy changes
     with run.stage("responses", settings, files=["responses.jsonl"]) as rec:
         if rec is None: return run.manifest["stages"]["responses"]
         rows = _limited(read_jsonl(run/"prompts.jsonl"), cfg.limit, seed)
-        jobs = [dict(id=content_id("respond", r["id"]), prompt=lambda r=r: pset.render(query_text(r))) for r in rows]
+        jobs = [dict(id=_sample_id(r, k), prompt=lambda r=r: pset.render(query_text(r))) for r in rows for k in range(cfg.samples)]
         outs = run.complete("responses", jobs, engine, cfg.sampling(pset), seed, desc="2 answers")
         run.tell_failures("responses", outs)
         ctx = Context(pset, cfg.min_chars, cfg.on_limit, words)
-        results = (judge(r, o, ctx, cfg.product_name or cfg.name) for r, o in zip(rows, outs))
+        drawn = [r for r in rows for _ in range(cfg.samples)]
+        results = (judge(r, o, ctx, cfg.product_name or cfg.name) for r, o in zip(drawn, outs))
+        if cfg.samples > 1: results = best_of(list(results), cfg.samples, engine, pset, plain)
         rec.update(run.decide("responses", "responses.jsonl", results, len(rows)), asked=len(rows), prompt_tokens=engine.count_tokens(pset.render("")))
         if not rec["kept"]:
             raise InputError(f"{run.path}: no answer of {len(rows)} survived ({', '.join(f'{k}: {v}' for k, v in rec['rejected'].items())}); see rejects.jsonl")
