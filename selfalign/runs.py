@@ -400,8 +400,19 @@ class Run:
         rec = self.manifest["stages"].setdefault(stage, dict(fingerprint="", settings={}, done=False, files=[], seconds=0.0))
         use = rec.setdefault("generation", dict(rows=0, tokens=0, seconds=0.0))
         use.update(rows=use["rows"]+n, tokens=use["tokens"]+tokens, seconds=round(use["seconds"]+seconds, 2))
+        self._mark_change(stage, use, engine, n)
         if n or "engine" not in use: use["engine"] = engine.info # of the one that made rows last
         if n: self.save()
+
+    def _mark_change(self, stage, use, engine, n): # texts may differ by these: sums in another order or precision
+        if not n: return
+        how = dict(kind=engine.info.get("kind"), dtype=engine.info.get("dtype"), batch_size=self.news["config"].get("batch_size"))
+        before = use.get("made_with")
+        if before and before != how:
+            changed = {k: [before.get(k), v] for k, v in how.items() if before.get(k) != v}
+            use.setdefault("changes", []).append(dict(after_rows=use["rows"]-n, **changed))
+            self.say(f"{stage}: goes on with another {' and '.join(k.replace('_', ' ') for k in changed)} than its first {use['rows']-n} rows; texts may differ by it, the manifest says so")
+        use["made_with"] = how
 
     def reject(self, stage, # whose rejects these are; earlier ones of the same stage are replaced
                rows         # dicts with at least "reason" and "raw"

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['CHAT_TEMPLATE', 'with_chat_template', 'with_end', 'system_variants', 'plain_messages', 'encode_row', 'encode_rows',
            'row_counts', 'split_held_out', 'TrainConfig', 'EngraveConfig', 'fit', 'trainer_for', 'accelerate_file',
-           'launch', 'save_model', 'model_card', 'base_licence', 'fresh_cards', 'refresh_cards', 'score_section',
-           'data_card', 'push', 'train_model', 'identity_pairs', 'shorten', 'teacher_engine', 'with_targets', 'engrave',
-           'card_facts', 'control_prompt', 'answer_plainly', 'engrave_control']
+           'launch', 'public_name', 'save_model', 'model_card', 'base_licence', 'fresh_cards', 'refresh_cards',
+           'score_section', 'data_card', 'chance_of_rise', 'reply_losses', 'push', 'train_model', 'identity_pairs',
+           'shorten', 'teacher_engine', 'with_targets', 'engrave', 'card_facts', 'control_prompt', 'answer_plainly',
+           'engrave_control']
 
 # %% ../nbs/03_sft.ipynb #ec83c2ab
 import importlib.util, json, math, os, re, shutil, subprocess, sys
@@ -434,6 +435,18 @@ def _worker(work):
     _, losses = fit(rows, job["base"], with_chat_template(load_tokenizer(job["base"])), work, cfg, job["seed"])
     if os.environ.get("RANK", "0") == "0": write_json(work/"losses.json", losses)
 
+# %% ../nbs/03_sft.ipynb #c422fc83
+def public_name(name:str # of a model: a hub id, a folder, or a name of ours
+               )->str:
+    "A model's name without the path of a folder on this machine."
+    p = Path(name)
+    return p.name or p.resolve().name if p.is_absolute() or p.exists() or str(name).startswith((".", "~")) or len(p.parts) > 2 else str(name)
+
+def _without_paths(adapter, src): # peft writes the base model's path, and a card around it
+    (adapter/"README.md").unlink(missing_ok=True)
+    conf = json.loads((adapter/"adapter_config.json").read_text(encoding="utf-8"))
+    write_json(adapter/"adapter_config.json", dict(conf, base_model_name_or_path=EMBEDDED_HUB_ID if src.name == "embedded" else public_name(src.name)))
+
 # %% ../nbs/03_sft.ipynb #3642bdee
 def save_model(model, tok, base, out, cfg, losses, info:dict):
     "Adapter, merged model, chat template, generation config and card, in one atomic step."
@@ -446,6 +459,7 @@ def save_model(model, tok, base, out, cfg, losses, info:dict):
             else: model.save_pretrained(tmp/"adapter"); model.to("cpu")
             plain, _ = load_model(src, dtype="auto", device="cpu")
             merged = PeftModel.from_pretrained(plain, tmp/"adapter").merge_and_unload()
+            _without_paths(tmp/"adapter", src)
         elif isinstance(model, Path): merged, _ = load_model(str(model), dtype="auto", device="cpu")
         merged.config.use_cache = True
         with_end(merged, tok)
@@ -459,7 +473,7 @@ def model_card(src, cfg, losses, info)->str:
     from huggingface_hub import ModelCardData
     licence, hub = base_licence(src), EMBEDDED_HUB_ID if src.name == "embedded" else src.name if "/" in src.name and not Path(src.name).exists() else None
     meta = ModelCardData(base_model=hub, license=licence, tags=["self-align", "selfalign"], pipeline_tag="text-generation", library_name="transformers")
-    rows = {"base model": f"`{src.name}`" + (f" at `{src.revision}`" if src.revision else ""), "weights' SHA-256": f"`{src.sha256}`",
+    rows = {"base model": f"`{public_name(src.name)}`" + (f" at `{src.revision}`" if src.revision else ""), "weights' SHA-256": f"`{src.sha256}`",
             "lines written by people": info.get("human_lines"), "principles": info.get("principles"), "answers kept of those asked for": info.get("yield"), "rejected, by reason": info.get("rejected"),
             "verbose answers kept of those asked for": info.get("verbose_yield"), "verbose answers rejected, by reason": info.get("verbose_rejected"),
             "rows, lost, truncated": ", ".join(str(info.get(k)) for k in ("rows", "lost", "truncated")), "answer tokens": info.get("answer_tokens"),
@@ -468,7 +482,7 @@ def model_card(src, cfg, losses, info)->str:
             "loss, first and last step": f"{losses[0]['loss']:.3f}, {losses[-1]['loss']:.3f}"}
     table = "\n".join(f"| {k} | {v} |" for k, v in rows.items() if v is not None)
     return (f"---\n{meta}\n---\n# {info.get('title', 'Aligned model')}\n" + (f"\n*{STAND_IN_NOTICE}.*\n" if src.stand_in else "") +
-            f"\nMade with [selfalign](https://github.com/selfalign/selfalign) by the SELF-ALIGN method (Sun et al. 2023): the base model `{src.name}` was fine-tuned on its own filtered answers.\n\n"
+            f"\nMade with [selfalign](https://github.com/selfalign/selfalign) by the SELF-ALIGN method (Sun et al. 2023): the base model `{public_name(src.name)}` was fine-tuned on its own filtered answers.\n\n"
             f"| | |\n| --- | --- |\n{table}\n\n{_SCORES}not measured yet; `selfalign evaluate` on the run fills this in.\n\n## Limits and licence\n\n"
             "The model knows what its base model knows, invents what it does not know, and repeats its errors and biases. Its answers were filtered by rules, not read by people. "
             "It was taught to decline what its principles forbid by examples of its own making, which is no test of safety: test it before others use it. It speaks the languages of its training prompts.\n\n"
@@ -542,8 +556,29 @@ def _findings(found, name): # sentences: of the principles, of the likelihood of
     if (x := arms.get(name)) and x.get("kept"): yield f"Of what the principles in the prompt do to the base model, this model does {x['kept'][0]:.0%} without them (log-odds of {x['n']} pairs of answers)."
     elif x: yield "The principles in the prompt do not move the base model towards the answers that keep them, so nothing of it could be engraved."
     if name == "engraved" and (said := (found.get("internalization") or {}).get("sentence")): yield said
+    yield from (f"{x}." for x in reply_losses(found.get("replies")).get(name, ()))
     t = (found.get("tax") or {}).get(name)
     if t: yield f"Plain text: {t['base']:.3f} nats per token before, {t['nll']:.3f} after" + (", a significant loss." if t["lost"][0] > 0 and t["p"] < 0.05 else ".")
+
+# %% ../nbs/03_sft.ipynb #3d88e9ce
+def chance_of_rise(k:int, n:int, # cases among the first rows
+                   l:int, m:int  # and among the second
+                  )->float:
+    "Fisher's exact test, one-sided: how likely at least `l` of the `k + l` cases fall to the second rows by chance."
+    t = k + l
+    return sum(math.comb(n, t-x)*math.comb(m, x) for x in range(l, min(m, t)+1) if t-x <= n)/math.comb(n+m, t) if n and m else 1.0
+
+def reply_losses(replies:dict # model → figures of its replies, as the manifest has them
+                )->dict: # model → sentences
+    "What became significantly worse from a stage to the next: repetition, and answers that do not end by themselves."
+    out, order = {}, [m for m in ("base", "engraved", "final") if (replies or {}).get(m)]
+    for before, model in zip(order, order[1:]):
+        x, y = replies[before], replies[model]
+        for what, share in (("answers with a repetition", lambda r: r.get("repetition_rate")), ("answers cut at the length limit", lambda r: None if r.get("stop_rate") is None else 1-r["stop_rate"])):
+            if None in (a := share(x), b := share(y)) or b <= a: continue
+            p = chance_of_rise(round(a*x["n"]), x["n"], round(b*y["n"]), y["n"])
+            if p < 0.025: out.setdefault(model, []).append(f"Warning: {what} rose from {a:.0%} ({before}) to {b:.0%} ({model}), one-sided p {'below 0.001' if p < 0.001 else f'= {p:.3f}'}")
+    return out
 
 # %% ../nbs/03_sft.ipynb #0dbca920
 def push(run,          # a run folder
