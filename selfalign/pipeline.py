@@ -35,7 +35,7 @@ from .novelty import Contamination, word_count
 from .principle_engraving import Context, RespondConfig, check_context, common_words, judge, load_principle_set, parse_response, respond
 from .runs import InputError, Journal, Run, check_settings, content_id, expand_home, iter_jsonl, number, one_of, optional, read_jsonl, safe_console, versions, whole_number, write_json, write_jsonl
 from .principle_pairs import UPTAKE, PairScores, behind_principles, compare_arms, fitting_pairs, principle_rows, score_principles, summary, uptake_sentence
-from .sft import EngraveConfig, answer_plainly, engrave, engrave_control, plain_messages, refresh_cards, system_variants, with_chat_template, _counts, _told_reply
+from .sft import EngraveConfig, answer_plainly, engrave, engrave_control, plain_messages, refresh_cards, reply_losses, system_variants, with_chat_template, _counts, _told_reply
 from .topic_prompting import PromptsConfig, expected_prompts, pilot_config, write_prompts
 from .verbose_cloning import CloneConfig, clone, write_verbose
 
@@ -486,7 +486,8 @@ def _reply_rows(r):
     failed = {m: k for m, x in r.items() if (k := x.get("failed"))}
     return ([("replies that failed, left out", _counts(failed))] if failed else []) + [
         ("mean answer, engraved → final", f"{_told_reply(e, 'words')} → {_told_reply(f, 'words')} words, {_told_reply(e, 'tokens')} → {_told_reply(f, 'tokens')} tokens"),
-        *((what, f"{_told_reply(e, k)} → {_told_reply(f, k)}") for what, k in (("answers that end by themselves", "stop_rate"), ("answers with a repetition", "repetition_rate")))]
+        *((what, f"{_told_reply(e, k)} → {_told_reply(f, k)}") for what, k in (("answers that end by themselves", "stop_rate"), ("answers with a repetition", "repetition_rate"))),
+        *(("worse than the stage before", x) for told in reply_losses(r).values() for x in told)]
 
 def _score_rows(scores):
     out = []
