@@ -9,7 +9,7 @@ export GOMP_SPINCOUNT ?= 3000
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 META := setup.py settings.ini pyproject.toml constraints.txt
 
-.PHONY: bench bench-peers demo test test-exact test-lowest test-pins test-vllm test-browser gpu-check soak fuzz docs docs-serve lab dev clean
+.PHONY: bench bench-peers demo test test-exact test-lowest test-pins test-vllm test-browser gpu-check dist soak fuzz docs docs-serve lab dev clean
 
 demo: $(VENV)/.base
 	$(BIN)/selfalign demo
@@ -86,6 +86,15 @@ $(VENV)/.base: $(VENV)/bin/python $(META)
 $(VENV)/.dev: $(VENV)/.base
 	$(PIP) -e .[dev]
 	@touch $@
+
+# sdist and wheel, byte for byte the same from the same commit.
+export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 1700000000)
+SAME := --sort=name --mtime=@$(SOURCE_DATE_EPOCH) --owner=0 --group=0 --numeric-owner
+dist: $(VENV)/.dev
+	rm -rf dist build
+	$(BIN)/python -m build --no-isolation -o dist .
+	cd dist && for f in *.tar.gz; do mkdir .same && tar -xzf $$f -C .same && tar $(SAME) -C .same -cf - $${f%.tar.gz} | gzip -9n > $$f && rm -rf .same; done
+	sha256sum dist/*
 
 clean:
 	rm -rf _proc _docs build dist *.egg-info .pytest_cache .pins .lowest

@@ -29,7 +29,7 @@ setup(
     # data/ of the checkout is selfalign/data of the installed package
     packages=["selfalign", "selfalign.data"],
     package_dir={"selfalign": "selfalign", "selfalign.data": "data"},
-    package_data={"selfalign.data": ["**/*"]},
+    package_data={"selfalign": ["py.typed"], "selfalign.data": ["**/*"]},
     exclude_package_data={"selfalign.data": ["labels/*"]},  # for measuring the filters in a checkout
     zip_safe=False,
 )

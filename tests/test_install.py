@@ -47,6 +47,22 @@ def test_the_command_works_outside_the_repository(venv, tmp_path):
     assert bad.returncode == 1 and bad.stderr.startswith("error: ")
 
 
+def test_two_builds_of_one_commit_are_the_same_and_a_wheel_can_be_built_from_the_sdist(tmp_path):
+    "Whatever the times of the files; the sdist carries what setup.py reads."
+    import hashlib, shutil, tarfile, zipfile
+    made = []
+    for k in range(2):
+        src = shutil.copytree(ROOT, tmp_path / str(k), ignore=shutil.ignore_patterns(".git", ".venv", "runs", "_docs", "_proc", "build", "dist", "*.egg-info", "labels", "samples"))
+        for p in src.rglob("*.py"): os.utime(p, (1.6e9 + k, 1.6e9 + k))
+        done = subprocess.run(["make", "-o", f"{sys.prefix}/.dev", "dist", f"VENV={sys.prefix}"], cwd=src, env=dict(os.environ, SOURCE_DATE_EPOCH="1790000000"), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:] + done.stdout[-2000:]
+        made.append({p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (src / "dist").iterdir()})
+    assert made[0] == made[1] and len(made[0]) == 2
+    names = zipfile.ZipFile(next((src / "dist").glob("*.whl"))).namelist()
+    assert "selfalign/py.typed" in names and "selfalign/data/presets/demo.yaml" in names
+    assert any(n.endswith("/settings.ini") for n in tarfile.open(next((src / "dist").glob("*.tar.gz"))).getnames())
+
+
 NOTEBOOKS = sorted(p.relative_to(ROOT / "nbs").as_posix() for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 
 @pytest.mark.slow
