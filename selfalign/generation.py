@@ -1322,7 +1322,7 @@ class VLLMEngine(Engine):
             except InputError as e: yield i, _error(i, str(e)); continue
             params = SamplingParams(**_vllm_params(replace(sampling, max_new_tokens=min(sampling.max_new_tokens, self.max_context - len(ids))), seed, rules), stop_token_ids=sorted(ends) if asks_turn(p) and not sampling.ban_eos else None)
             key = f"{id(rows)}-{i}"; rows[key] = i, len(ids)
-            engine.add_request(key, dict(prompt_token_ids=ids), params, **self._lora())
+            with self.log.told(): engine.add_request(key, dict(prompt_token_ids=ids), params, **self._lora()) # it may have died since
         try:
             while rows:
                 with self.log.told(): outs = engine.step()

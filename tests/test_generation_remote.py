@@ -319,7 +319,10 @@ def fake_vllm(monkeypatch):
             if "start" in plan: os.write(2, plan["start"].encode()); raise RuntimeError("Engine core initialization failed. See root cause above. Failed core proc(s): {'EngineCore': 1}")
             self.log, self.queue, self.asked = os.dup(2), [], []
             config = types.SimpleNamespace(max_model_len=4096 if kw["max_model_len"] == -1 else kw["max_model_len"], hf_config=None, dtype="torch.float32")
-            self.llm_engine = types.SimpleNamespace(model_config=config, add_request=lambda key, p, params: self.queue.append((key, params)), step=self.step, abort_request=lambda keys: None)
+            self.llm_engine = types.SimpleNamespace(model_config=config, add_request=self.add, step=self.step, abort_request=lambda keys: None)
+        def add(self, key, prompt, params):
+            if "add" in plan: os.write(self.log, plan["add"].encode()); raise type("EngineDeadError", (Exception,), {})("EngineCore encountered an issue. See stack trace (above) for the root cause.")
+            self.queue.append((key, params))
         def step(self):
             if "step" in plan: os.write(self.log, plan["step"].encode()); raise type("EngineDeadError", (Exception,), {})("EngineCore encountered an issue. See stack trace (above) for the root cause.")
             key, params = self.queue.pop(0)
@@ -374,6 +377,10 @@ def test_vllm_failures_are_one_line_with_a_remedy(fake_vllm, words, told, capfd)
     assert words not in out.out + out.err
     plan["step"] = ""
     with load_engine("vllm:embedded") as engine, pytest.raises(InputError, match="the engine's process ended without a word"): engine.generate(["a"], Sampling())
+    plan.update(add=words); del plan["step"] # it died between two calls: already the first request meets a dead engine
+    with load_engine("vllm:embedded") as engine:
+        with pytest.raises(InputError) as e: engine.generate(["a"], Sampling())
+        assert told in str(e.value) and "\n" not in str(e.value)
 
 def test_cuda_is_not_started_by_asking_for_it():
     "vLLM forks: whether a GPU is there is asked of the driver."
