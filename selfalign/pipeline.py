@@ -11,10 +11,11 @@ __all__ = ['DTYPES', 'KINDS', 'ARMS', 'STEPS', 'STAGES', 'COMMANDS', 'EvaluateCo
            'four_answers', 'write_page', 'run_steps', 'check_inputs', 'StepFailed', 'files_read', 'told_files',
            'started_in', 'at_home', 'usage', 'parse_run', 'UsageError', 'run_command', 'ScoreArgs', 'score_command',
            'CompareArgs', 'compare_command', 'seeds_table', 'plan', 'pilot', 'question_types', 'plan_numbers',
-           'plan_table', 'uptake', 'uptake_rows', 'doctor', 'DoctorArgs', 'doctor_command', 'Remembering',
-           'ablation_variants', 'ablate', 'judge_ablation', 'ablation_table', 'AblateArgs', 'ablate_command',
-           'JudgeArgs', 'read_questions', 'saved_answers', 'judge_command', 'ratings_table', 'ChatArgs', 'chat_prompt',
-           'stream_reply', 'chat_command', 'main', 'PushArgs', 'push_command']
+           'plan_table', 'uptake', 'uptake_rows', 'doctor', 'DoctorArgs', 'doctor_command', 'ExportArgs',
+           'export_command', 'Remembering', 'ablation_variants', 'ablate', 'judge_ablation', 'ablation_table',
+           'AblateArgs', 'ablate_command', 'JudgeArgs', 'read_questions', 'saved_answers', 'judge_command',
+           'ratings_table', 'ChatArgs', 'chat_prompt', 'stream_reply', 'chat_command', 'main', 'PushArgs',
+           'push_command']
 
 # %% ../nbs/06_pipeline.ipynb #5f00849b
 import contextlib, dataclasses, hashlib, inspect, itertools, json, os, shutil, signal, subprocess, sys, tempfile, textwrap, types, typing
@@ -29,6 +30,7 @@ from . import annotations as ann
 from .annotations import annotation_budget, budget_total, data_dir, load_preset, preset_names, query_text
 from .evaluation import (BENCHMARKS, CHECKS, OUR_SETS, Estimate, Result, Table, _answer_error, _judged_refusals, bootstrap, bradley_terry, compare, eval_questions, schema, tax, tax_sentence, answer_questions, evaluate_models, can_score, has_chat, internalization_of, is_refusal, judge_pairwise, load_benchmark, load_results, score_arms,
                                   over_seeds, question_text, refusals_of, sample_rows, save_results, sign_flip, table, text_scores, text_stats, truth_info_judge, wilson)
+from .export import export_rows
 from .generation import ENGINES, Completion, Prompts, Sampling, _eos_ids, _no_secrets, asks_turn, load_engine, read_reply, split_reasoning
 from .models import STAND_IN_NOTICE, best_device, best_dtype, load_model, load_tokenizer, model_identity, release, resolve_model, turn_ends
 from .novelty import Contamination, word_count
@@ -710,6 +712,7 @@ COMMANDS = dict(demo="the whole method on the embedded model, in runs/demo", run
                 report="report.html, answers.html and figures of a run", plan="a pilot: what a run of this size would take here", chat="talk to base and final model side by side",
                 compare="compare two evaluations, paired; or several runs over their seeds", ablate="answer a run's prompts with principles or exemplars left out, and show what changes", doctor="check this machine: versions, GPU, disk, models; --model: does it follow the principles in its prompt?",
                 judge="a judge says which of two models answers better, in both orders; of one model, whether it is truthful and informative, or declines",
+                export="rows of a run for other trainers: export rows RUN OUT --as messages, sharegpt, alpaca or prompt-completion",
                 push="list what would go to the Hugging Face hub; --send sends it")
 _STEPS_OF = dict(demo=tuple(STEPS), run=tuple(STEPS), prompts=("prompts",), respond=("respond",), engrave=("engrave",), clone=("verbose", "clone"), evaluate=("evaluate",), report=("report",))
 
@@ -982,6 +985,25 @@ def doctor_command(argv, say=print):
     a = _options(DoctorArgs, argv, "doctor", COMMANDS["doctor"])
     for what, state, detail in doctor(): say(f"{what:16}{state}{'  ' + detail if detail else ''}")
     if a.model: say(f"{'principles':16}{uptake_sentence(uptake(RunConfig(model=a.model, dtype=a.dtype)))}")
+
+# %% ../nbs/06_pipeline.ipynb #fc64255f
+@dataclass(frozen=True)
+class ExportArgs:
+    "Options of `selfalign export rows RUN OUT`."
+    what: Annotated[str, tyro.conf.arg(metavar="rows")] # rows
+    run: Annotated[str, tyro.conf.arg(metavar="RUN")]   # folder of a run
+    out: Annotated[str, tyro.conf.arg(metavar="OUT")]   # file to write: .jsonl or .parquet
+    form: Annotated[str, tyro.conf.arg(name="as")] = "messages" # messages, sharegpt, alpaca or prompt-completion
+    source: str = "responses" # responses (stage 2) or verbose (stage 4)
+    system: str|None = None   # system text before every row
+
+    def __post_init__(self): check_settings(self, what=one_of("rows"), source=one_of("responses", "verbose"))
+
+def export_command(argv, say=print):
+    "`selfalign export rows RUN OUT`: the rows of a run for TRL, axolotl or LLaMA-Factory."
+    a = _options(ExportArgs, argv, "export", COMMANDS["export"])
+    n = export_rows(a.run, a.out, a.form, a.source, a.system)
+    say(f"{n:,} rows: {a.out}, card: {Path(a.out).with_suffix('.md')}")
 
 # %% ../nbs/06_pipeline.ipynb #684485e9
 _DRIVERS = {11: 450, 12: 525, 13: 580} # CUDA's major version → the oldest driver that runs it, on Linux
@@ -1427,6 +1449,7 @@ def _dispatch(argv):
     elif command == "chat": chat_command(rest)
     elif command == "push": push_command(rest)
     elif command == "doctor": doctor_command(rest)
+    elif command == "export": export_command(rest)
     elif command == "plan": print_table(plan(_checked(parse_run("plan", rest)[1])))
     else: run_command(command, rest)
     return 0
