@@ -6,7 +6,7 @@
 __all__ = ['InputError', 'plain_sign', 'safe_console', 'expand_home', 'check_settings', 'number', 'whole_number', 'one_of',
            'optional', 'content_id', 'text_lines', 'open_text', 'iter_jsonl', 'read_jsonl', 'atomic_path',
            'write_jsonl', 'write_json', 'progress', 'read_columns', 'Journal', 'versions', 'git_commit', 'peak_bytes',
-           'own_commit', 'Run']
+           'own_commit', 'Holder', 'Run']
 
 # %% ../nbs/core/runs.ipynb #da9ecf8f
 import contextlib, hashlib, json, math, os, platform, shutil, subprocess, sys, time
@@ -267,6 +267,73 @@ def own_commit(): # as `git_commit`
     root = Path(selfalign.__file__).resolve().parent.parent
     return git_commit(root) if (root/"nbs").is_dir() and (root/"settings.ini").is_file() else None
 
+# %% ../nbs/core/runs.ipynb #f32d7e5e
+import threading, uuid
+
+from fastcore.basics import patch
+
+# %% ../nbs/core/runs.ipynb #aa53f2df
+class Holder:
+    "The file that says who owns a run folder."
+    beat, stale = 10, 120 # seconds between touches; after how many without one an owner on another machine counts as dead
+
+    def __init__(self, path): self.path, self.token, self.ended = Path(path), uuid.uuid4().hex, threading.Event()
+
+    def take(self)->str|None: # who holds it, where that owner lives; None where it is ours now
+        "Own the folder, unless a living process does."
+        for _ in range(2):
+            try: fd = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+            except FileExistsError:
+                who = self.read()
+                if who and self._lives(who): return f"process {who['pid']} on {who['host']} since {who['since']}"
+                self.path.unlink(missing_ok=True); continue
+            with os.fdopen(fd, "w", encoding="utf-8") as f: json.dump(self._self(), f)
+            threading.Thread(target=self._touch, daemon=True).start()
+            return None
+        return "another process, which has just begun"
+
+    def read(self)->dict|None: # None where there is no owner, or none that says who it is
+        try: who = json.loads(self.path.read_text(encoding="utf-8"))
+        except (OSError, ValueError): return None
+        return who if isinstance(who, dict) and {"pid", "host", "since", "machine", "token"} <= set(who) else None
+
+    def release(self):
+        self.ended.set()
+        if (self.read() or {}).get("token") == self.token: self.path.unlink(missing_ok=True)
+
+# %% ../nbs/core/runs.ipynb #bc09a22d
+@patch
+def _self(self:Holder): return dict(pid=os.getpid(), started=_started(os.getpid()), host=platform.node(), machine=_machine(), since=time.strftime("%Y-%m-%d %H:%M:%S"), token=self.token)
+
+@patch
+def _lives(self:Holder, who):
+    if who["machine"] == _machine(): return who["pid"] != os.getpid() and _started(who["pid"]) == who.get("started") is not None
+    probe = self.path.with_name(".clock"); probe.write_text("") # the file system's own clock
+    try: return probe.stat().st_mtime - self.path.stat().st_mtime < self.stale
+    except OSError: return False
+    finally: probe.unlink(missing_ok=True)
+
+@patch
+def _touch(self:Holder):
+    while not self.ended.wait(self.beat):
+        with contextlib.suppress(OSError): os.utime(self.path)
+
+# %% ../nbs/core/runs.ipynb #46eb788b
+def _machine(): # where a number means one process: kernel and process namespace, else the name
+    try: return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
+    except OSError: return platform.node()
+
+def _started(pid): # when a process began, so that another one with its number is not taken for it; None where there is none
+    try: state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError: return _alive(pid)
+    return None if state[0] in "ZX" else state[19]
+
+def _alive(pid): # where there is no /proc
+    if Path("/proc/self").exists() or sys.platform == "win32": return None
+    try: os.kill(pid, 0); return "yes"
+    except PermissionError: return "yes"
+    except OSError: return None
+
 # %% ../nbs/core/runs.ipynb #af42765b
 class Run:
     "A run folder: one owner at a time, resumable stages, provenance in `manifest.json`."
@@ -286,10 +353,13 @@ class Run:
         self.lock = FileLock(self.path/".lock")
         try: self.lock.acquire(timeout=0)
         except Timeout:
-            holder = _read_text(self.path/".holder") or "another process"
-            raise InputError(f"{self.path}: in use by {holder}; wait for it to end or choose another folder") from None
+            who = Holder(self.path/".holder").read()
+            raise InputError(f"{self.path}: in use by {'process {pid} on {host} since {since}'.format(**who) if who else 'another process'}; wait for it to end or choose another folder") from None
         except (OSError, NotImplementedError) as e: raise InputError(f"{self.path}: this file system gives no lock ({e}); choose a local folder") from None
-        (self.path/".holder").write_text(encoding="utf-8", data=f"process {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        self.holder = Holder(self.path/".holder")
+        if who := self.holder.take(): # the lock was granted, as some network file systems grant every one
+            self.lock.release()
+            raise InputError(f"{self.path}: in use by {who}; wait for it to end or choose another folder")
 
     def _open(self, config):
         m = self.path/"manifest.json"
@@ -307,7 +377,7 @@ class Run:
     def save(self): write_json(self.path/"manifest.json", self.manifest)
     def close(self):
         lock = getattr(self, "lock", None)
-        if lock and lock.is_locked: (self.path/".holder").unlink(missing_ok=True); lock.release()
+        if lock and lock.is_locked: self.holder.release(); lock.release()
     def __enter__(self): return self
     def __exit__(self, *exc): self.close()
     def __truediv__(self, name): return self.path/name
@@ -435,7 +505,3 @@ class Run:
                 if reason: turned_down.append(row)
                 else: yield row
         return dict(kept=write_jsonl(self/file, kept()), rejected=self.reject(stage, turned_down))
-
-def _read_text(p):
-    try: return Path(p).read_text(encoding="utf-8").strip()
-    except OSError: return None

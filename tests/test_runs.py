@@ -1,13 +1,16 @@
 """Runs that survive: torn lines, damaged lines, two owners, changed settings."""
+import json
+import os
 import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 
 from selfalign.generation import Sampling, ScriptedEngine
-from selfalign.runs import InputError, Journal, Run, content_id, read_jsonl, write_jsonl
+from selfalign.runs import InputError, Journal, Run, _started, content_id, read_jsonl, write_jsonl
 
 
 def answers(prompt, index, seed): return f"answer to {prompt} with {seed % 1000}"
@@ -250,3 +253,61 @@ def test_failures_are_told_and_too_many_leave_the_stage_open(tmp_path):
 def test_a_manifest_of_something_else(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(InputError, match="not the manifest of a run"): Run(tmp_path)
+
+
+# ---- two owners where every lock is granted
+
+@pytest.fixture
+def granted(monkeypatch):
+    "A file system that grants every lock."
+    class Lock:
+        is_locked = False
+        def __init__(self, path): pass
+        def acquire(self, timeout): self.is_locked = True
+        def release(self): self.is_locked = False
+    monkeypatch.setattr("selfalign.runs.FileLock", Lock)
+
+
+def owned(folder, **who):
+    "A run folder with another owner's file, and a temporary file of that owner."
+    with Run(folder) as run: run.save(); me = run.holder.read()
+    (folder / ".holder").write_text(json.dumps(me | who)); (folder / ".x.1.tmp").write_text("half")
+    return folder
+
+
+def living(): return dict(pid=os.getppid(), started=_started(os.getppid()))
+
+
+def test_a_living_owner_keeps_its_folder_where_every_lock_is_granted(tmp_path, granted):
+    r = owned(tmp_path / "r", **living())
+    with pytest.raises(InputError, match=f"in use by process {os.getppid()} on "): Run(r)
+    assert (r / ".x.1.tmp").exists() and (r / ".holder").exists() # nothing of the owner's is touched
+
+
+@pytest.mark.parametrize("who", [dict(pid=2**22 + 7, started="5"), dict(living(), started="1"), dict(pid=os.getpid())])
+def test_a_dead_owner_is_followed_at_once(tmp_path, granted, who):
+    r = owned(tmp_path / "r", **who)
+    with Run(r) as run: assert run.holder.read()["pid"] == os.getpid() and not (r / ".x.1.tmp").exists()
+    assert not (r / ".holder").exists()
+
+
+def test_an_owner_on_another_machine_is_alive_as_long_as_it_touches_its_file(tmp_path, granted):
+    r = owned(tmp_path / "r", machine="another", host="node7", pid=1)
+    with pytest.raises(InputError, match="in use by process 1 on node7"): Run(r)
+    os.utime(r / ".holder", (time.time() - 500,)*2)
+    with Run(r): pass
+
+
+def test_the_owner_touches_its_file(tmp_path, monkeypatch):
+    monkeypatch.setattr("selfalign.runs.Holder.beat", 0.05)
+    with Run(tmp_path / "r") as run:
+        os.utime(run / ".holder", (5, 5)); time.sleep(0.5)
+        assert (run / ".holder").stat().st_mtime > 5
+    assert run.holder.ended.is_set()
+
+
+@pytest.mark.parametrize("text", ["process 5 on x since y", "{}", "", "[]"])
+def test_an_owner_file_that_says_nothing_is_replaced(tmp_path, granted, text):
+    with Run(tmp_path / "r") as run: run.save()
+    (tmp_path / "r" / ".holder").write_text(text)
+    with Run(tmp_path / "r"): pass
