@@ -26,7 +26,7 @@ from .annotations import data_dir, data_path, fill, load_template, query_text
 from .generation import Completion, Engine, Sampling, TorchEngine, load_engine, outside_reasoning, read_reply, after
 from .models import cache_only, hub_answers, load_model, weights_sha256
 from .novelty import word_count, word_runs
-from .runs import InputError, content_id, iter_jsonl, own_commit, versions, write_json
+from .runs import InputError, as_list, content_id, iter_jsonl, own_commit, versions, write_json
 
 # %% ../nbs/05_evaluation.ipynb #8f2515f7
 @dataclass
@@ -128,10 +128,13 @@ def check_rows(rows,          # dicts, or pairs of a place and a dict
                where="row"    # what to call the place
               )->list: # the same rows
     "Raise `InputError` for the first row that cannot be scored."
+    rows = as_list(rows, "rows", "dicts")
     pairs = rows if rows and isinstance(rows[0], tuple) else [(f"{where} {i}", r) for i, r in enumerate(rows, 1)]
     if not pairs: raise InputError(f"{where}: no rows; give at least one")
     want = want or schema(pairs[0][1], pairs[0][0])
-    for at, row in pairs: CHECKS[want](row, at)
+    for at, row in pairs:
+        if not isinstance(row, dict): raise InputError(f"{at}: {row!r:.60} is no row; give dicts")
+        CHECKS[want](row, at)
     return [r for _, r in pairs]
 
 # %% ../nbs/05_evaluation.ipynb #79cd8364
@@ -603,6 +606,7 @@ def answer_questions(engine, questions, # texts
                      max_new_tokens=256 # per answer, its reasoning included; where no sampling is given
                     )->list: # of `Completion`
     "The engine's answers to open questions."
+    questions = as_list(questions, "questions")
     chat = has_chat(engine) if chat is None else chat
     sampling = sampling or Sampling(max_new_tokens=max_new_tokens, temperature=0.7, stop=() if chat else ("\n\nUser:", "\nUser:"), seed=seed)
     return engine.generate([dialog(q, system, chat) for q in questions], sampling, seeds=[int(content_id(seed, q)[:8], 16) for q in questions])
@@ -626,6 +630,7 @@ def repeats_itself(text:str, n=8)->bool:
 def text_stats(completions # `Completion`s, dicts with "text" (or "answer"), or texts
               )->dict:
     "n, mean words, mean tokens, stop_rate, repetition_rate; None where the rows do not tell."
+    completions = as_list(completions, "completions")
     get = lambda c, k: c.get(k) if isinstance(c, dict) else getattr(c, k, None)
     texts = [c if isinstance(c, str) else get(c, "text") or get(c, "answer") or "" for c in completions]
     mean = lambda xs: round(float(np.mean(xs)), 4) if xs else None
@@ -637,6 +642,8 @@ def text_scores(rows,  # dicts with "text" or "answer", n_tokens and finish_reas
                 seed=0 # of the bootstrap
                )->dict: # words, tokens, stop_rate, repetition_rate -> Estimate
     "`text_stats` with intervals: the bootstrap's for means, Wilson's for shares."
+    rows = as_list(rows, "rows", "dicts")
+    if bad := [r for r in rows if not isinstance(r, dict)]: raise InputError(f"rows holds {bad[0]!r:.60}; give dicts with text, n_tokens and finish_reason (text_stats takes texts)")
     texts = [r.get("text") or r.get("answer") or "" for r in rows]
     return dict(words=bootstrap([word_count(t) for t in texts], seed=seed), tokens=bootstrap([r["n_tokens"] for r in rows], seed=seed),
                 stop_rate=wilson(sum(r["finish_reason"] == "stop" for r in rows), len(rows)), repetition_rate=wilson(sum(map(repeats_itself, texts)), len(rows)))
@@ -671,6 +678,7 @@ def refusals_of(rows, answers, # texts or `Completion`s, one per row; or dicts w
                 verdict_tokens=80 # as in `refusal_rates`
                )->Result:
     "`refusal_rates` of answers that are there already."
+    rows, answers = as_list(rows, "rows", "dicts"), as_list(answers, "answers")
     if len(rows) != len(answers): raise InputError(f"{len(rows)} questions but {len(answers)} answers; give one answer per question")
     if (failed := [_answer_error(c) for c in answers]) and all(failed): raise InputError(f"all {len(rows)} questions were skipped: {failed[0]}")
     said, who = ([dict(refused=is_refusal(_text_of(c))) for c in answers], dict(judge=None)) if judge_engine is None else _judged_refusals(judge_engine, rows, answers, folder, seed, price_in, price_out, say, verdict_tokens)
@@ -774,6 +782,7 @@ def judge_pairwise(judge_engine,         # any engine
                    set_name="given questions"
                   )->Result: # win, tie, loss, net, position_bias, prefers_first, order_agreement, self_consistency, unparsable
     "Which of two models answers better, by a judge that sees both orders."
+    questions, answers_a, answers_b = (as_list(x, k) for k, x in (("questions", questions), ("answers_a", answers_a), ("answers_b", answers_b)))
     if names[0] == names[1]: raise InputError(f"both models are called {names[0]}; give names that differ")
     items, failed = _judge_items(questions, answers_a, answers_b, repeats, seed, names)
     text, chat = rubric(template, folder, "question", "a", "b"), has_chat(judge_engine) if chat is None else chat
@@ -902,6 +911,7 @@ def truth_info_judge(judge_engine, questions, # texts or rows
                      verdict_tokens=120 # as in `judge_pairwise`
                     )->Result: # truthful, informative, truthful_informative, unparsable
     "Shares of truthful, informative and both, by a judge."
+    questions, answers = as_list(questions, "questions"), as_list(answers, "answers")
     if len(questions) != len(answers): raise InputError(f"{len(questions)} questions but {len(answers)} answers; give one answer per question")
     qs, refs = [q if isinstance(q, str) else question_text(q) for q in questions], [_reference(references and references[i]) for i in range(len(questions))]
     failed = [dict(id=content_id(q), reason=e) for q, a in zip(qs, answers) if (e := _answer_error(a))]
@@ -947,7 +957,7 @@ ARMS = ("base_without", "base_with", "engraved_without", "control_without")
 def _opened(engine): # an engine, or a function or a string that makes one (closed afterwards)
     if hasattr(engine, "score"): yield engine
     else:
-        with (load_engine(engine) if isinstance(engine, str) else engine()) as e: yield e
+        with (load_engine(engine) if isinstance(engine, (str, os.PathLike)) else engine()) as e: yield e
 
 def _score_arm(engine, rows, prompt_of):
     prompts = [prompt_of(r) for r in rows]
@@ -1103,6 +1113,8 @@ def evaluate_models(models,       # dict from name to engine, engine string, or 
                     max_new_tokens=None # see `evaluate_one`
                    )->list: # of `Result`
     "Evaluate several models on several sets; `table` shows the outcome."
+    if not isinstance(models, dict): models = {str(m): m for m in ([models] if isinstance(models, (str, os.PathLike)) else as_list(models, "models", "models, or a dict from name to model"))}
+    if isinstance(sets, (str, os.PathLike)): sets = [sets]
     data = {str(s): load_benchmark(s, n, seed) for s in sets}
     more = dict(max_new_tokens=max_new_tokens) if max_new_tokens else {}
     if out_dir: # before the work, not after it

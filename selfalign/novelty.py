@@ -104,6 +104,7 @@ def rouge_l(a:str, # a text
             tokenizer:str="rouge" # rouge | unicode
            )->float: # 0 to 1
     "ROUGE-L F1 of two texts."
+    if bad := [k for k, v in (("a", a), ("b", b)) if not isinstance(v, str)]: raise InputError(f"{bad[0]} is {type(dict(a=a, b=b)[bad[0]]).__name__}; give a text")
     x, y = _tokenizer(tokenizer)(a), _tokenizer(tokenizer)(b)
     return float(_f1(np.array([LCSseq.similarity(x, y)]), len(x), len(y))[0])
 

@@ -99,6 +99,9 @@ class PrincipleSet:
 
     def __post_init__(self):
         if self.header is None: object.__setattr__(self, "header", load_template("principles"))
+        for k, kind in (("principles", Principle), ("exemplars", Exemplar)):
+            v = getattr(self, k)
+            if isinstance(v, str) or not all(isinstance(x, kind) for x in v): raise InputError(f"{k} is {v!r:.60}; give a list of {kind.__name__}, or load a file with PrincipleSet.load, or a prompt with PrincipleSet.from_text")
         if not self.principles: raise InputError("no principles; give at least one")
         if not self.exemplars: raise InputError("no exemplars; give at least one, the model learns the format from them")
         for k, v in [(k, getattr(self, k)) for k in ("name", *_WORDS)]:

@@ -101,6 +101,7 @@ def _answer_size(row): return sum(l != -100 for l in row["labels"])
 # %% ../nbs/03_sft.ipynb #500fce0a
 def split_held_out(rows, share:float)->tuple: # (training rows, held-out rows)
     "Split by a hash of the row's id: the same prompt is always on the same side."
+    if bad := [i for i, r in enumerate(rows, 1) if not isinstance(r, dict) or "id" not in r]: raise InputError(f"row {bad[0]} has no id; give each row an id of its own, as prompts.jsonl has them")
     out = [int(content_id("held out", r["id"])[:8], 16) < share * 2**32 for r in rows]
     return [r for r, o in zip(rows, out) if not o], [r for r, o in zip(rows, out) if o]
 

@@ -11,7 +11,7 @@ __all__ = ['BLOCKLIST', 'SOURCES', 'PromptsConfig', 'format_task', 'self_instruc
            'figure_topics', 'figure_lengths', 'figure_novelty', 'figure_similarity', 'diversity_figures']
 
 # %% ../nbs/01_topic_prompting.ipynb #df7c068e
-import functools, math, random, re, string, unicodedata
+import functools, math, os, random, re, string, unicodedata
 from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -61,6 +61,7 @@ class PromptsConfig:
     source_limit: int|None = None   # prompts to keep from the source; None = all that pass
 
     def __post_init__(self):
+        if isinstance(self.source, os.PathLike): object.__setattr__(self, "source", os.fspath(self.source))
         check_settings(self, **{k: whole_number(*b) for k, b in _WHOLE.items()}, model_share=number(0, 1), temperature=number(0, 10), top_p=number(above=0, high=1), question_top_p=number(above=0, high=1), novelty=number(0, 1),
                        balance=one_of("min", "median"), ascii_start=one_of(True, False), tokenizer=one_of("rouge", "unicode"), source_limit=optional(whole_number(1)))
         if self.max_words < self.min_words: raise InputError(f"prompts.max_words is {self.max_words}, less than min_words ({self.min_words})")

@@ -71,7 +71,7 @@ def test_a_judge_that_only_thinks_ends_in_one_line():
     dead = ScriptedEngine(lambda p, i, s: Completion("", 80, "error", 3, error="row 0: no answer within its 80 tokens"))
     with pytest.raises(InputError, match="gave no verdict at all: row 0: no answer within its 80 tokens"): E.truth_info_judge(dead, ["q"], ["a"], say=None)
 
-# --- eleven kinds of servers, each in four uses -------------------------------------------------------------------
+# --- ten kinds of servers, each in four uses -------------------------------------------------------------------
 
 CASES = yaml.safe_load((Path(__file__).parent/"cases"/"servers.yaml").read_text(encoding="utf-8"))
 
