@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['InputError', 'plain_sign', 'safe_console', 'expand_home', 'check_settings', 'number', 'whole_number', 'one_of',
-           'optional', 'content_id', 'text_lines', 'open_text', 'iter_jsonl', 'read_jsonl', 'atomic_path',
-           'write_jsonl', 'write_json', 'progress', 'read_columns', 'Journal', 'versions', 'git_commit', 'peak_bytes',
-           'own_commit', 'Holder', 'Run']
+           'optional', 'as_list', 'plain_value', 'content_id', 'text_lines', 'open_text', 'iter_jsonl', 'read_jsonl',
+           'atomic_path', 'write_jsonl', 'write_json', 'progress', 'read_columns', 'Journal', 'versions', 'git_commit',
+           'peak_bytes', 'own_commit', 'Holder', 'Run']
 
 # %% ../nbs/core/runs.ipynb #da9ecf8f
 import contextlib, hashlib, json, math, os, platform, shutil, subprocess, sys, time
@@ -79,11 +79,28 @@ def optional(rule)->tuple:
     "What a rule accepts, or None."
     return lambda v: v is None or rule[0](v), f"{rule[1]}, or leave it out"
 
+# %% ../nbs/core/runs.ipynb #aaabd37f
+def as_list(x,        # a list, tuple, array, series or generator
+            name:str, # of the argument, for the error
+            what="texts" # that it should hold
+           )->list:
+    "The elements of `x`; `InputError` for a single text, dict or number."
+    if isinstance(x, (str, bytes, dict)) or not hasattr(x, "__iter__"):
+        raise InputError(f"{name} is {'one text' if isinstance(x, str) else type(x).__name__}; give a list of {what}")
+    return list(x)
+
+def plain_value(x): # for JSON
+    "Values of NumPy, PyTorch and pandas as Python's own, a path as text; `InputError` for what JSON cannot hold."
+    if hasattr(x, "tolist"): return x.tolist()
+    if isinstance(x, os.PathLike): return os.fspath(x)
+    if isinstance(x, (set, frozenset)): return sorted(x)
+    raise InputError(f"{x!r:.60} is a {type(x).__name__}, which JSON cannot hold; give texts, numbers, lists and dicts")
+
 # %% ../nbs/core/runs.ipynb #dffe9086
 def content_id(*parts # anything JSON can hold: stage, instruction, input, sample index …
               )->str: # 16 hexadecimal digits
     "A row's identity: the SHA-256 of its parts, so that the same work always has the same name."
-    return hashlib.sha256(json.dumps(parts, ensure_ascii=True, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(parts, ensure_ascii=True, sort_keys=True, default=plain_value).encode()).hexdigest()[:16]
 
 # %% ../nbs/core/runs.ipynb #bfecd053
 import gzip, io, zlib
@@ -117,7 +134,7 @@ def _bad_line(path): # the first that is not UTF-8
     return ""
 
 # %% ../nbs/core/runs.ipynb #6eb42d19
-def _line(row): return json.dumps(row, ensure_ascii=True, allow_nan=False) + "\n"
+def _line(row): return json.dumps(row, ensure_ascii=True, allow_nan=False, default=plain_value) + "\n"
 
 def iter_jsonl(path # a file with one JSON object a line; blank lines are skipped
               ): # yields (line number from 1, dict)
