@@ -10,7 +10,7 @@ for real; its tokens choose words that are set into the form which each stage as
 and yet every row depends on the tokens drawn. Each attempt is a process of its own, forked from one that has the
 libraries loaded, and is ended by SIGKILL.
 """
-import argparse, gc, itertools, json, os, platform, random, resource, shlex, signal, sys, tempfile, time
+import argparse, gc, gzip, itertools, json, os, platform, random, resource, shlex, signal, sys, tempfile, time
 from collections import Counter
 from pathlib import Path
 
@@ -149,13 +149,31 @@ PIECES = ["###", "\n", "1. Instruction:", "2. Input:", "<noinput>", "Output:", "
 def some_text(rng):
     return "".join(rng.choice(PIECES) if rng.random() < 0.7 else "".join(chr(rng.choice((rng.randrange(32, 127), rng.randrange(0x2FFF), rng.randrange(0x10FFFF)))) for _ in range(rng.randrange(8))) for _ in range(rng.randrange(22)))
 
-READERS = ("journal", "stored row", "JSONL file", "YAML file", "principles file", "exemplars file", "task list", "topic list", "hint lines", "thoughts and answer", "verbose answer", "cited rules", "judge's verdict", "query in the prompt")
+def some_rows(rng, text):
+    "Rows as the world's data sets have them: ShareGPT, messages, Alpaca and plain, with the oddities of each."
+    bits = lambda: rng.choice((text, text[:20], "", None, 7, float("nan"), float("inf"), True, "Why?", [], {}, ["x", None], [dict(type="text", text=text)], [dict(type="image_url", image_url={}), dict(type="text", text="What?")]))
+    turn = lambda: rng.choice(({"from": rng.choice(("human", "gpt", "system", "Human ", None, 5)), "value": bits()}, dict(role=rng.choice(("user", "assistant", "system", "developer", "tool")), content=bits()), bits()))
+    def talk():
+        got = rng.choice(([turn() for _ in range(rng.randrange(4))], turn(), dict(role=["user", "assistant"], content=[text, "x"]), bits()))
+        return rng.choice((got, json.dumps(got), str(got), json.dumps(json.dumps(got)), str(got)[:rng.randrange(1, 40)]))
+    row = rng.choice((lambda: {rng.choice(("conversations", " Messages", "prompt")): talk(), "system": bits()}, lambda: dict(instruction=bits(), input=bits(), output="x"), lambda: {rng.choice(("text", "Question")): bits(), "image": bits()}))
+    return [row() for _ in range(rng.randrange(1, 4))]
+
+def some_table(rng, text):
+    "The same as a table in some dialect, as spreadsheets and programs write it."
+    rows, sep, end = some_rows(rng, text.replace("\ud800", "?")), rng.choice(",;\t|"), rng.choice(("\n", "\r\n"))
+    names = list(dict.fromkeys(k for r in rows for k in r))
+    quote = lambda v: v if rng.random() < .3 else '"' + v.replace('"', '""') + '"'
+    return rng.choice(("", "", "\ufeff", f"sep={sep}{end}")) + "".join(sep.join(quote("" if v is None else str(v)) for v in line) + end for line in (names, *([r.get(k) for k in names] for r in rows)))
+
+READERS = ("conversation", "rows of JSON", "tables", "prompt lines", "journal", "stored row", "JSONL file", "YAML file", "principles file", "exemplars file", "task list", "topic list", "hint lines", "thoughts and answer", "verbose answer", "cited rules", "judge's verdict", "query in the prompt")
 
 def readers(folder):
     "name → (share of the inputs, function of (text, rng) that gives True where the input is kept, False where it is rejected)."
     from selfalign.annotations import load_exemplars, load_principles, read_yaml
     from selfalign.evaluation import parse_verdict
     from selfalign.principle_engraving import Context, PrincipleSet, cited_rules, common_words, judge, loop_start
+    from selfalign.sources import opening_turn, read_prompts
     from selfalign.topic_prompting import PromptPool, PromptsConfig, parse_questions, parse_tasks, parse_topics
     from selfalign.verbose_cloning import VerboseContext, judge_verbose
     pset, row, p = PrincipleSet.load(), dict(id="1", instruction="Tell me about rivers.", input=""), folder/"file"
@@ -200,10 +218,32 @@ def readers(folder):
         with Journal(p, say=lambda s: None) as j: k = len(j); j.add(dict(id="new", text=t))
         with Journal(p, say=lambda s: None) as j: assert len(j) in (k, k+1) and units(j["new"]["text"]) == units(t)
         return k > 0
-    return {"journal": (.05, journal), "stored row": (.03, stored),
+    def prompts(name, n=None): # every row is a prompt or has a reason
+        try: got = list(read_prompts(str(folder/name)))
+        except InputError as e: assert "\n" not in str(e).strip(); return False
+        assert all((r.why is None) == bool(r.instruction) or r.why for r in got) and (n is None or len(got) == n); return any(r.why is None for r in got)
+    def conversation(t, rng):
+        kept = 0
+        for r in some_rows(rng, t):
+            text, why, system = opening_turn(next(iter(r.values())), chat=rng.random() < .5)
+            assert isinstance(system, bool) and (why and not text or text.strip() and why is None); kept += why is None
+        return kept > 0
+    def rows_of_json(t, rng):
+        rows, name = some_rows(rng, t), rng.choice(("d.jsonl", "d.json", "d.jsonl.gz"))
+        data = ("".join(json.dumps(r) + "\n" for r in rows) if "jsonl" in name else json.dumps(rows, indent=rng.choice((None, 1)))).encode()
+        whole = rng.random() < .7
+        if not whole: at = rng.randrange(len(data)); data = data[:at] + rng.randbytes(rng.randrange(4)) + data[at + rng.randrange(9):]
+        (folder/name).write_bytes(gzip.compress(data, 1) if name.endswith("gz") else data)
+        return prompts(name, len(rows) if whole and any(k.strip().lower() in ("conversations", "messages", "prompt", "instruction", "text", "question") for k in rows[0]) else None)
+    def tables(t, rng):
+        data = some_table(rng, t) if rng.random() < .8 else t.encode("utf-8", "replace").decode()
+        (folder/"d.csv").write_bytes(data.encode(rng.choice(("utf-8", "utf-8", "utf-16", "cp1252")), "replace")); return prompts("d.csv")
+    def lines(t, rng):
+        (folder/"d.txt").write_bytes(t.encode("utf-8", "replace")); return prompts("d.txt")
+    return {"conversation": (.05, conversation), "rows of JSON": (.05, rows_of_json), "tables": (.05, tables), "prompt lines": (.03, lines), "journal": (.05, journal), "stored row": (.03, stored),
             "JSONL file": (.05, file(lambda p: list(iter_jsonl(p)))), "YAML file": (.02, file(read_yaml)), "principles file": (.01, file(load_principles)), "exemplars file": (.01, file(load_exemplars)),
-            "task list": (.14, tasks), "topic list": (.1, topics), "hint lines": (.1, hints), "thoughts and answer": (.14, thoughts), "verbose answer": (.14, verbose), "cited rules": (.05, lambda t, r: bool(cited_rules(t))),
-            "judge's verdict": (.1, lambda t, r: {"A": True, "B": True, "tie": True, None: False}[parse_verdict(t)]), "query in the prompt": (.06, query)}
+            "task list": (.10, tasks), "topic list": (.07, topics), "hint lines": (.07, hints), "thoughts and answer": (.11, thoughts), "verbose answer": (.11, verbose), "cited rules": (.05, lambda t, r: bool(cited_rules(t))),
+            "judge's verdict": (.09, lambda t, r: {"A": True, "B": True, "tie": True, None: False}[parse_verdict(t)]), "query in the prompt": (.05, query)}
 
 def fuzz(inputs, seed=0, keep=lambda got: None):
     def hang(*a): raise SystemExit("an input took more than 10 s")
