@@ -742,6 +742,8 @@ def parse_run(command, argv)->tuple: # (out, RunConfig, redo)
     default = _starting_point(command, out, preset)
     if any(a == "--model" or a.startswith("--model=") for a in argv) and any(":" in a for a in _values(argv, "--engine")) and not _values(argv, "--engine")[-1] in ("ray:torch", "ray:vllm"):
         raise InputError("--engine names its model already; leave out --model, or give a bare kind such as --engine vllm")
+    if _values(argv, "--model") and not _values(argv, "--engine") and is_full(default.engine):
+        raise InputError(f"the engine of {f'preset {preset}' if preset else 'this run'} names its model already ({default.engine}), so --model would change nothing; give --engine too, such as --engine torch")
     prog = f"selfalign {command}"
     about = f"{COMMANDS[command]}.\n\nOUT is the run folder{' (runs/demo if left out)' if command == 'demo' else ''}. --preset NAME gives the starting values ({', '.join(preset_names())}, or a YAML file). --redo STAGE makes a stage and those after it again ({', '.join(STEPS)}). --debug shows a traceback."
     cfg = tyro.cli(RunConfig, args=argv, default=default, prog=prog, description=about, config=(tyro.conf.AvoidSubcommands, tyro.conf.ConsolidateSubcommandArgs))

@@ -151,3 +151,11 @@ def test_weights_of_any_kind_have_an_identity(tmp_path, name):
     (tmp_path / name).write_bytes(b"two!")
     assert first and weights_sha256(tmp_path) not in (None, first)
     assert weights_sha256(tmp_path / "nothing") is None
+
+
+def test_a_model_beside_an_engine_that_names_one_is_told(tmp_path):
+    (tmp_path / "p.yaml").write_text("engine: torch:embedded\n")
+    for argv in (["r", "--preset", str(tmp_path / "p.yaml"), "--model", "a/b"], ["r", "--preset", str(tmp_path / "p.yaml"), "--model=a/b"]):
+        with pytest.raises(InputError, match="names its model already .torch:embedded.*--model would change nothing"): parse_run("run", argv)
+    assert parse_run("run", ["r", "--preset", str(tmp_path / "p.yaml"), "--model", "a/b", "--engine", "vllm"])[1].model == "a/b"
+    assert parse_run("run", ["r", "--preset", "demo", "--model", "a/b"])[1].model == "a/b"
