@@ -1,12 +1,12 @@
 """Training: going on after a kill, several processes, cards, and what is said when something is wrong."""
-import errno, signal, subprocess, sys
+import errno, json, signal, subprocess, sys
 from dataclasses import asdict, replace
 
 import pytest
 
 from selfalign import sft
 from selfalign.annotations import data_path, example_rows
-from selfalign.models import load_model, load_tokenizer, takes_system
+from selfalign.models import end_of_turn, load_model, load_tokenizer, takes_system
 from selfalign.runs import InputError, write_json, write_jsonl
 from selfalign.sft import EngraveConfig, TrainConfig, encode_rows, fit, launch, plain_messages, push, save_model, train_model, with_chat_template
 
@@ -428,3 +428,79 @@ def test_a_training_in_several_processes_shows_its_bar_and_keeps_its_error(rows,
     with pytest.raises(InputError, match="failed: ValueError: no card; its checkpoints are kept in"): launch(rows, "embedded", tmp_path, replace(CFG, accelerate_config="fsdp"))
     err = capsys.readouterr().err
     assert "1/2" in err and "2/2" in err and "noise" not in err
+
+CHATML = ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}END\n{% endfor %}"
+          "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+
+def with_template_end(folder, end, eos="<|endoftext|>", source="embedded"):
+    "A model whose template ends turns in a token that its configuration does not name."
+    model, tok = load_model(source, device="cpu")
+    tok.chat_template, tok.eos_token, tok.pad_token = CHATML.replace("END", end), eos, "<|endoftext|>"
+    for c in (model.config, model.generation_config): c.eos_token_id = c.pad_token_id = tok.convert_tokens_to_ids("<|endoftext|>")
+    model.save_pretrained(folder); tok.save_pretrained(folder)
+    return str(folder)
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def unknown_end(request, tmp_path_factory):
+    d = tmp_path_factory.mktemp("unknown")
+    tiny = random_llama(d/"tiny", with_chat_template(load_tokenizer("embedded")), tie_word_embeddings=request.param)
+    return with_template_end(d/"base", "<gh_stars>", source=tiny)
+
+def test_an_end_is_known_where_the_model_would_write_it():
+    import torch
+    model, tok = load_model("embedded", dtype=torch.float32, device="cpu"); tok = with_chat_template(tok)
+    rows, weights, eot = sft.identity_pairs(8), model.get_output_embeddings().weight.data, end_of_turn(tok)
+    known, drawn = weights[eot].clone(), torch.randn(weights.shape[1], generator=torch.Generator().manual_seed(1))
+    for row in (drawn * weights.std(), drawn * .02, drawn * 0, weights[tok.convert_tokens_to_ids("<gh_stars>")].clone()):
+        weights[eot] = row # drawn at random, as a model starts, empty, never used
+        assert sft.end_rank(model, tok, rows) > 2*sft._KNOWN_END
+    weights[eot] = sft.end_row(model, tok, rows)
+    assert sft.end_rank(model, tok, rows) < sft._KNOWN_END
+    weights[eot] = known
+    assert sft.end_rank(model, tok, rows) < sft._KNOWN_END/10
+
+def ends_of(folder): # what the three files of a saved model say
+    files = {n: json.loads((folder/f"{n}.json").read_text()) for n in ("tokenizer_config", "config", "generation_config")}
+    return files["tokenizer_config"]["eos_token"], files["config"]["eos_token_id"], files["generation_config"]["eos_token_id"]
+
+def test_the_row_of_an_unknown_end_is_trained_and_saved(unknown_end, tmp_path, monkeypatch, capsys):
+    import torch
+    monkeypatch.setattr(sft, "end_rank", lambda *a: .9)
+    info = train_model(example_rows("responses")[:4], unknown_end, tmp_path/"out", tmp_path/"work", replace(CFG, max_length=128))
+    said = [l for l in capsys.readouterr().err.splitlines() if "never trained" in l]
+    assert len(said) == 1 and "<gh_stars>" in said[0] and "90%" in said[0] and said[0].endswith("is trained beside LoRA")
+    assert info["unknown_end"] == "<gh_stars>"
+    (before, _), (after, tok) = load_model(unknown_end, dtype=torch.float32, device="cpu"), load_model(str(tmp_path/"out"), dtype=torch.float32, device="cpu")
+    eot = tok.convert_tokens_to_ids("<gh_stars>")
+    for layer in ("get_input_embeddings", "get_output_embeddings"): # this row and no other
+        assert (getattr(before, layer)().weight != getattr(after, layer)().weight).any(1).nonzero().flatten().tolist() == [eot], layer
+    start = sft.end_row(before, with_chat_template(load_tokenizer(unknown_end)), sft.identity_pairs(8))
+    assert 0 < (after.get_output_embeddings().weight[eot] - start).abs().max() < .01 # two steps from its start
+    named, config, generation = ends_of(tmp_path/"out")
+    assert end_of_turn(tok) == tok.eos_token_id == eot and named == "<gh_stars>" and config == generation and eot in config
+
+@pytest.mark.parametrize("rank, lora_r, named, asked", [(.9, 16, False, True), (.004, 16, False, True), (.9, 0, False, False), (.9, 16, True, False)])
+def test_the_weights_are_asked_only_where_it_matters(unknown_end, tmp_path, monkeypatch, rank, lora_r, named, asked):
+    import shutil
+    was, base = [], unknown_end
+    monkeypatch.setattr(sft, "end_rank", lambda *a: was.append(1) or rank)
+    if named:
+        base = shutil.copytree(unknown_end, tmp_path/"base"); file = base/"generation_config.json"
+        config = json.loads(file.read_text()); end = load_tokenizer(str(base)).convert_tokens_to_ids("<gh_stars>")
+        file.write_text(json.dumps(dict(config, eos_token_id=[config["eos_token_id"], end])))
+    tok, end, unknown = sft.training_tokenizer(str(base), replace(CFG, lora_r=lora_r))
+    assert bool(was) is asked and tok.convert_ids_to_tokens(end_of_turn(tok)) == "<gh_stars>"
+    assert (end, unknown) == ((end_of_turn(tok), "<gh_stars>") if asked and rank == .9 else (None, None))
+
+@pytest.mark.parametrize("eos", ["<|endoftext|>", "<gh_stars>"]) # the tokenizer's file may name the unknown end, the model's does not
+def test_several_processes_train_with_our_template_and_an_end_that_is_known(tiny, tmp_path, monkeypatch, capsys, eos):
+    monkeypatch.setattr(sft, "end_rank", lambda *a: .9)
+    base = with_template_end(tmp_path/"base", "<gh_stars>", eos=eos, source=tiny)
+    tok, end, unknown = sft.training_tokenizer(base, replace(CFG, accelerate_config="fsdp"))
+    assert (end, unknown) == (None, "<gh_stars>") and tok.eos_token == "<|endoftext|>" == tok.convert_ids_to_tokens(end_of_turn(tok))
+    assert capsys.readouterr().err.strip().endswith("turns end in <|endoftext|>")
+    talk = [dict(role="user", content="a"), dict(role="assistant", content="b"), dict(role="user", content="c")]
+    assert "<gh_stars>" not in tok.apply_chat_template(talk, tokenize=False)
+    model, _ = load_model(base); sft.with_end(model, tok); model.save_pretrained(tmp_path/"out"); tok.save_pretrained(tmp_path/"out")
+    named, config, generation = ends_of(tmp_path/"out")
+    assert named == "<|endoftext|>" and config == generation and tok.eos_token_id in config
