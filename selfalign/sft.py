@@ -7,11 +7,11 @@ __all__ = ['CHAT_TEMPLATE', 'with_chat_template', 'with_end', 'system_variants',
            'row_counts', 'split_held_out', 'TrainConfig', 'EngraveConfig', 'fit', 'trainer_for', 'accelerate_file',
            'launch', 'public_name', 'save_model', 'model_card', 'base_licence', 'fresh_cards', 'refresh_cards',
            'score_section', 'data_card', 'chance_of_rise', 'reply_losses', 'push', 'train_model', 'identity_pairs',
-           'shorten', 'teacher_engine', 'with_targets', 'engrave', 'card_facts', 'control_prompt', 'answer_plainly',
-           'engrave_control']
+           'shorten', 'teacher_engine', 'with_targets', 'end_rank', 'end_row', 'training_tokenizer', 'engrave',
+           'card_facts', 'control_prompt', 'answer_plainly', 'engrave_control']
 
 # %% ../nbs/03_sft.ipynb #ec83c2ab
-import importlib.util, json, math, os, re, shutil, subprocess, sys
+import contextlib, importlib.util, json, math, os, re, shutil, subprocess, sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -344,17 +344,19 @@ def fit(rows,       # dicts with input_ids and labels, see `encode_rows`; and ta
         base,       # the base model: "embedded", hub id, folder
         tok,        # its tokenizer, with a chat template
         work,       # folder for checkpoints
-        cfg:TrainConfig, seed=0)->tuple: # (trained model, list of {step, loss})
+        cfg:TrainConfig, seed=0,
+        end=None    # a row of the vocabulary to train as well, see `training_tokenizer`
+       )->tuple:    # (trained model, list of {step, loss})
     "Train with TRL's `SFTTrainer`; goes on from the last checkpoint in `work` where there is one."
     if not rows: raise InputError("no training row; see rejects.jsonl for what the filters turned down, and engrave.held_out for what is set aside")
     world = int(os.environ.get("WORLD_SIZE", 1))
     if world == 1: _clear_other(work, rows, cfg, seed)
-    trainer = trainer_for(rows, base, tok, work, cfg, seed)
+    trainer = trainer_for(rows, base, tok, work, cfg, seed, end)
     trainer.train(resume_from_checkpoint=_last_checkpoint(work))
     if world > 1: trainer.save_model(str(Path(work)/"trained")) # gathers what is sharded; the main process writes
     return trainer.model, [dict(step=h["step"], loss=h["loss"]) for h in trainer.state.log_history if "loss" in h]
 
-def trainer_for(rows, base, tok, work, cfg:TrainConfig, seed=0): # see `fit`
+def trainer_for(rows, base, tok, work, cfg:TrainConfig, seed=0, end=None): # see `fit`
     "TRL's `SFTTrainer` with our settings, ready to train."
     import torch
     from datasets import Dataset, disable_progress_bars
@@ -369,8 +371,12 @@ def trainer_for(rows, base, tok, work, cfg:TrainConfig, seed=0): # see `fit`
                           attn_implementation=flash if args.packing else None, **_four_bit(cfg, rank))
     targets = [r["target"] for r in rows] if "target" in rows[0] else None
     data = [{k: r[k] for k in ("input_ids", "labels")} | (dict(row=i) if targets else {}) for i, r in enumerate(rows)]
+    lora = _lora(model, cfg) if cfg.lora_r else None
+    row = None if end is None else end_row(model, tok, identity_pairs(8))
+    if end is not None: lora = _with_row(lora, model, end)
     trainer = _trainer_class(model, args, targets)(model=model, args=args, train_dataset=Dataset.from_list(data), processing_class=tok,
-                                                   peft_config=_lora(model, cfg) if cfg.lora_r else None, callbacks=[_watch()])
+                                                   peft_config=lora, callbacks=[_watch()])
+    if row is not None: _start_row(trainer.model, row)
     if targets: trainer.data_collator = _with_rows(trainer.data_collator)
     trainer.remove_callback(PrinterCallback); _quiet_bar(trainer)
     return trainer
@@ -614,7 +620,7 @@ def train_model(rows,  # dicts with id, instruction, input, answer, ended
                 teacher=None # (engine string, its options, row → the prompt it reads), where the objective is distil
                )->dict: # rows, lost, truncated, tokens, first and last loss, steps
     "Encode, train, merge, save."
-    tok = with_chat_template(load_tokenizer(base))
+    tok, end, unknown = training_tokenizer(base, cfg)
     told = [] # the rows that are encoded
     encoded, counts = encode_rows(rows, tok, cfg, name, folder, told)
     if rows and not encoded: raise InputError(f"all {len(rows)} rows were lost: their prompts alone fill max_length, which is {cfg.max_length}; raise it")
@@ -625,9 +631,10 @@ def train_model(rows,  # dicts with id, instruction, input, answer, ended
         more_targets = [label_target([l for l in x["labels"] if l != -100], cfg.distil_top) for x in pairs]
         pairs = [dict(x, target=t) for x, t in zip(pairs, more_targets)] # who it is stands in no principle
     encoded += pairs; counts = dict(row_counts(encoded), lost=counts["lost"] + more["lost"])
-    model, losses = launch(encoded, base, work, cfg, seed) if cfg.accelerate_config else fit(encoded, base, tok, work, cfg, seed)
+    model, losses = launch(encoded, base, work, cfg, seed) if cfg.accelerate_config else fit(encoded, base, tok, work, cfg, seed, end)
     release()
     info = dict(counts, identity=len(pairs), steps=losses[-1]["step"], first_loss=_mean(losses[:3]), last_loss=_mean(losses[-3:]), title=title)
+    if unknown: info["unknown_end"] = unknown # of the model's own template
     save_model(model, tok, base, out, cfg, losses, dict(info, **(about or {})))
     del model; release()
     shutil.rmtree(work, ignore_errors=True)
@@ -672,6 +679,83 @@ def with_targets(rows,    # dicts with answer, and what the teacher's prompt is 
         targets = answer_targets(e, [ask(r) for r in rows], [r["answer"] for r in rows], encoded, k, bar.update)
     release()
     return [dict(x, target=t) for x, t in zip(encoded, targets, strict=True)]
+
+# %% ../nbs/03_sft.ipynb #1049abdd
+_KNOWN_END = 0.005 # of the vocabulary: an end behind more of it was never trained
+
+def _at_ends(model, tok, rows): # (last layer's states [positions, width], is the position an answer's end?)
+    import torch
+    prompts, eot, variants = Prompts(tok), end_of_turn(tok), system_variants()
+    states, ends = [], []
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, hidden: states.append(hidden[0][0]))
+    try:
+        for r in rows:
+            row = encode_row(prompts, plain_messages(r, variants), r["answer"], eot)
+            end = row["labels"].index(eot)
+            start = next(i for i, l in enumerate(row["labels"]) if l != -100)
+            with torch.no_grad(): model(torch.tensor([row["input_ids"][:end]], device=model.device))
+            states[-1] = states[-1][start-1:]
+            ends += [False]*(len(states[-1])-1) + [True]
+    finally: hook.remove()
+    return torch.cat(states), torch.tensor(ends, device=model.device)
+
+def end_rank(model, tok, # with a chat template
+             rows        # dicts with id, instruction, input, answer
+            )->float:    # 0 = the model's first choice, 1 = its last
+    "How much of the vocabulary a model would rather write than the end of turn, where an answer ends: the median over rows."
+    states, ends = _at_ends(model, tok, rows)
+    logits = model.get_output_embeddings()(states[ends])
+    return (logits > logits[:, end_of_turn(tok), None]).float().mean(1).median().item()
+
+def end_row(model, tok, rows): # [width], see `end_rank`
+    "A row of the vocabulary for the end of turn: as likely as the best token at the ends of the rows, an average one inside them."
+    import torch
+    states, ends = _at_ends(model, tok, rows)
+    with torch.no_grad(): logits = model.get_output_embeddings()(states).float()
+    wanted = torch.stack([logits[ends].max(1).values.mean(), logits[~ends].mean()])
+    means = torch.stack([states[ends].float().mean(0), states[~ends].float().mean(0)])
+    return torch.linalg.lstsq(means.cpu(), wanted.cpu()[:, None], driver="gelsd").solution[:, 0] # the shortest of those that fit
+
+
+# %% ../nbs/03_sft.ipynb #aaac9630
+def _named_ends(src)->list: # token ids, the config's first
+    "The ends that a model's own configuration names."
+    from transformers import AutoConfig, GenerationConfig
+    configs = [AutoConfig.from_pretrained(src.path, revision=src.revision)]
+    with contextlib.suppress(OSError): configs.append(GenerationConfig.from_pretrained(src.path, revision=src.revision))
+    found = [getattr(c, "eos_token_id", None) for c in configs]
+    return [i for x in found if x is not None for i in (x if isinstance(x, (list, tuple)) else [x])]
+
+def training_tokenizer(base, cfg)->tuple: # (tokenizer with a chat template, a row to train or None, the unknown end or None)
+    "The tokenizer to train with, and what its end of turn needs where the model does not know it."
+    src = resolve_model(base); tok = with_chat_template(load_tokenizer(src))
+    named, eot = _named_ends(src), end_of_turn(tok)
+    if not named or eot in named or not cfg.lora_r: return tok, None, None
+    device = "cpu" if cfg.accelerate_config else None # a model that several GPUs share may not fit on one
+    model, _ = load_model(src, device=device, **_four_bit(cfg))
+    rank, end = end_rank(model, tok, identity_pairs(8)), read_turn(tok).end
+    del model; release()
+    if rank < _KNOWN_END: return tok, None, None
+    if cfg.accelerate_config:
+        tok = load_tokenizer(src)
+        tok.chat_template, tok.eos_token = None, tok.convert_ids_to_tokens(named[0])
+        tok, eot, remedy = with_chat_template(tok), None, f"it is trained with our chat template, whose turns end in {tok.eos_token}"
+    else: remedy = "that row of its vocabulary is trained beside LoRA"
+    print(f"{src.name} was never trained on {end}, its template's end of turn ({rank:.0%} of the vocabulary come before it where an answer ends): {remedy}", file=sys.stderr)
+    return tok, eot, end
+
+def _with_row(config, model, end): # a LoraConfig that trains this row of the vocabulary, of the head and of what it is tied to
+    names = {id(m): n.rsplit(".", 1)[-1] for n, m in model.named_modules()}
+    layers = [model.get_input_embeddings()] + [model.get_output_embeddings()]*(not getattr(model.config, "tie_word_embeddings", False))
+    config.trainable_token_indices = {names[id(m)]: [end] for m in layers}
+    return config
+
+def _start_row(model, row):
+    "Put the row where it is trained: it is the last layer's, or both's where they are tied."
+    import torch
+    head = model.get_output_embeddings().token_adapter
+    with torch.no_grad(): head.trainable_tokens_delta["default"].copy_(row)
+
 
 # %% ../nbs/03_sft.ipynb #9ef24f7f
 def engrave(run,        # a Run whose stage "responses" is finished
