@@ -173,10 +173,13 @@ def sample_rows(rows, n=None, seed=0)->list:
 def _group_of(row): return isinstance(row, dict) and next((k for k in (row.get("subset"), row.get("kind")) if isinstance(k, str)), None)
 
 def _from_hub(name):
+    online = hub_answers()
     try:
-        with cache_only(not hub_answers()): rows = _fetch(name)
-    except Exception as e: # whatever the hub's client raises: the user can do one thing about it
-        raise InputError(f"{name}: not to be had from the hub ({type(e).__name__}); go online, or set SELFALIGN_BENCHMARKS to a folder that holds {BENCHMARKS[name]}.jsonl") from e
+        with cache_only(not online): rows = _fetch(name)
+    except Exception as e: # whatever the hub's client raises
+        why = "" if online else "; go online"
+        said = f"the hub answers, but gives no such file or not in a form that is read ({type(e).__name__}: {' '.join(str(e).split())[:160]})" if online else f"not fetched before, and the hub cannot be reached ({type(e).__name__})"
+        raise InputError(f"{name}: {said}{why}{' or' if why else ';'} set SELFALIGN_BENCHMARKS to a folder that holds {BENCHMARKS[name]}.jsonl") from e
     return check_rows(rows, name, where=f"{name} row")
 
 def _fetch(name):
@@ -184,7 +187,12 @@ def _fetch(name):
     plain = lambda x: json.loads(json.dumps(x))
     if name == "truthfulqa": return [plain(r) for r in load_dataset("truthfulqa/truthful_qa", "multiple_choice", split="validation")]
     if name == "vicuna": return [plain(r) for r in load_dataset("json", data_files=VICUNA_URL, split="train")]
-    return [dict(plain(r), subset=s) for s in SUBSETS for r in load_dataset("HuggingFaceH4/hhh_alignment", s, split="test")]
+    return [dict(plain(r), subset=s) for s in SUBSETS for r in _hub_parquet("HuggingFaceH4/hhh_alignment", f"{s}/test/0000.parquet")]
+
+def _hub_parquet(repo, file): # rows of a file that the hub has made of a data set which is a loading script
+    import pyarrow.parquet as pq
+    from huggingface_hub import hf_hub_download
+    return pq.read_table(hf_hub_download(repo, file, repo_type="dataset", revision="refs/convert/parquet")).to_pylist()
 
 # %% ../nbs/05_evaluation.ipynb #b91145d9
 def question_text(row)->str:

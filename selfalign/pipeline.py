@@ -31,6 +31,7 @@ from .annotations import annotation_budget, budget_total, data_dir, load_preset,
 from .evaluation import (BENCHMARKS, CHECKS, OUR_SETS, Estimate, Result, Table, _answer_error, _judged_refusals, bootstrap, bradley_terry, compare, eval_questions, schema, tax, tax_sentence, answer_questions, evaluate_models, can_score, has_chat, internalization_of, is_refusal, judge_pairwise, load_benchmark, load_results, score_arms,
                                   over_seeds, question_text, refusals_of, sample_rows, save_results, sign_flip, table, text_scores, text_stats, truth_info_judge, wilson)
 from .export import export_rows
+from .gate import check_before
 from .generation import ENGINES, Completion, Prompts, Sampling, _eos_ids, _no_secrets, asks_turn, load_engine, read_reply, split_reasoning
 from .models import STAND_IN_NOTICE, best_device, best_dtype, load_model, load_tokenizer, model_identity, release, resolve_model, turn_ends
 from .novelty import Contamination, word_count
@@ -509,9 +510,10 @@ def write_report(run_path # the run's folder
                 )->Path: # the report
     "Make `report.html` and `figures/` from what the run holds."
     import papermill
+    from selfalign.sft import _stages
     from nbconvert import HTMLExporter
     run_path = Path(run_path)
-    if not (run_path/"manifest.json").exists(): raise InputError(f"{run_path}: nothing to report yet; run a stage first, such as selfalign prompts {run_path}")
+    if not (run_path/"manifest.json").exists() or not _stages(run_path): raise InputError(f"{run_path}: nothing to report yet; run a stage first, such as selfalign prompts {run_path}")
     (run_path/"figures").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as d:
         out = Path(d)/"report.ipynb"
@@ -599,37 +601,56 @@ def run_steps(out,                # run folder
     "Do the steps that are not done yet; a run that was killed goes on where it was."
     isolate = best_device() == "cuda" if isolate is None else isolate
     if tuple(steps) != ("report",): # a report needs no model
-        check_inputs(cfg, steps)
+        _check_given(cfg, steps)
         for line in told_files(cfg): say(line)
     with Run(out, config=json.loads(json.dumps(asdict(cfg))), say=say) as run:
+        if tuple(steps) != ("report",): _gate(run, cfg, steps, redo)
         if tuple(steps) != ("report",): run.news |= _human_text(cfg) | dict(started_in=_starts_here(out))
         if redo: _redo(run, redo)
         for step in () if isolate else steps: STEPS[step](run, cfg); release()
     for step in steps if isolate else (): _child(out, cfg, step)
     with Run(out, say=say) as run: return closing_table(run)
 
-def check_inputs(cfg, steps=()): # the steps that are to be done
-    "Everything that can be wrong before a model is loaded: engine, model, human text."
+def check_inputs(cfg, steps=(),  # the steps that are to be done
+                 out=None,       # the run folder: what is done there is not looked at again
+                 redo=None       # a step to forget first
+                ):
+    "Everything that can be wrong before a token is made: engine, model, human text, and what later stages need (`selfalign.gate`)."
+    _check_given(cfg, steps)
+    _check_later(cfg, steps, out, redo)
+
+def _check_later(cfg, steps, out, redo):
+    served = _kind(engine_string(cfg)) == "openai"
+    check_before(cfg, base_model(cfg), _open_steps(cfg, out, redo), steps, out, served)
+
+def _gate(run, cfg, steps, redo): # a run that is turned down is known again by its manifest, and has no stage
+    if not (run/"manifest.json").exists(): run.manifest.update(run.news); run.save()
+    _check_later(cfg, steps, run.path, redo)
+
+def _check_given(cfg, steps): # what the command itself says, and the files that it names
     if cfg.final_engine and cfg.final_engine == cfg.engraved_engine: raise InputError(f"--final-engine is the same as --engraved-engine ({cfg.final_engine}); serve engraved/ and final/ under names or addresses of their own")
     spec, base = engine_string(cfg), base_model(cfg)
     engine_options(cfg)
     if cfg.respond.samples > 1 and _kind(spec) == "openai": raise InputError(f"respond.samples is {cfg.respond.samples}: choosing among answers needs log-probabilities, which servers do not give; set it to 1")
     for name in ("engraved_engine", "final_engine"): _check_full(name, getattr(cfg, name))
-    for s in cfg.evaluate.sets: _check_set(s)
     if _kind(spec) != "openai": resolve_model(base)
     elif {"engrave", "clone", "evaluate"}.intersection(steps): # these need the weights, hours later
         try: resolve_model(base)
         except InputError: raise InputError(f"the server's model is called {base!r}, which is no hub id and no folder; training needs its weights, so serve it under its hub id or folder") from None
     load_principle_set(cfg.respond, cfg.annotations); ann.load_identity(folder=cfg.annotations); system_variants(product_name(cfg), folder=cfg.annotations); ann.load_seed_tasks(folder=cfg.annotations); ann.load_seed_questions(folder=cfg.annotations)
 
+def _open_steps(cfg, out, redo=None)->list: # those with a stage that is not done
+    try: made = json.loads((Path(out)/"manifest.json").read_text(encoding="utf-8"))["stages"] if out else {}
+    except (OSError, ValueError, KeyError, TypeError): made = {} # opening the run tells what is wrong with it
+    journals, control = lambda s: s.startswith("evaluation "), lambda s: s.startswith("control")
+    done = lambda s: journals(s) or (control(s) and not cfg.control) or (made.get(s) or {}).get("done")
+    redone = next((st for st, names in STAGES.items() if redo in (st, *names)), None) if redo else None
+    from_ = list(STEPS).index(redone) if redone else len(STEPS)
+    return [st for i, st in enumerate(STEPS) if i >= from_ or st == "report" or not all(map(done, STAGES[st]))]
+
 def _check_full(name, engine): # an engine string that names its model
     _check_address(engine)
     if engine and (_kind(engine) not in KINDS or not is_full(engine)): raise InputError(f"{name} is {engine!r}; give a full engine string, such as torch:embedded or openai:http://127.0.0.1:8001/v1#name")
-
-def _check_set(name): # the benchmarks come from the hub when they are needed; all else is read now
-    if name in BENCHMARKS and not os.environ.get("SELFALIGN_BENCHMARKS"): return
-    try: load_benchmark(name)
-    except InputError as e: raise InputError(f"evaluate.sets: {e}") from None
 
 def _budget(cfg):
     with tempfile.TemporaryDirectory() as d:
