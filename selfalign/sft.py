@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['CHAT_TEMPLATE', 'with_chat_template', 'with_end', 'system_variants', 'plain_messages', 'encode_row', 'encode_rows',
-           'row_counts', 'split_held_out', 'TrainConfig', 'EngraveConfig', 'fit', 'trainer_for', 'accelerate_file',
-           'launch', 'public_name', 'save_model', 'model_card', 'base_licence', 'fresh_cards', 'refresh_cards',
-           'score_section', 'data_card', 'chance_of_rise', 'reply_losses', 'push', 'train_model', 'identity_pairs',
-           'shorten', 'teacher_engine', 'with_targets', 'end_rank', 'end_row', 'training_tokenizer', 'engrave',
-           'card_facts', 'control_prompt', 'answer_plainly', 'engrave_control']
+           'row_counts', 'split_held_out', 'TrainConfig', 'EngraveConfig', 'lora_targets', 'fit', 'trainer_for',
+           'accelerate_file', 'launch', 'public_name', 'save_model', 'model_card', 'base_licence', 'fresh_cards',
+           'refresh_cards', 'score_section', 'data_card', 'chance_of_rise', 'reply_losses', 'push', 'train_model',
+           'identity_pairs', 'shorten', 'teacher_engine', 'with_targets', 'end_rank', 'end_row', 'training_tokenizer',
+           'engrave', 'card_facts', 'control_prompt', 'answer_plainly', 'engrave_control']
 
 # %% ../nbs/03_sft.ipynb #ec83c2ab
 import contextlib, importlib.util, json, math, os, re, shutil, subprocess, sys
@@ -118,7 +118,7 @@ class TrainConfig:
     lora_r: int = 16                  # 0 = full fine-tuning
     lora_alpha: int = 16
     lora_dropout: float = 0.05
-    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj") # module names of the base model, or all-linear
     load_in_4bit: bool = False        # QLoRA, on a GPU with bitsandbytes
     packing: bool|None = None         # several rows in one sequence, attention kept apart; None = with flash attention
     gradient_checkpointing: bool|None = None # None = on a GPU
@@ -148,13 +148,22 @@ class EngraveConfig(TrainConfig):
     def __post_init__(self):
         super().__post_init__(); check_settings(self, held_out=number(0, below=1))
 
+# %% ../nbs/03_sft.ipynb #621a5394
+def lora_targets(model,  # a transformers model, on any device
+                 targets # names of modules or the ends of their paths; or "all-linear" alone
+                ): # as PEFT takes them
+    "The modules that LoRA adapts; `InputError` names those that the model lacks, and those it has."
+    if list(targets) == ["all-linear"]: return "all-linear" # all but the output layer
+    paths = [n for n, m in model.named_modules() if "Linear" in type(m).__name__ or type(m).__name__ == "Conv1D"]
+    names = sorted({n.rsplit(".", 1)[-1] for n in paths} - {"lm_head", "embed_out"})
+    if missing := [t for t in targets if not any(n == t or n.endswith(f".{t}") for n in paths)]:
+        raise InputError(f"LoRA targets {', '.join(missing)} do not exist in this model; it has {', '.join(names)}, and all-linear stands for all")
+    return list(targets)
+
 # %% ../nbs/03_sft.ipynb #eac97856
 def _lora(model, cfg):
     from peft import LoraConfig
-    names = {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if "Linear" in type(m).__name__ or type(m).__name__ == "Conv1D"}
-    if missing := [t for t in cfg.lora_targets if t not in names]:
-        raise InputError(f"LoRA targets {', '.join(missing)} do not exist in this model; it has {', '.join(sorted(names - {'lm_head', 'embed_out'}))}")
-    return LoraConfig(r=cfg.lora_r, lora_alpha=cfg.lora_alpha, lora_dropout=cfg.lora_dropout, target_modules=list(cfg.lora_targets), task_type="CAUSAL_LM")
+    return LoraConfig(r=cfg.lora_r, lora_alpha=cfg.lora_alpha, lora_dropout=cfg.lora_dropout, target_modules=lora_targets(model, cfg.lora_targets), task_type="CAUSAL_LM")
 
 def _reporters(names):
     for n in names:
