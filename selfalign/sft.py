@@ -593,7 +593,7 @@ def reply_losses(replies:dict # model → figures of its replies, as the manifes
         for what, share in (("answers with a repetition", lambda r: r.get("repetition_rate")), ("answers cut at the length limit", lambda r: None if r.get("stop_rate") is None else 1-r["stop_rate"])):
             if None in (a := share(x), b := share(y)) or b <= a: continue
             p = chance_of_rise(round(a*x["n"]), x["n"], round(b*y["n"]), y["n"])
-            if p < 0.025: out.setdefault(model, []).append(f"Warning: {what} rose from {a:.0%} ({before}) to {b:.0%} ({model}), one-sided p {'below 0.001' if p < 0.001 else f'= {p:.3f}'}")
+            if p < 0.025: out.setdefault(model, []).append(f"{what} rose from {a:.0%} ({before}) to {b:.0%} ({model}), one-sided p {'below 0.001' if p < 0.001 else f'= {p:.3f}'}")
     return out
 
 # %% ../nbs/03_sft.ipynb #0dbca920
