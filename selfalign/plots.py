@@ -47,7 +47,8 @@ def plot_shares(rows:dict, # name → (share, low, high)
     ax = _axes(ax)
     names = list(rows)[::-1]
     mid = [rows[n][0] for n in names]
-    err = [[max(m-rows[n][1], 0) for n, m in zip(names, mid)], [max(rows[n][2]-m, 0) for n, m in zip(names, mid)]]
+    low, high = ([m if rows[n][k] is None else rows[n][k] for n, m in zip(names, mid)] for k in (1, 2)) # of one value there is no interval
+    err = [[max(m-l, 0) for m, l in zip(mid, low)], [max(h-m, 0) for m, h in zip(mid, high)]]
     ax.errorbar(mid, range(len(names)), xerr=err, fmt="o", capsize=3)
     ax.set_yticks(range(len(names)), names); ax.set_xlabel(xlabel); ax.margins(y=0.2)
     return ax

@@ -714,3 +714,10 @@ def test_ratings_leave_out_a_verdict_in_one_order_only():
     r = E.bradley_terry(rows, n_boot=5)
     assert r["a"].n == r["b"].n == 8 and r["a"].value == pytest.approx(1000)
     with pytest.raises(InputError, match="nothing to rate"): E.bradley_terry([x for x in rows if x["order"] == "ba"])
+
+
+def test_a_share_of_one_value_is_drawn_without_an_interval():
+    "A run that held out one row has no interval: the report is made all the same."
+    from selfalign.plots import plot_shares
+    for rows in ({"engraved": (.4, None, None)}, {"engraved": (.4, .1, .6), "control arm": (.2, None, .3)}, {"engraved": (.4, .4, .4)}):
+        assert len(plot_shares(rows).get_yticklabels()) == len(rows)
