@@ -28,7 +28,7 @@ from urllib.parse import urlsplit
 import tyro
 from . import annotations as ann
 from .annotations import annotation_budget, budget_total, data_dir, load_preset, preset_names, query_text
-from .evaluation import (BENCHMARKS, CHECKS, OUR_SETS, Estimate, Result, Table, _answer_error, _judged_refusals, bootstrap, bradley_terry, compare, eval_questions, schema, tax, tax_sentence, answer_questions, evaluate_models, can_score, has_chat, internalization_of, is_refusal, judge_pairwise, load_benchmark, load_results, score_arms,
+from .evaluation import (BENCHMARKS, CHECKS, OUR_SETS, Estimate, Result, Table, _answer_error, _judged_refusals, bootstrap, bradley_terry, compare, eval_questions, schema, tax, tax_sentence, answer_questions, evaluate_models, has_chat, internalization_of, is_refusal, judge_pairwise, load_benchmark, load_results, score_arms,
                                   over_seeds, question_text, refusals_of, sample_rows, save_results, sign_flip, table, text_scores, text_stats, truth_info_judge, wilson)
 from .export import export_rows
 from .gate import check_before
@@ -346,9 +346,10 @@ def _measure(run, cfg, m, arms, outs, results, pairs): # replies, sets and arms 
 # %% ../nbs/06_pipeline.ipynb #04277917
 def _scored_sets(run, cfg, m, sets): # `Result`s of one model
     ask = lambda name: evaluate_models({name: m.scored()}, sets, run/"eval"/"sets", n=cfg.evaluate.max_rows, seed=cfg.seed, system=_system(cfg), say=run.say)
-    if m.name != "base" or has_chat(m.scored()) or not can_score(m.scored()): return ask(m.name)
+    engine = m.scored()
+    if m.name != "base" or has_chat(engine) or "prompts" not in vars(engine): return ask(m.name) # another tokenizer is taken by an engine of this process
     plain = ask("base, plain text")
-    with asked_through(m.scored(), load_tokenizer(str(run/"engraved"))): return ask("base") + plain
+    with asked_through(engine, load_tokenizer(str(run/"engraved"))): return ask("base") + plain
 
 @contextlib.contextmanager
 def asked_through(engine, # a loaded engine on this machine
