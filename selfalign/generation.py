@@ -106,7 +106,8 @@ def as_pairs(prompts, continuations)->tuple: # (prompts, continuations), two lis
     "What `score` takes; `InputError` where they do not belong together."
     prompts, continuations = as_prompts(prompts), as_list(continuations, "continuations")
     if len(prompts) != len(continuations): raise InputError(f"{len(prompts)} prompts but {len(continuations)} continuations; give one continuation per prompt")
-    if bad := [c for c in continuations if not isinstance(c, str)]: raise InputError(f"continuations holds {bad[0]!r:.60}; give texts")
+    text = lambda c: isinstance(c, str) or isinstance(c, list) and c and all(isinstance(i, int) for i in c)
+    if bad := [c for c in continuations if not text(c)]: raise InputError(f"continuations holds {bad[0]!r:.60}; give texts, or lists of token ids")
     return prompts, continuations
 
 class Engine:

@@ -291,7 +291,7 @@ def test_stage_5_opens_each_model_once(engine, dtype, control, loads, tmp_path, 
     ("ray:torch", dict(batch_size=8, engine_options=["workers=8", "cpus_per_worker=2"]), dict(batch_size=8, workers=8, cpus_per_worker=2)),
     ("ray:vllm", dict(dtype="bfloat16", batch_size=64, engine_options=["workers=2", "tensor_parallel_size=2", "memory_share=0.8"]),
      dict(dtype="bfloat16", batch_size=64, workers=2, tensor_parallel_size=2, memory_share=0.8)),
-    ("torch", dict(dtype="float32", engine_options=["compile=true", "max_context=512"]), dict(dtype="float32", compile=True, max_context=512)),
+    ("torch", dict(dtype="float32", engine_options=["compile=true", "max_context=2048"]), dict(dtype="float32", compile=True, max_context=2048)),
 ])
 def test_engine_options_reach_the_engine(engine, options, made, monkeypatch):
     import selfalign.pipeline as p

@@ -96,7 +96,8 @@ def test_garbage_is_read_in_linear_time(text):
 def test_filters_and_their_limits_come_from_the_settings():
     cfg = PromptsConfig(min_words=2, max_words=3, blocklist=("sing", "go to", ""))
     got = [instruction_fault(t, cfg) for t in ("Draw it", "Sing", "Please sing", "Singing is fun", "Go to bed", "a b c d", "(Really so", "Ça va bien")]
-    assert got == [None, "too few words", "not for a text model", None, "not for a text model", "too many words", "starts with punctuation", "starts with a non-ASCII character"]
+    assert got == [None, "too few words", "not for a text model", None, "not for a text model", "too many words", "starts with punctuation", None]
+    assert instruction_fault("Ça va bien", PromptsConfig(min_words=2, ascii_start=True)) == "starts with a non-ASCII character"
     assert instruction_fault("", PromptsConfig(min_words=1)) == "too few words"
     assert instruction_fault("请解释一下月亮的相位变化。", PromptsConfig(tokenizer="unicode")) is None
 
