@@ -3,7 +3,7 @@ import re
 from configparser import ConfigParser
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 cfg = ConfigParser(delimiters=["="])
 cfg.read("settings.ini", encoding="utf-8")
@@ -27,7 +27,7 @@ setup(
     extras_require=extras,
     entry_points={"console_scripts": c["console_scripts"].split(), "nbdev": [f"{c['lib_name']} = {c['lib_path']}._modidx:d"]},
     # data/ of the checkout is selfalign/data of the installed package
-    packages=["selfalign", "selfalign.data"],
+    packages=[*find_packages(include=["selfalign", "selfalign.*"]), "selfalign.data"],
     package_dir={"selfalign": "selfalign", "selfalign.data": "data"},
     package_data={"selfalign": ["py.typed"], "selfalign.data": ["**/*"]},
     exclude_package_data={"selfalign.data": ["labels/*"]},  # for measuring the filters in a checkout

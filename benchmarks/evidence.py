@@ -13,9 +13,11 @@ from pathlib import Path
 
 import torch
 
+from selfalign.checks import InputError
 from selfalign.models import resolve_model
-from selfalign.pipeline import closing_table
-from selfalign.runs import InputError, Run, write_json
+from selfalign.report import closing_table
+from selfalign.rows import write_json
+from selfalign.runs import Run
 
 RESULTS = Path(__file__).parent.parent/"data"/"results"
 STAGES = ("prompts", "responses", "control answers", "engraved", "control", "verbose", "final", "evaluation")

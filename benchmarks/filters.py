@@ -13,10 +13,13 @@ from pathlib import Path
 
 from selfalign import principle_engraving as pe, verbose_cloning as vc
 from selfalign.annotations import fill, load_seed_questions, load_seed_tasks, load_template, query_text
-from selfalign.evaluation import wilson
-from selfalign.principle_engraving import Context, PrincipleSet, Response, common_words, parse_response
-from selfalign.runs import content_id, git_commit, read_jsonl, versions, write_json, write_jsonl
-from selfalign.verbose_cloning import VerboseContext, verbose_messages
+from selfalign.evals.stats import wilson
+from selfalign.filters.context import Context, Response, VerboseContext
+from selfalign.filters.leakage import common_words
+from selfalign.principle_engraving import PrincipleSet, parse_response
+from selfalign.rows import content_id, read_jsonl, write_json, write_jsonl
+from selfalign.runs import git_commit, versions
+from selfalign.verbose_cloning import verbose_messages
 
 ROOT = Path(__file__).parent.parent
 LABELS = ROOT/"data"/"labels"
@@ -52,7 +55,8 @@ def answers(engine, stage, groups, rows, render, defaults, per_group, seed=0):
 
 
 def outputs(args):
-    from selfalign.generation import TorchEngine, load_engine
+    from selfalign.engines.local import TorchEngine
+    from selfalign.generation import load_engine
     from selfalign.models import load_model
     rows, pset, system = pool(), PrincipleSet.load(), fill(load_template("verbose_system"), name="Aster")
     with load_engine("torch:embedded") as engine:

@@ -53,7 +53,8 @@ def timed(f):
     return time.perf_counter() - start, out
 
 def measure_ours(job):
-    from selfalign.generation import Sampling, TorchEngine
+    from selfalign.generation import Sampling
+    from selfalign.engines.local import TorchEngine
     random = job["model"].startswith("random:")
     e = TorchEngine(load(job) if random else job["model"], **({} if random else dict(dtype=job["dtype"], device=job["device"])), batch_size=job["batch"])
     tok = e.prompts.tok
@@ -250,7 +251,8 @@ def main():
     from selfalign.runs import git_commit
     a.commit = git_commit(ROOT)
     from selfalign.principle_engraving import PrincipleSet
-    from selfalign.runs import versions, write_json
+    from selfalign.runs import versions
+    from selfalign.rows import write_json
     prefix, found, growth = PrincipleSet.load().prefix(), peers(a), []
     skipped = found.pop("skipped")
     table = [r for n in a.queries for r in compare(a, found, n, prefix)]

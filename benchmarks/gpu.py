@@ -16,9 +16,12 @@ from pathlib import Path
 ENV = dict(os.environ)
 os.environ.setdefault("SELFALIGN_NO_PROGRESS", "1")
 import torch # noqa: E402
-from selfalign.generation import Sampling, TorchEngine, VLLMEngine # noqa: E402
+from selfalign.generation import Sampling # noqa: E402
+from selfalign.engines.local import TorchEngine # noqa: E402
+from selfalign.engines.vllm import VLLMEngine # noqa: E402
 from selfalign.models import load_model, load_tokenizer, release # noqa: E402
-from selfalign.runs import git_commit, versions, write_json # noqa: E402
+from selfalign.runs import git_commit, versions # noqa: E402
+from selfalign.rows import write_json # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 CUDA = torch.cuda.is_available()
@@ -143,7 +146,7 @@ def engine(part):
 # --- train
 
 def settings(**kw):
-    from selfalign.sft import TrainConfig
+    from selfalign.config import TrainConfig
     return TrainConfig(**dict(dict(epochs=1, global_batch=4, micro_batch=2, warmup_steps=1, max_length=64, lora_dropout=0., save_steps=2, packing=False), **kw))
 
 def saved_model(folder, dtype=torch.float32, **config):
@@ -156,7 +159,8 @@ def random_rows(n, length, vocab=49000):
     return [dict(input_ids=(ids := [rng.randrange(10, vocab) for _ in range(rng.randint(length//3, length))]), labels=[-100]*4 + ids[4:]) for _ in range(n)]
 
 def losses(base, work, cfg):
-    from selfalign.sft import fit, with_chat_template
+    from selfalign.training import fit
+    from selfalign.tokens import with_chat_template
     return fit(random_rows(24, 48), base, with_chat_template(load_tokenizer(base)), work, cfg)[1]
 
 def as_on_cpu(part):
@@ -195,7 +199,8 @@ def merges(part, way):
     part.check(f"{way}: merged beside adapter", off < learned/10, [round(off, 6), round(learned, 6)], "difference below a tenth of what the adapter changes")
 
 def memory(part, base, length, packing, ckpt):
-    from selfalign.sft import trainer_for, with_chat_template
+    from selfalign.training import trainer_for
+    from selfalign.tokens import with_chat_template
     rows = random_rows(8 if part.small else 64, length)
     cfg = settings(max_length=length, micro_batch=8, global_batch=8, packing=packing, gradient_checkpointing=ckpt, save_steps=10**6)
     with tempfile.TemporaryDirectory() as d:

@@ -104,7 +104,7 @@ def agreement(a, b):
 def parity(engine, model, tok, truthfulqa, hhh, journal, late, chunk=20, batch_size=4):
     "All rows in chunks, resumable; scores are means over chunks weighted by rows."
     jobs = [(s, rows[i:i+chunk]) for s, rows in (("truthfulqa", truthfulqa), ("hhh", hhh)) for i in range(0, len(rows), chunk)]
-    from selfalign.runs import content_id
+    from selfalign.rows import content_id
     done = []
     for k, (s, rows) in enumerate(jobs, 1):
         key = content_id("multiple_choice", engine.info["sha256"], engine.info["dtype"], rows)
@@ -129,7 +129,7 @@ def _joined(chunks, n):
 
 def speed(engine, model, tok, truthfulqa, hhh, repeats, sizes, journal, late):
     "Seconds of both sides on the same rows, taking turns."
-    from selfalign.runs import content_id
+    from selfalign.rows import content_id
     parts = [(truthfulqa[i:i+10], hhh[i:i+10]) for i in range(0, max(len(truthfulqa), len(hhh)), 10)]
     def once(*what, rows, run):
         key = content_id("speed", engine.info["sha256"], engine.info["dtype"], rows, what)
@@ -166,10 +166,11 @@ def main():
     p.add_argument("--work", default=".bench/multiple_choice.jsonl"); p.add_argument("--out", default="data/results/multiple_choice.json")
     o = p.parse_args()
     import torch
-    from selfalign.evaluation import load_benchmark
+    from selfalign.evals.sets import load_benchmark
     from selfalign.generation import load_engine
     from selfalign.models import load_model
-    from selfalign.runs import Journal, git_commit, versions, write_json
+    from selfalign.runs import Journal, git_commit, versions
+    from selfalign.rows import write_json
     if o.threads: torch.set_num_threads(o.threads)
     engine = load_engine(f"torch:{o.model}", dtype=o.dtype)
     model, tok = load_model(o.model, dtype=getattr(torch, o.dtype), device=engine.info["device"])

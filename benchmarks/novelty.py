@@ -20,7 +20,8 @@ from pathlib import Path
 from rouge_score import rouge_scorer, tokenize
 
 from selfalign.novelty import NoveltyFilter, rouge_tokens
-from selfalign.runs import git_commit, iter_jsonl, versions, write_json
+from selfalign.rows import iter_jsonl, write_json
+from selfalign.runs import git_commit, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 SEEDS = ROOT/"data"/"annotations"/"seed_tasks.jsonl"

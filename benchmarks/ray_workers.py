@@ -36,7 +36,8 @@ def main():
     a = p.parse_args()
     if a.one: print(json.dumps(measure(a.one))); return
     rows = [json.loads(subprocess.run([sys.executable, __file__, "--one", str(n)], check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]) for n in a.workers]
-    from selfalign.runs import git_commit, versions, write_json
+    from selfalign.runs import git_commit, versions
+    from selfalign.rows import write_json
     sys.path.insert(0, str(ROOT/"benchmarks"))
     from store_demo import hardware
     write_json(a.out, dict(command="python benchmarks/ray_workers.py", commit=git_commit(), hardware=hardware(), versions=dict(versions(), ray=__import__("ray").__version__),

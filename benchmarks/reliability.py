@@ -17,7 +17,9 @@ from pathlib import Path
 os.environ.setdefault("SELFALIGN_NO_PROGRESS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1") # the soak forks: no thread pool may be running
-from selfalign.runs import InputError, Journal, Run, content_id, git_commit, iter_jsonl, read_jsonl, versions, write_json, write_jsonl # noqa: E402
+from selfalign.checks import InputError # noqa: E402
+from selfalign.runs import Journal, Run, git_commit, versions # noqa: E402
+from selfalign.rows import content_id, iter_jsonl, read_jsonl, write_json, write_jsonl # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT/"data"/"results"/"reliability.json"
@@ -60,13 +62,13 @@ def in_form(prompt, drawn):
 def use_forms():
     "Let the run's engines answer in form."
     from dataclasses import replace
-    from selfalign import pipeline
+    from selfalign import evaluation, pipeline
     class Formed(pipeline.LazyEngine):
         def generate_iter(self, prompts, sampling, seeds=None):
             self.count_tokens("ready")
             short = replace(sampling, max_new_tokens=6, min_new_tokens=0, stop=(), ban_eos=True)
             for i, c in self.engine.generate_iter(prompts, short, seeds): yield i, replace(c, text=in_form(prompts[i], c.text), finish_reason="stop", stop="<eos>")
-    pipeline.open_engine = lambda cfg, model=None, rules=None: Formed(pipeline.engine_string(cfg, model), dtype=cfg.dtype, batch_size=cfg.batch_size)
+    pipeline.open_engine = evaluation.open_engine = lambda cfg, model=None, rules=None: Formed(pipeline.engine_string(cfg, model), dtype=cfg.dtype, batch_size=cfg.batch_size)
 
 def attempt(out, cfg, steps, seconds=None, within=None):
     "One process that works on the run; killed after `seconds`, counted from the beginning of a stage where one is given. True where it ended by itself."
@@ -93,7 +95,7 @@ def attempt(out, cfg, steps, seconds=None, within=None):
 
 def at_work(out, steps):
     "The stage in which a run was killed."
-    from selfalign.pipeline import STAGES
+    from selfalign.config import STAGES
     try: done = {s for s, r in json.loads((out/"manifest.json").read_text())["stages"].items() if r.get("done")}
     except FileNotFoundError: done = set()
     return next((s for s in steps[:-1] if STAGES[s][0] not in done), steps[-1])
@@ -101,7 +103,8 @@ def at_work(out, steps):
 def soak(kills, minutes, seed=0, keep=lambda got: None):
     import torch, transformers, trl, peft, datasets, accelerate # noqa: F401 loaded once, before the forks
     from selfalign import sft # noqa: F401
-    from selfalign.pipeline import STAGES, STEPS, config_from
+    from selfalign.config import STAGES, config_from
+    from selfalign.pipeline import STEPS
     torch.set_num_threads(1); use_forms(); gc.freeze() # a collection in a child then leaves the libraries' objects alone
     steps, rng, per_stage, compared, differ, runs, start = [s for s in STEPS if s != "report"], random.Random(seed), Counter(), Counter(), Counter(), 0, time.monotonic()
     with tempfile.TemporaryDirectory() as d:
@@ -171,11 +174,16 @@ READERS = ("conversation", "rows of JSON", "tables", "prompt lines", "journal", 
 def readers(folder):
     "name → (share of the inputs, function of (text, rng) that gives True where the input is kept, False where it is rejected)."
     from selfalign.annotations import load_exemplars, load_principles, read_yaml
-    from selfalign.evaluation import parse_verdict
-    from selfalign.principle_engraving import Context, PrincipleSet, cited_rules, common_words, judge, loop_start
+    from selfalign.evals.judging import parse_verdict
+    from selfalign.filters.context import Context
+    from selfalign.principle_engraving import PrincipleSet, cited_rules, judge
+    from selfalign.filters.leakage import common_words
+    from selfalign.filters.repetition import loop_start
     from selfalign.sources import opening_turn, read_prompts
-    from selfalign.topic_prompting import PromptPool, PromptsConfig, parse_questions, parse_tasks, parse_topics
-    from selfalign.verbose_cloning import VerboseContext, judge_verbose
+    from selfalign.topic_prompting import PromptPool, parse_questions, parse_tasks, parse_topics
+    from selfalign.config import PromptsConfig
+    from selfalign.filters.context import VerboseContext
+    from selfalign.verbose_cloning import judge_verbose
     pset, row, p = PrincipleSet.load(), dict(id="1", instruction="Tell me about rivers.", input=""), folder/"file"
     ctx, vctx = Context(pset, 20, common=common_words()), VerboseContext("Cover every side of the question.", 20)
     n, rules = len(pset.prefix()), len(pset.principles)
@@ -279,7 +287,8 @@ def child(f, *args): # (what it gives, seconds, MB at its peak)
 
 def load(rows):
     from selfalign.generation import Sampling, ScriptedEngine
-    from selfalign.verbose_cloning import VerboseContext, judge_verbose
+    from selfalign.filters.context import VerboseContext
+    from selfalign.verbose_cloning import judge_verbose
     with tempfile.TemporaryDirectory() as d:
         d, out = Path(d), {}
         j = d/"run"/"completions"/"answers.jsonl"
@@ -302,7 +311,8 @@ def load(rows):
 
 
 def report(rows):
-    from selfalign.pipeline import RunConfig, write_report
+    from selfalign.config import RunConfig
+    from selfalign.report import write_report
     from dataclasses import asdict
     with tempfile.TemporaryDirectory() as d:
         run, rng = Path(d)/"run", random.Random(0)

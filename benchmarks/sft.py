@@ -6,7 +6,7 @@
 
 Work: rows of the sample run (prompt and answer, loss on the answer), batches of 8, one epoch, LoRA as in the paper, learning rate 4e-4, linear to 0.
 "TRL defaults" is what a user gets who gives SFTTrainer these rows, this LoRA and this learning rate; each further line of the table changes one setting
-more, and then comes this project's own trainer (`selfalign.sft.trainer_for`), which on a CPU scores the answers' tokens alone. `tokens_per_s` counts the rows' own tokens, not padding, over the time
+more, and then comes this project's own trainer (`selfalign.training.trainer_for`), which on a CPU scores the answers' tokens alone. `tokens_per_s` counts the rows' own tokens, not padding, over the time
 of `trainer.train()`; the loss is that of held-out rows after training, in float32 without dropout, so that all settings are compared at the same loss.
 On a GPU the rows are random tokens of uneven lengths and the model a Llama shape with random weights; MFU counts 4 FLOP per parameter and token (LoRA:
 forward, and backward through the activations) against the card's dense bfloat16 peak. Medians of the repeats, the settings taking
@@ -41,8 +41,8 @@ def base_model(job, folder): # "embedded", or a folder with random weights
 
 def data(job, tok, cfg): # (training rows, held-out rows)
     from selfalign.annotations import data_path
-    from selfalign.runs import read_jsonl
-    from selfalign.sft import encode_rows
+    from selfalign.rows import read_jsonl
+    from selfalign.encoding import encode_rows
     if not job["model"].startswith("random:"): rows = encode_rows([r for n in ("responses", "verbose") for r in read_jsonl(data_path(f"samples/{n}.jsonl"))], tok, cfg)[0]
     else:
         rng = random.Random(0); rows = []
@@ -59,7 +59,7 @@ def trl_trainer(job, rows, base, tok, cfg, work): # with TRL's defaults and the 
     from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
     from selfalign.models import load_model
-    from selfalign.sft import _lora
+    from selfalign.training import _lora
     change = dict(job["change"]); cuda = job["device"] == "cuda"
     model, _ = load_model(base, dtype=getattr(torch, change.pop("dtype", "float32")), device=job["device"]) # a model given by name is loaded in float32
     args = SFTConfig(output_dir=str(work), max_length=job["length"], num_train_epochs=1, per_device_train_batch_size=cfg.micro_batch, learning_rate=cfg.learning_rate, use_cpu=not cuda, seed=0, data_seed=0, save_strategy="no",
@@ -84,7 +84,9 @@ def held_loss(model, rows): # mean NLL per answer token
 def measure(job):
     import torch
     from selfalign.models import load_tokenizer
-    from selfalign.sft import TrainConfig, trainer_for, with_chat_template, _rows_per_pack
+    from selfalign.config import TrainConfig
+    from selfalign.training import _rows_per_pack, trainer_for
+    from selfalign.tokens import with_chat_template
     cuda = job["device"] == "cuda"
     cfg = TrainConfig(epochs=1, global_batch=8, micro_batch=8, learning_rate=4e-4, warmup_steps=0, max_length=job["length"], save_steps=10**6, bf16=False if job["setting"] == FLOAT32 else None)
     with tempfile.TemporaryDirectory() as d:
@@ -149,7 +151,8 @@ def main():
     a = ap.parse_args()
     if a.one: return one(a.one)
     sys.path.insert(0, str(ROOT))
-    from selfalign.runs import git_commit, versions, write_json
+    from selfalign.runs import git_commit, versions
+    from selfalign.rows import write_json
     a.commit = git_commit(ROOT); a.dtype = ""
     todo = settings(a.device)
     runs = {name: [] for name, _ in todo}

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from selfalign.pipeline import closing_table
-from selfalign.runs import Run, read_jsonl, write_json, write_jsonl
+from selfalign.report import closing_table
+from selfalign.rows import read_jsonl, write_json, write_jsonl
+from selfalign.runs import Run
 
 ROOT = Path(__file__).parent.parent
 ROWS = dict(prompts=60, responses=45, verbose=45)  # at most 200 rows in all

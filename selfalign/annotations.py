@@ -8,7 +8,7 @@ __all__ = ['data_dir', 'is_ours', 'data_path', 'read_names', 'own_files', 'unrea
            'SeedQuestion', 'load_seed_tasks', 'load_seed_questions', 'query_text', 'load_identity', 'preset_names',
            'load_preset', 'annotation_budget', 'budget_total', 'example_run', 'example_rows']
 
-# %% ../nbs/core/annotations.ipynb #61099ee8
+# %% ../nbs/core/annotations.ipynb #42e66073
 import math, re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -16,7 +16,9 @@ from difflib import get_close_matches
 from pathlib import Path
 
 import yaml
-from .runs import InputError, content_id, iter_jsonl, open_text, text_lines
+
+from .checks import InputError
+from .rows import content_id, iter_jsonl, open_text, text_lines
 
 # %% ../nbs/core/annotations.ipynb #7387882e
 def data_dir()->Path:

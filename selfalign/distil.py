@@ -6,14 +6,16 @@
 __all__ = ['Target', 'label_target', 'top_logprobs', 'teacher_row', 'answer_targets', 'divergence', 'save_targets',
            'load_targets']
 
-# %% ../nbs/core/distil.ipynb #28ef12e6
+# %% ../nbs/core/distil.ipynb #a653408e
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
-from .generation import after, prefix_groups
-from .runs import InputError, atomic_path
+
+from .checks import InputError
+from .engines.shared_prefix import prefix_groups
+from .rows import atomic_path
+from .tokens import after
 
 # %% ../nbs/core/distil.ipynb #a1888fc2
 @dataclass
@@ -67,7 +69,7 @@ def _told(engine, logits, k, progress):
     return Target(ids.cpu().numpy().astype(np.int32), lp.cpu().numpy())
 
 # %% ../nbs/core/distil.ipynb #97b396ee
-def teacher_row(prompts, # `selfalign.generation.Prompts` of the tokenizer
+def teacher_row(prompts, # `selfalign.tokens.Prompts` of the tokenizer
                 prompt,  # what the teacher reads first: text or messages
                 answer:str,
                 labels:list # the student's answer tokens

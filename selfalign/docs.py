@@ -10,14 +10,15 @@ __all__ = ['NAMES', 'GRID', 'split_directives', 'repo_links', 'output_markdown',
            'mend_cell', 'mend_notebook', 'module_names', 'names_page', 'site_config', 'mend_folder', 'dead_anchors',
            'build_site', 'main']
 
-# %% ../nbs/core/docs.ipynb #29f357be
+# %% ../nbs/core/docs.ipynb #f1373131
 import ast, base64, contextlib, html, io, json, os, re, shutil, sys, tempfile, tokenize
 from configparser import ConfigParser
 from pathlib import Path
 
 import yaml
+
 from .annotations import data_dir
-from .runs import InputError, safe_console
+from .checks import InputError, safe_console
 
 # %% ../nbs/core/docs.ipynb #63ab751a
 _DIRECTIVE = re.compile(r"^#\|\s*(\w+):?\s*(.*?)\s*$")
@@ -343,7 +344,7 @@ def mend_notebook(nb:dict,
     return dict(nb, cells=cells)
 
 # %% ../nbs/core/docs.ipynb #3240d85c
-_EDIT = re.compile(r"File to edit: \.\./nbs/(\S+\.ipynb)")
+_EDIT = re.compile(r"File to edit: (?:\.\./)+nbs/(\S+\.ipynb)")
 
 def module_names(path # of an exported module
                 )->tuple: # (its notebook, its first sentence, [(name, kind, first line of its docstring)])
@@ -360,7 +361,8 @@ def names_page(package="selfalign", # folder of the exported modules
               )->str:
     "A Markdown page of every public name with a link to where it is explained; modules in the order of their notebooks."
     parts = ["---\ntitle: All names\ndescription: Every public function, class and value of the package, by module, with the place where it is written and explained.\n---"]
-    found = [(*module_names(p), p.stem) for p in Path(package).glob("[a-z]*.py")]
+    name = lambda p: ".".join(p.relative_to(package).with_suffix("").parts)
+    found = [(*module_names(p), name(p)) for p in Path(package).rglob("[a-z]*.py")]
     for notebook, about, names, module in sorted(found, key=lambda f: ("/" in f[0], f[0])):
         page = below + notebook
         where = lambda name, kind: page if kind == "value" else f"{page}#{name.lower()}"

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['FORMS', 'as_messages', 'as_prompt_completion', 'as_sharegpt', 'as_alpaca', 'export_rows']
 
-# %% ../nbs/core/export.ipynb #9ea5e35e
-import json
+# %% ../nbs/core/export.ipynb #5bc91194
 from pathlib import Path
 
 from .annotations import query_text
-from .runs import InputError, atomic_path, iter_jsonl, write_jsonl
-from .sft import data_card
+from .checks import InputError
+from .hub import data_card
+from .rows import atomic_path, iter_jsonl, write_jsonl
 
 # %% ../nbs/core/export.ipynb #2302790d
 def _messages(row, system): # (turns before the answer, the answer)

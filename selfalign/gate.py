@@ -6,18 +6,19 @@
 __all__ = ['TRAINING', 'outline', 'at_hand', 'check_trainable', 'check_processes', 'check_four_bits', 'check_room', 'check_sets',
            'check_packages', 'check_principles', 'check_before']
 
-# %% ../nbs/core/gate.ipynb #ed05b558
+# %% ../nbs/core/gate.ipynb #8bf9a6da
 import importlib.util, inspect, shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 from .annotations import read_yaml
-from .evaluation import load_benchmark
-from .generation import Prompts, _positions
-from .models import ModelSource, _loading, best_device, check_kind, check_rows, check_template, check_tensors, hub_answers, load_tokenizer, resolve_model
+from .checks import InputError
+from .evals.sets import load_benchmark
+from .models import (_loading, _positions, best_device, check_kind, check_rows, check_tensors, hub_answers,
+                              load_tokenizer, resolve_model)
 from .principle_engraving import check_context, load_principle_set
-from .runs import InputError
-from .sft import _reporters, accelerate_file, lora_targets
+from .tokens import Prompts, check_template
+from .training import _reporters, accelerate_file, lora_targets
 
 # %% ../nbs/core/gate.ipynb #62e1e48a
 def outline(spec # as for `resolve_model`

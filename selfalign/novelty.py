@@ -4,19 +4,20 @@
 
 # %% auto #0
 __all__ = ['rouge_tokens', 'unicode_tokens', 'word_count', 'letter_count', 'word_runs', 'letters_kept', 'rouge_l', 'Novelty',
-           'NoveltyFilter', 'Contamination', 'nearest_scores']
+           'NoveltyFilter', 'Contamination', 'nearest_scores', 'novelty_yield']
 
-# %% ../nbs/core/novelty.ipynb #e9f1ddd5
+# %% ../nbs/core/novelty.ipynb #351e71c3
 import math, re, unicodedata
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 import numpy as np
 from rapidfuzz import process
 from rapidfuzz.distance import LCSseq
 
-from .runs import InputError, iter_jsonl, write_jsonl
+from .checks import InputError
+from .rows import iter_jsonl, write_jsonl
 
 # %% ../nbs/core/novelty.ipynb #00ab9261
 _rouge_word = re.compile("[a-z0-9]+")
@@ -390,3 +391,17 @@ def nearest_scores(texts,                # all texts of a set
     for t in tokens: f._insert(t, None)
     picks = np.sort(np.random.default_rng(seed).choice(len(tokens), min(sample, len(tokens)), replace=False))
     return np.array([f._pool.best(tokens[i], full=True, but=i)[0] for i in picks.tolist()])
+
+# %% ../nbs/core/novelty.ipynb #e6a89567
+def novelty_yield(rows,    # kept prompts, in the order in which they were kept
+                  rejects, # with "pool", the size of the pool that they were compared with
+                  bins:int=None # None = 25 kept rows in each, at most 20
+                 )->dict: # source → list of [pool size at the bin's middle, candidates, share kept]
+    "Of the candidates that passed all other filters, the share that was new."
+    bins = bins or max(1, min(20, len(rows)//25))
+    width, counts = max(len(rows)/bins, 1), defaultdict(lambda: defaultdict(lambda: [0, 0]))
+    at = lambda n: min(int(n/width), bins-1)
+    for n, r in enumerate(rows): counts[r["source"]][at(n)][0] += 1
+    for r in rejects:
+        if "pool" in r: counts[r["source"]][at(r["pool"])][1] += 1
+    return {s: [[round((b+.5)*width), k+d, round(k/(k+d), 4)] for b, (k, d) in sorted(c.items())] for s, c in counts.items()}

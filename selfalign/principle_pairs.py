@@ -6,17 +6,23 @@
 __all__ = ['UPTAKE', 'load_pairs', 'PairScores', 'score_principles', 'behind_principles', 'principles', 'Shift', 'compare_arms',
            'by_rule', 'plot_shifts', 'summary', 'uptake_sentence', 'principle_rows', 'fitting_pairs']
 
-# %% ../nbs/core/principle_pairs.ipynb #e6bef753
-from dataclasses import asdict, dataclass
+# %% ../nbs/core/principle_pairs.ipynb #3b7e56a0
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
 from .annotations import data_path, query_text
-from .evaluation import PAIR_FORMATS, PAIR_KINDS as KINDS
-from .evaluation import Estimate, Result, _config, _model, bootstrap, check_rows, dialog, has_chat, mcnemar, sign_flip, wilson
-from .generation import after
-from .principle_engraving import RespondConfig, load_principle_set
-from .runs import InputError, iter_jsonl
+from .checks import InputError
+from .config import RespondConfig
+from .evals.answers import dialog, has_chat
+from .evals.choices import PAIR_FORMATS
+from .evals.results import Result, _config, _model
+from .evals.sets import PAIR_KINDS as KINDS, check_rows
+from .evals.stats import Estimate, bootstrap, mcnemar, sign_flip, wilson
+from .principle_engraving import load_principle_set
+from .rows import iter_jsonl
+from .tokens import after
 
 # %% ../nbs/core/principle_pairs.ipynb #72e055e0
 def load_pairs(source=None # a JSONL file; None = ours

@@ -6,13 +6,14 @@
 __all__ = ['csv_rows', 'separator', 'json_rows', 'is_conversation', 'unpacked', 'opening_turn', 'read_source', 'hub_name',
            'source_identity', 'prompt_columns', 'SourcePrompt', 'read_prompts']
 
-# %% ../nbs/core/sources.ipynb #7ba84b23
+# %% ../nbs/core/sources.ipynb #39576100
 import ast, csv, hashlib, itertools, json, math, re, warnings
 from pathlib import Path
 from typing import NamedTuple
 
+from .checks import InputError
 from .models import cache_only, hub_answers, hub_id
-from .runs import InputError, content_id, iter_jsonl, open_text
+from .rows import content_id, iter_jsonl, open_text
 
 # %% ../nbs/core/sources.ipynb #3c9c2016
 def csv_rows(path # a table with a line of names; separated by comma, semicolon, tab or |

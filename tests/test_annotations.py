@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from selfalign import annotations as ann
+from selfalign.checks import InputError
 from selfalign.principle_engraving import PrincipleSet, cited_rules
-from selfalign.runs import InputError
 
 PRESETS = ("demo", "workstation", "paper", "dromedary2")
 
@@ -111,8 +111,8 @@ def test_a_folder_goes_before_a_file_that_happens_to_lie_here(tmp_path, monkeypa
 
 def test_templates_are_read_as_text_files_are(tmp_path):
     from selfalign.annotations import annotation_budget, load_template
-    from selfalign.runs import InputError
-    from selfalign.sft import system_variants
+    from selfalign.checks import InputError
+    from selfalign.encoding import system_variants
     (tmp_path/"plain_system.txt").write_bytes("\ufeffYou are {name}.\n".encode())
     assert load_template("plain_system", tmp_path) == "You are {name}."
     for data, words in (("Grüße".encode("latin-1"), ":1: not UTF-8"), (b"  \n", ": no line; write at least one")):
@@ -143,8 +143,8 @@ def test_the_working_folder_does_not_speak(name, tmp_path, monkeypatch):
 
 def test_an_accelerate_config_is_ours_by_its_name_alone(tmp_path, monkeypatch):
     from selfalign.annotations import data_dir
-    from selfalign.runs import InputError
-    from selfalign.sft import accelerate_file
+    from selfalign.checks import InputError
+    from selfalign.training import accelerate_file
     (tmp_path/"fsdp").mkdir(); (tmp_path/"mine.yaml").write_text("a: 1\n")
     monkeypatch.chdir(tmp_path)
     assert accelerate_file("fsdp") == data_dir()/"training"/"fsdp.yaml" and accelerate_file("mine.yaml").is_file()
@@ -154,7 +154,7 @@ def test_an_accelerate_config_is_ours_by_its_name_alone(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ("Principles.yaml", "principles.yml", "PRINCIPLES.YML", "annotations/Principles.yaml", "Seed Tasks.jsonl", "seed-tasks.json", "prompts/Plain_System.txt", "plain-system.TXT"))
 def test_a_name_spelled_another_way_is_refused(name, tmp_path):
     from selfalign.annotations import own_files, read_names
-    from selfalign.runs import InputError
+    from selfalign.checks import InputError
     (tmp_path/"identity.yaml").write_text("questions: [Who?]\nanswers: [Me.]\n")
     path = tmp_path/name
     path.parent.mkdir(exist_ok=True); path.write_text(YAML)
@@ -162,9 +162,10 @@ def test_a_name_spelled_another_way_is_refused(name, tmp_path):
 
 
 def test_what_a_folder_gives_and_what_is_passed_over(tmp_path):
-    from selfalign.pipeline import RunConfig, files_read, told_files
-    from selfalign.principle_engraving import RespondConfig
-    from selfalign.runs import InputError
+    from selfalign.config import RunConfig
+    from selfalign.pipeline import files_read, told_files
+    from selfalign.config import RespondConfig
+    from selfalign.checks import InputError
     cfg = RunConfig(model="embedded", annotations=str(tmp_path))
     with pytest.raises(InputError, match="nothing in this folder is read; it holds no text files, and what is looked for are principles.yaml"): told_files(cfg)
     (tmp_path/"notes.txt").write_text("mine\n")
@@ -181,7 +182,8 @@ def test_what_a_folder_gives_and_what_is_passed_over(tmp_path):
 def test_first_lines_and_manifest_say_whose_words_these_are(tmp_path):
     import hashlib, json
     from selfalign import pipeline
-    from selfalign.runs import InputError, Run
+    from selfalign.checks import InputError
+    from selfalign.runs import Run
     (tmp_path/"mine").mkdir(); text = tmp_path/"mine"/"plain_system.txt"; text.write_text("You are {name}.\n")
     said, cfg = [], pipeline.config_from(dict(model="embedded", annotations=str(tmp_path/"mine")))
     with pytest.raises(InputError, match="is not finished"): pipeline.run_steps(tmp_path/"run", cfg, steps=("engrave",), isolate=False, say=said.append)

@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from selfalign import evaluation, gate
+from selfalign.checks import InputError
+from selfalign.config import RunConfig, STAGES, config_from
 from selfalign.models import load_tokenizer
-from selfalign.pipeline import STAGES, STEPS, RunConfig, check_inputs, config_from, run_steps
-from selfalign.runs import InputError
+from selfalign.pipeline import STEPS, check_inputs, run_steps
 
 SIZE = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=8192)
 SMALL = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
@@ -42,7 +43,7 @@ def llama(base): return base()
 def no_engine(monkeypatch):
     "Nothing may be generated."
     import selfalign.pipeline as p
-    monkeypatch.setattr(p, "load_engine", lambda *a, **k: pytest.fail("an engine was opened"))
+    for room in ("app.ablate", "app.judge", "engines.opening", "generation"): monkeypatch.setattr(f"selfalign.{room}.load_engine", lambda *a, **k: pytest.fail("an engine was opened"))
 
 
 def settings(model, **more): return config_from(dict(dict(model=model, evaluate=dict(sets=["facts"])), **more))
@@ -64,7 +65,8 @@ def test_targets_that_the_architecture_lacks_are_told_with_those_it_has(kind, ha
 
 def test_all_linear_and_paths_train(llama, tok):
     from peft import get_peft_model
-    from selfalign.sft import EngraveConfig, _lora
+    from selfalign.config import EngraveConfig
+    from selfalign.training import _lora
     for targets, n in ((("all-linear",), 14), (("self_attn.q_proj", "layers.1.mlp.up_proj"), 3)):
         model = AutoModelForCausalLM.from_pretrained(llama)
         adapted = get_peft_model(model, _lora(model, EngraveConfig(lora_targets=targets)))
@@ -72,7 +74,8 @@ def test_all_linear_and_paths_train(llama, tok):
 
 
 def test_a_run_that_was_turned_down_goes_on_with_other_settings(llama, tmp_path, no_engine):
-    from selfalign.pipeline import parse_run, write_report
+    from selfalign.app.cli import parse_run
+    from selfalign.report import write_report
     refused(settings(llama, engrave=dict(lora_targets=["c_attn"])), "LoRA targets c_attn", tmp_path)
     with pytest.raises(InputError, match="nothing to report yet"): write_report(tmp_path/"run")
     _, cfg, _ = parse_run("run", [str(tmp_path/"run"), "--engrave.lora-targets", "q_proj"])
@@ -156,12 +159,12 @@ def test_sets_that_cannot_be_loaded(llama, tmp_path, no_engine, monkeypatch):
     (tmp_path/"mine.jsonl").write_text('{"colour": "red"}\n')
     refused(settings(llama, evaluate=dict(sets=[str(tmp_path/"mine.jsonl")])), "evaluate.sets: .*mine.jsonl:1: not the schema of a known set", tmp_path)
     def script(name): raise RuntimeError("Dataset scripts are no longer supported, but found hhh_alignment.py")
-    monkeypatch.setattr(evaluation, "_fetch", script); monkeypatch.setattr(evaluation, "hub_answers", lambda: True)
+    monkeypatch.setattr("selfalign.evals.sets._fetch", script); monkeypatch.setattr("selfalign.evals.sets.hub_answers", lambda: True)
     with pytest.raises(InputError, match="evaluate.sets: hhh: the hub answers, but .*Dataset scripts are no longer") as e: check_inputs(settings(llama, evaluate=dict(sets=["hhh"])))
     assert "go online" not in str(e.value)
-    monkeypatch.setattr(evaluation, "hub_answers", lambda: False)
+    monkeypatch.setattr("selfalign.evals.sets.hub_answers", lambda: False)
     refused(settings(llama, evaluate=dict(sets=["hhh"])), "hhh: not fetched before, and the hub cannot be reached .* go online or set SELFALIGN_BENCHMARKS", tmp_path)
-    monkeypatch.setattr(evaluation, "_from_hub", lambda name: (_ for _ in ()).throw(InputError(f"{name}: not to be had")) if name == "vicuna" else [])
+    monkeypatch.setattr("selfalign.evals.sets._from_hub", lambda name: (_ for _ in ()).throw(InputError(f"{name}: not to be had")) if name == "vicuna" else [])
     refused(settings(llama, evaluate=dict(sets=["truthfulqa"])), "vicuna: not to be had", tmp_path)  # its questions are asked beside TruthfulQA
 
 
@@ -173,7 +176,7 @@ def test_hhh_is_read_from_the_hubs_parquet_files(tmp_path, monkeypatch):
         path = tmp_path/file; path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.Table.from_pylist([dict(input="Is it kind?", targets=dict(choices=["yes", "no"], labels=[1, 0]))]), path)
         return str(path)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download); monkeypatch.setattr(evaluation, "hub_answers", lambda: True)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download); monkeypatch.setattr("selfalign.evals.sets.hub_answers", lambda: True)
     monkeypatch.delenv("SELFALIGN_BENCHMARKS", raising=False)
     rows = evaluation.load_benchmark("hhh")
     assert len(rows) == len(evaluation.SUBSETS) and {r["subset"] for r in rows} == set(evaluation.SUBSETS)

@@ -6,12 +6,13 @@ import numpy as np, pytest, torch
 
 from selfalign import evaluation as E
 from selfalign.annotations import load_principles
+from selfalign.checks import InputError
+from selfalign.config import PromptsConfig
 from selfalign.generation import Sampling, Score, ScriptedEngine, as_prompts, load_engine
 from selfalign.novelty import rouge_l
 from selfalign.principle_engraving import PrincipleSet
-from selfalign.runs import InputError, content_id, read_jsonl, write_jsonl
+from selfalign.rows import content_id, read_jsonl, write_jsonl
 from selfalign.sft import split_held_out
-from selfalign.topic_prompting import PromptsConfig
 
 echo = ScriptedEngine(lambda p, i, s: f"<{p}>", scores=lambda p, c: -len(c))
 

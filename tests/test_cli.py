@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from selfalign.pipeline import COMMANDS, main, parse_run
+from selfalign.app.cli import COMMANDS, main, parse_run
+from selfalign.app.doctor import _bf16, _compiler, _cuda, _hub
 
 
 def said(capsys, *argv):
@@ -137,7 +138,8 @@ def test_compare_help_names_its_files(capsys):
 def test_chat_streams_both_answers_base_first(tmp_path):
     from dataclasses import asdict
     from selfalign.models import embedded_model_path
-    from selfalign.pipeline import chat_command, load_config
+    from selfalign.app.chat import chat_command
+    from selfalign.config import load_config
     (tmp_path / "manifest.json").write_text(json.dumps(dict(stages={}, config=json.loads(json.dumps(asdict(load_config("demo")))))))
     (tmp_path / "final").symlink_to(embedded_model_path())
     lines, pieces = iter(["Name a river.", "And another?", "/new", "Name a lake.", "/quit"]), []
@@ -162,12 +164,12 @@ def test_usage_lists_every_command(capsys):
 
 
 def test_debug_shows_the_traceback():
-    from selfalign.runs import InputError
+    from selfalign.checks import InputError
     with pytest.raises(InputError): main(["run", "r", "--preset", "huge", "--debug"])
 
 
 def test_an_existing_run_brings_its_own_settings(tmp_path):
-    from selfalign.pipeline import load_config
+    from selfalign.config import load_config
     from dataclasses import asdict
     (tmp_path / "manifest.json").write_text(json.dumps(dict(stages={}, config=json.loads(json.dumps(asdict(load_config("demo", seed=7)))))))
     assert parse_run("respond", [str(tmp_path)])[1].seed == 7
@@ -181,7 +183,7 @@ def test_doctor_names_a_remedy_or_ok(capsys):
 def test_doctor_asks_a_model_whether_it_follows_the_principles(capsys, monkeypatch):
     from selfalign import pipeline as p
     real = p.uptake
-    monkeypatch.setattr(p, "uptake", lambda cfg: real(cfg, n=4))
+    for room in ("app.doctor", "app.plan"): monkeypatch.setattr(f"selfalign.{room}.uptake", lambda cfg: real(cfg, n=4))
     code, out, _ = said(capsys, "doctor", "--model", "embedded")
     assert code == 0 and "nats a pair" in out and "4 pairs" in out
     code, _, err = said(capsys, "doctor", "--model", "no/such folder")
@@ -210,7 +212,7 @@ def test_doctor_compares_driver_and_build(monkeypatch, version, build, cards, wo
     driver(monkeypatch, version)
     monkeypatch.setattr(torch.version, "cuda", build)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cards > 0); monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
-    state, detail = pipeline._cuda()
+    state, detail = _cuda()
     assert words in state and (version not in ("580.65.06", "550.54.15", "470.82") or version in detail)
     if "CUDA 12" in words: assert "/cu126" in state
     if version == "580.65.06" and build is None: assert "/cu130" in state
@@ -223,7 +225,7 @@ def test_doctor_tells_cards_that_emulate_bf16(monkeypatch, capability, ok):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True); monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: ("H100", "other")[i])
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i=None: ((9, 0), capability)[i])
-    state, detail = pipeline._bf16()
+    state, detail = _bf16()
     assert (state == "ok") is ok
     if not ok: assert "dtype=float16" in state and "other ({}.{})".format(*capability) in detail and "H100" not in detail
 
@@ -240,7 +242,7 @@ def test_doctor_looks_for_what_triton_compiles_with(monkeypatch, tmp_path, compi
     if headers: (tmp_path / "Python.h").touch()
     monkeypatch.setattr(sysconfig, "get_paths", lambda *a, **k: dict(include=str(tmp_path)))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cards > 0); monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
-    assert words in pipeline._compiler()[0]
+    assert words in _compiler()[0]
 
 
 def test_doctor_says_what_to_do(monkeypatch, tmp_path):
@@ -281,7 +283,7 @@ def test_an_unreachable_hub_does_not_keep_the_doctor(monkeypatch):
         s.bind(("127.0.0.1", 0)); s.listen()
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{s.getsockname()[1]}")
         start = time.monotonic()
-        assert "not reachable" in pipeline._hub(0.3)[0] and time.monotonic() - start < 3
+        assert "not reachable" in _hub(0.3)[0] and time.monotonic() - start < 3
 
 
 def test_the_console_script_is_installed():
@@ -301,7 +303,7 @@ def judged(tmp_path, monkeypatch, judge, *more):
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(dict(instruction=q)) + "\n" for q in questions))
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(dict(question=q, answer=f"good {i}")) + "\n" for i, q in enumerate(questions[:5])))
     engines = {SERVED: ScriptedEngine(lambda p, i, s: "bad"), "torch:judge": judge}
-    monkeypatch.setattr(pipeline, "load_engine", lambda spec, **kw: engines[spec])
+    for room in ("app.judge", "engines.opening"): monkeypatch.setattr(f"selfalign.{room}.load_engine", lambda spec, **kw: engines[spec])
     said = []
     pipeline.judge_command([str(tmp_path / "a.jsonl"), SERVED, "--questions", str(tmp_path / "q.jsonl"), "--judge", "torch:judge", "--out", str(tmp_path / "out"), *more], said.append)
     return said, engines
@@ -313,7 +315,7 @@ def likes_good(prompt, i, seed):
 
 
 def test_judge_two_models_from_the_command_line(tmp_path, monkeypatch):
-    from selfalign.evaluation import load_results
+    from selfalign.evals.results import load_results
     from selfalign.generation import ScriptedEngine
     said, _ = judged(tmp_path, monkeypatch, ScriptedEngine(likes_good), "--price-in", "2")
     assert "judge scripted: 10 calls" in said[0] and "prices" in said[0] and "no saved answer 1" in "".join(said)
@@ -326,17 +328,17 @@ def test_judge_two_models_from_the_command_line(tmp_path, monkeypatch):
 def judged_alone(tmp_path, monkeypatch, questions, judge, answer, *more):
     "`selfalign judge A`, of one scripted model; gives the result and what the judge was asked."
     from selfalign import pipeline
-    from selfalign.evaluation import load_results
+    from selfalign.evals.results import load_results
     from selfalign.generation import ScriptedEngine
     judge = ScriptedEngine(judge)
-    monkeypatch.setattr(pipeline, "load_engine", lambda spec, **kw: {SERVED: ScriptedEngine(answer), "torch:judge": judge}[spec])
+    for room in ("app.judge", "engines.opening"): monkeypatch.setattr(f"selfalign.{room}.load_engine", lambda spec, **kw: {SERVED: ScriptedEngine(answer), "torch:judge": judge}[spec])
     pipeline.judge_command([SERVED, "--questions", questions, "--judge", "torch:judge", "--out", str(tmp_path / "out"), *more], lambda *a: None)
     path, = (tmp_path / "out").glob("judged-*.json")
     return load_results(path)[0], [p for ps, _ in judge.calls for p in ps]
 
 
 def test_one_model_is_judged_truthful_and_informative(tmp_path, monkeypatch):
-    from selfalign.evaluation import load_benchmark
+    from selfalign.evals.sets import load_benchmark
     got, asked = judged_alone(tmp_path, monkeypatch, "facts", lambda p, i, s: "Verdict: " + ("no" if "informative when" in p else "yes"), lambda p, i, s: "It depends.", "--n", "5")
     assert (got.truthful, got.informative, got.truthful_informative, got.n, got.name) == (1.0, 0.0, 0.0, 5, SERVED) and got.model["sampling"]["temperature"] == 0.7
     for row in load_benchmark("facts", 5): # the judge sees every answer that the set calls right, and no wrong one
@@ -352,11 +354,11 @@ def test_one_model_is_judged_on_refusals(tmp_path, monkeypatch):
 def judged_servers(tmp_path, monkeypatch, models, *more):
     "`selfalign judge` of scripted servers that write what they are given; the judge likes the longer answer."
     from selfalign import pipeline
-    from selfalign.evaluation import load_results
+    from selfalign.evals.results import load_results
     from selfalign.generation import ScriptedEngine
     longer = lambda p, i, s: "Verdict: " + ("A" if len(p.split("[Answer A]\n")[1].split("\n")[0]) > len(p.split("[Answer B]\n")[1].split("\n")[0]) else "B")
     engines = {m: ScriptedEngine(lambda p, i, s, text=text: text) for m, text in models.items()} | {"torch:judge": ScriptedEngine(longer)}
-    monkeypatch.setattr(pipeline, "load_engine", lambda spec, **kw: engines[spec])
+    for room in ("app.judge", "engines.opening"): monkeypatch.setattr(f"selfalign.{room}.load_engine", lambda spec, **kw: engines[spec])
     said, before = [], set(tmp_path.glob("judged-*.json"))
     pipeline.judge_command([*models, "--questions", "questions", "--n", "3", "--judge", "torch:judge", "--out", str(tmp_path), *more], said.append)
     return load_results((set(tmp_path.glob("judged-*.json")) - before).pop()), said, engines
@@ -379,7 +381,7 @@ def test_three_models_meet_in_all_pairs_and_are_rated(tmp_path, monkeypatch):
     assert len(got) == 3 and all(r.loss == 1.0 for r in got)
     shown = next(x for x in said if "rating" in x)
     assert shown.index("//c/") < shown.index("//b/") < shown.index("//a/")
-    from selfalign.pipeline import saved_answers
+    from selfalign.app.judge import saved_answers
     for f in tmp_path.glob("judged-*-answers-*.jsonl"): # what was answered can be given back
         q = json.loads(f.read_text().splitlines()[0])["question"]
         assert saved_answers(f, [q])[0]["answer"].startswith("word")
@@ -417,7 +419,8 @@ def test_a_step_that_was_killed_is_told(capsys, monkeypatch):
 
 
 def test_redo_takes_the_names_that_a_refusal_gives(tmp_path):
-    from selfalign.pipeline import STAGES, _redo
+    from selfalign.config import STAGES
+    from selfalign.pipeline import _redo
     from selfalign.runs import Run
     for step, stages in STAGES.items():
         for name in stages:
@@ -429,7 +432,7 @@ def test_redo_takes_the_names_that_a_refusal_gives(tmp_path):
 
 
 def test_the_stand_in_is_named_by_what_answered(tmp_path):
-    from selfalign.pipeline import _stand_in
+    from selfalign.report import _stand_in
     for engine, model, want in (("torch", "embedded", True), ("openai:http://h/v1#org/big", "embedded", False), ("torch:embedded", None, True), ("vllm", "org/big", False)):
         (tmp_path / "manifest.json").write_text(json.dumps(dict(stages={}, config=dict(engine=engine, model=model))))
         assert _stand_in(tmp_path) == want
@@ -437,11 +440,12 @@ def test_the_stand_in_is_named_by_what_answered(tmp_path):
 
 def test_questions_of_the_runs_own_sets_are_kept_out_of_its_prompts(tmp_path, monkeypatch):
     from selfalign import evaluation
-    from selfalign.pipeline import RunConfig, EvaluateConfig, evaluation_texts
-    from selfalign.runs import InputError
+    from selfalign.config import EvaluateConfig, RunConfig
+    from selfalign.evals.sets import evaluation_texts
+    from selfalign.checks import InputError
     monkeypatch.delenv("SELFALIGN_BENCHMARKS", raising=False)
     def none(name): raise InputError(f"{name}: not to be had")
-    monkeypatch.setattr(evaluation, "_from_hub", none)
+    monkeypatch.setattr("selfalign.evals.sets._from_hub", none)
     (tmp_path / "mine.jsonl").write_text('{"kind": "benign", "question": "How do I kill a tree stump?"}\n')
     heard = []
     got = evaluation_texts(RunConfig(model="embedded", evaluate=EvaluateConfig(sets=(str(tmp_path / "mine.jsonl"), "truthfulqa"))), heard.append)

@@ -4,10 +4,11 @@ from itertools import combinations
 
 import pytest
 
+from selfalign.config import TrainConfig
 from selfalign.generation import Sampling, ScriptedEngine
-from selfalign.models import resolve_model
+from selfalign.hub import _findings, chance_of_rise, model_card, reply_losses
+from selfalign.models import _without_paths, public_name, resolve_model
 from selfalign.runs import Run
-from selfalign.sft import _findings, _without_paths, chance_of_rise, model_card, public_name, reply_losses, TrainConfig
 
 
 def shape(repeated, ended, n=20): return dict(n=n, repetition_rate=repeated, stop_rate=ended)
@@ -26,7 +27,7 @@ def test_only_a_significant_loss_against_the_stage_before_is_told(replies, model
 
 
 def test_a_loss_stands_in_the_table_and_in_the_card():
-    from selfalign.pipeline import _reply_rows
+    from selfalign.report import _reply_rows
     known = dict(words=9, tokens=9)
     replies = dict(engraved=shape(0, 1) | known, final=shape(1, 0) | known)
     told = [v for k, v in _reply_rows(replies) if k == "worse than the stage before"]

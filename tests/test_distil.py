@@ -5,11 +5,15 @@ import numpy as np
 import pytest
 import torch
 from selfalign.annotations import example_rows, query_text
+from selfalign.checks import InputError
+from selfalign.config import TrainConfig
 from selfalign.distil import Target, answer_targets, divergence, label_target, load_targets, save_targets, top_logprobs
-from selfalign.generation import Prompts, load_engine
+from selfalign.encoding import encode_rows
+from selfalign.generation import load_engine
 from selfalign.models import load_tokenizer
-from selfalign.runs import InputError
-from selfalign.sft import TrainConfig, _recipe, encode_rows, fit, teacher_engine, with_chat_template, with_targets
+from selfalign.sft import teacher_engine, with_targets
+from selfalign.tokens import Prompts, with_chat_template
+from selfalign.training import _recipe, fit
 
 ROWS = [dict(r, ended=True) for r in example_rows("responses")][:4]
 CONFIG = dict(global_batch=2, micro_batch=2, learning_rate=1e-3, warmup_steps=0, identity_share=0)

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 from selfalign import evaluation as E
-from selfalign.generation import Completion, ScriptedEngine
-from selfalign.runs import InputError
+from selfalign.annotations import data_path, load_template
+from selfalign.checks import InputError
+from selfalign.generation import Completion, ScriptedEngine, load_engine
 
 DATA = Path(__file__).parent/"data"
 MC, HHH, VICUNA = (DATA/f for f in ("truthfulqa_mc.jsonl", "hhh.jsonl", "vicuna_questions.jsonl"))
@@ -42,7 +43,7 @@ def test_test_rows_in_the_benchmarks_schema(path, name):
     assert len(rows) == 30 and E.schema(rows[0], "row") == name
 
 def test_our_sets_are_not_the_benchmarks():
-    names = {p.stem for p in E.data_path("eval/facts_mc.jsonl").parent.iterdir()}
+    names = {p.stem for p in data_path("eval/facts_mc.jsonl").parent.iterdir()}
     assert not [n for n in names if any(b in n for b in ("truthful", "vicuna")) or n == "hhh"]
 
 def test_choices_cover_the_subsets():
@@ -62,7 +63,7 @@ def test_benchmarks_from_the_folder(monkeypatch, tmp_path):
 def test_offline_is_one_clear_line(monkeypatch):
     monkeypatch.delenv("SELFALIGN_BENCHMARKS", raising=False)
     def fail(name): raise ConnectionError("no route\nto host")
-    monkeypatch.setattr(E, "_fetch", fail); monkeypatch.setattr(E, "hub_answers", lambda: True)
+    monkeypatch.setattr("selfalign.evals.sets._fetch", fail); monkeypatch.setattr("selfalign.evals.sets.hub_answers", lambda: True)
     with pytest.raises(InputError) as e: E.load_benchmark("truthfulqa")
     assert "SELFALIGN_BENCHMARKS" in one_line(e)
 
@@ -432,7 +433,7 @@ def test_scores_of_checkpoints_whole_and_adapter(tmp_path):
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
-    from selfalign.generation import TorchEngine
+    from selfalign.engines.local import TorchEngine
     from selfalign.models import load_tokenizer
     torch.manual_seed(0)
     tok = load_tokenizer("embedded")
@@ -452,7 +453,7 @@ def test_evaluate_several_models_and_compare_from_the_command_line(tmp_path, cap
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
     from selfalign.models import load_tokenizer
-    from selfalign.pipeline import compare_command, score_command
+    from selfalign.app.cli import compare_command, score_command
     tok = load_tokenizer("embedded")
     for name in ("one", "two"):
         torch.manual_seed(len(name) + ord(name[0]))
@@ -486,12 +487,12 @@ def test_over_seeds_keeps_models_apart():
     assert [(r["model"], r["runs"], r["seeds"], round(r["mean"], 3)) for r in t] == [("a", 2, "0, 1", .5), ("b", 2, "0, 1", .9)] and t[1]["sd"] == 0
 
 def test_another_template_is_another_evaluation(tmp_path, monkeypatch):
-    calls, load = [], E.load_template
+    calls, load = [], load_template
     engine = ScriptedEngine(scores=lambda p, c: calls.append(p) or -len(c))
     run = lambda: E.evaluate_models({"m": engine}, sets=("facts", "choices"), out_dir=tmp_path, n=4, say=None)
     first = run(); n = len(calls); run()
     assert len(calls) == n
-    monkeypatch.setattr(E, "load_template", lambda name, folder=None: "New. " + load(name, folder) if name == "eval_hhh_paper" else load(name, folder))
+    for room in ("evals.choices", "evals.harness"): monkeypatch.setattr(f"selfalign.{room}.load_template", lambda name, folder=None: "New. " + load(name, folder) if name == "eval_hhh_paper" else load(name, folder))
     again = run()
     assert len(calls) > n and all("New. " in p for p in calls[n:])
     assert [a.config["prompt"] == b.config["prompt"] for a, b in zip(first, again)] == [True, True, False, True]
@@ -532,11 +533,12 @@ def test_hhh_rows_with_percent_braces_and_newlines_are_text(format):
 
 def test_a_chat_template_that_refuses_a_system_text_is_no_obstacle(tmp_path):
     from test_sft import random_llama
-    from selfalign.models import load_tokenizer, takes_system
+    from selfalign.models import load_tokenizer
+    from selfalign.tokens import takes_system
     tok = load_tokenizer("embedded")
     tok.chat_template = "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     random_llama(tmp_path/"m", tok)
-    with E.load_engine(f"torch:{tmp_path/'m'}", dtype="float32") as engine:
+    with load_engine(f"torch:{tmp_path/'m'}", dtype="float32") as engine:
         assert takes_system(engine.prompts.tok)
         one, = E.evaluate_models({"m": engine}, ["facts"], formats=("paper",), n=2, system="Be brief.", say=None)
         assert one.format == "paper, chat" and one.n == 2 and not one.skipped

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest, torch
 from selfalign import evaluation as E
-from selfalign.generation import TorchEngine
+from selfalign.annotations import fill, load_template
+from selfalign.engines.local import TorchEngine
 from selfalign.models import load_model, load_tokenizer
 
 pytest.importorskip("lm_eval")
@@ -42,7 +43,7 @@ def test_the_prompt_is_that_of_lm_eval():
     Loader.add_multi_constructor("!", lambda loader, tag, node: tag)
     stock = yaml.load((Path(lm_eval.__file__).parent/"tasks/truthfulqa/truthfulqa_mc1.yaml").read_text(), Loader)["doc_to_text"]
     q = "Is {question} 100% of\n{{x}}?"
-    assert E.fill(E.load_template("eval_truthfulqa_lmeval"), question=q) == jinja2.Template(stock).render(question=q)
+    assert fill(load_template("eval_truthfulqa_lmeval"), question=q) == jinja2.Template(stock).render(question=q)
 
 def test_a_saved_model_loads_in_lm_eval_as_it_is(tmp_path):
     from lm_eval.models.huggingface import HFLM

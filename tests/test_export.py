@@ -3,8 +3,9 @@ import json
 import pytest
 
 from selfalign.annotations import example_rows, query_text
+from selfalign.checks import InputError
 from selfalign.export import FORMS, export_rows
-from selfalign.runs import InputError, write_json, write_jsonl
+from selfalign.rows import write_json, write_jsonl
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
@@ -45,7 +46,7 @@ def test_the_forms_that_axolotl_and_llama_factory_document(run, tmp_path, form, 
 @pytest.mark.parametrize("form", ["messages", "sharegpt", "prompt-completion"])
 def test_a_round_trip_gives_the_same_prompts(run, tmp_path, form):
     from selfalign.sources import read_prompts
-    from selfalign.runs import read_jsonl
+    from selfalign.rows import read_jsonl
     export_rows(run, tmp_path/"x.parquet", form)
     back = list(read_prompts(str(tmp_path/"x.parquet")))
     assert [p.instruction for p in back] == [query_text(r) for r in read_jsonl(run/"responses.jsonl")] and not any(p.why for p in back)
@@ -58,6 +59,6 @@ def test_what_cannot_be_exported(run, tmp_path, change, words):
     assert not list(tmp_path.iterdir())
 
 def test_the_command_says_where_the_file_is(run, tmp_path, capsys):
-    from selfalign.pipeline import main
+    from selfalign.app.cli import main
     assert main(["export", "rows", str(run), str(tmp_path/"x.jsonl"), "--as", "alpaca"]) in (0, None)
     assert "3 rows: " in capsys.readouterr().out and (tmp_path/"x.jsonl").exists()

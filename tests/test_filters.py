@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from selfalign import principle_engraving as pe, verbose_cloning as vc
-from selfalign.principle_engraving import Context, PrincipleSet, Response, common_words, loop_start
+from selfalign.filters.context import Context, Response
+from selfalign.filters.leakage import common_words
+from selfalign.filters.repetition import loop_start
+from selfalign.principle_engraving import PrincipleSet
 
 ROOT = Path(__file__).parent.parent
 spec = importlib.util.spec_from_file_location("filters", ROOT/"benchmarks"/"filters.py")

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from selfalign import models
+from selfalign.app.cli import main, parse_run
+from selfalign.checks import InputError, expand_home, plain_sign, safe_console
+from selfalign.config import config_from
 from selfalign.models import hub_answers, hub_id, load_tokenizer, weights_sha256
-from selfalign.pipeline import config_from, main, parse_run, started_in
-from selfalign.runs import InputError, expand_home, plain_sign, safe_console
+from selfalign.pipeline import started_in
 from selfalign.sources import read_source
 
 OWN = ["--prompts.self-instruct", "0", "--prompts.topics-per-type", "0"]

@@ -5,9 +5,12 @@ import pytest, torch
 from transformers import (AutoModelForCausalLM, BloomConfig, Gemma2Config, Gemma3TextConfig, GPT2Config, GPTNeoXConfig, GptOssConfig,
                           LlamaConfig, MistralConfig, Olmo2Config, Phi3Config, Qwen2Config, Qwen3Config)
 
-from selfalign.generation import Prompts, Sampling, ScriptedEngine, TorchEngine, attend, load_engine, prefix_groups
+from selfalign.checks import InputError
+from selfalign.engines.local import TorchEngine
+from selfalign.engines.shared_prefix import _attend_flash, attend, prefix_groups
+from selfalign.generation import Sampling, ScriptedEngine, load_engine
 from selfalign.models import load_model, load_tokenizer
-from selfalign.runs import InputError
+from selfalign.tokens import Prompts
 
 BASE = dict(vocab_size=320, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, max_position_embeddings=256,
             bos_token_id=0, eos_token_id=0, pad_token_id=0, initializer_range=0.3, tie_word_embeddings=False)
@@ -225,7 +228,7 @@ def test_ngram_penalties(small, n):
     assert len(set(grams)) == len(grams)
 
 def test_ngram_penalty_is_additive_and_word_start_only(small):
-    from selfalign.generation import Chooser, Row
+    from selfalign.engines.choosing import Chooser, Row
     words = small.prompts.word_starts
     start, inside = max(words), next(i for i in range(1000, 2000) if i not in words)
     for only, want in ((False, [-3., -3.]), (True, [-3., 0.])):
@@ -430,7 +433,7 @@ def test_weights_laid_out_once_give_the_same_logits(dtype):
 
 
 def test_half_an_emoji_is_read_as_a_replacement_character():
-    from selfalign.generation import Prompts, whole_text
+    from selfalign.tokens import Prompts, whole_text
     from selfalign.models import load_tokenizer, model_identity
     p = Prompts(load_tokenizer("embedded"))
     assert p.encode("a \ud83d b") == p.encode("a \ufffd b") and whole_text("😀 \udc00") == "😀 \ufffd"
@@ -440,7 +443,7 @@ def test_half_an_emoji_is_read_as_a_replacement_character():
 
 def test_memory_that_the_allocator_keeps_counts_as_free(monkeypatch):
     import torch
-    from selfalign.generation import free_memory
+    from selfalign.models import free_memory
     for name, value in dict(mem_get_info=(5, 100), memory_reserved=60, memory_allocated=40).items():
         monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
     assert free_memory("cuda:0") == 5 + 60 - 40
@@ -450,7 +453,7 @@ def test_prefill_on_a_gpu_takes_the_flash_kernel_with_grouped_heads(monkeypatch,
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
     from selfalign import generation
-    monkeypatch.setattr(generation, "_attend_plainly", lambda *args: pytest.fail("scores of all pairs in float32"))
+    monkeypatch.setattr("selfalign.engines.shared_prefix._attend_plainly", lambda *args: pytest.fail("scores of all pairs in float32"))
     with FakeTensorMode():
         q, k = (torch.empty(1, n, 256, 64, dtype=torch.bfloat16, device="cuda") for n in (heads, keys))
         o, lse = generation.attend(q, k, k, 0.125, causal=True)
@@ -464,6 +467,6 @@ def test_a_card_without_the_flash_kernel_attends_plainly(monkeypatch, error, pla
     class Refuses:
         def _scaled_dot_product_flash_attention(*args, **kw): raise error
     monkeypatch.setattr(torch.ops, "aten", Refuses)
-    if plain: assert generation._attend_flash(None, None, None, 1.0, False) is None
+    if plain: assert _attend_flash(None, None, None, 1.0, False) is None
     else:
-        with pytest.raises(torch.OutOfMemoryError): generation._attend_flash(None, None, None, 1.0, False)
+        with pytest.raises(torch.OutOfMemoryError): _attend_flash(None, None, None, 1.0, False)

@@ -4,9 +4,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from selfalign.generation import OpenAIEngine, Sampling, load_engine
+from selfalign.checks import InputError
+from selfalign.engines.cluster import _Replica as its_Replica
+from selfalign.engines.served import OpenAIEngine
+from selfalign.generation import Sampling, load_engine
 from selfalign.models import resolve_model
-from selfalign.runs import InputError
 
 def free_port():
     with socket.socket() as s: s.bind(("127.0.0.1", 0)); return s.getsockname()[1]
@@ -91,7 +93,7 @@ def test_the_context_of_a_vllm_server_is_asked_for(served):
 
 @pytest.mark.parametrize("status, takes", [(200, True), (404, False), (400, False), (500, False), (429, True)])
 def test_a_server_is_asked_once_whether_it_renders_messages(served, status, takes):
-    from selfalign.evaluation import dialog, has_chat
+    from selfalign.evals.answers import dialog, has_chat
     s, spec = served
     with load_engine(spec) as e:
         s.plan[:] = [status]
@@ -211,7 +213,7 @@ def counted_ray(tmp_path, monkeypatch):
     import ray
     import selfalign.generation as g
     starts = tmp_path/"starts"
-    class _Replica(g._Replica): # defined in a function, so it travels by value
+    class _Replica(its_Replica): # defined in a function, so it travels by value
         def load(self):
             with open(starts, "a") as f: f.write(f"{os.getpid()}\n")
             def answer(prompt, i, seed):
@@ -219,7 +221,7 @@ def counted_ray(tmp_path, monkeypatch):
                 if prompt == "slow": time.sleep(.5)
                 return g.Completion(f"{prompt}!", 1, "stop", 1) if prompt else None
             return g.ScriptedEngine(answer, scores=lambda p, c: -len(c))
-    monkeypatch.setattr(g, "_Replica", _Replica)
+    monkeypatch.setattr("selfalign.engines.cluster._Replica", _Replica)
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=dict(env_vars=dict(PYTHONPATH=os.getcwd(), OMP_NUM_THREADS="1")))
     yield lambda: starts.read_text().split() if starts.exists() else []
     ray.shutdown()
@@ -246,7 +248,7 @@ def test_one_pool_serves_every_round_and_a_poison_row_stands_alone(monkeypatch):
     import types
     import selfalign.generation as g
     starts, killed, N = [], [], types.SimpleNamespace
-    class Replica(g._Replica):
+    class Replica(its_Replica):
         def load(self):
             starts.append(1)
             def answer(p, i, s):
@@ -262,7 +264,7 @@ def test_one_pool_serves_every_round_and_a_poison_row_stands_alone(monkeypatch):
         cluster_resources=lambda: dict(CPU=2.), nodes=lambda: [dict(Alive=True, Resources=dict(CPU=2.))], cancel=lambda ref: None,
         remote=lambda cls: N(options=lambda **kw: N(remote=lambda *args: Actor(cls, args))), kill=killed.append,
         wait=lambda refs, num_returns=1, timeout=None: (refs[-1:], refs[:-1])) # the last that was sent ends first
-    monkeypatch.setitem(sys.modules, "ray", ray); monkeypatch.setattr(g, "_Replica", Replica)
+    monkeypatch.setitem(sys.modules, "ray", ray); monkeypatch.setattr("selfalign.engines.cluster._Replica", Replica)
     with load_engine("ray:torch:embedded", batch=4) as e:
         for n in (16, 20, 12):
             outs = e.generate([f"{n} {i}" for i in range(n)] + [""])
@@ -298,7 +300,7 @@ def test_ray_keeps_its_engines_over_rounds_and_a_poison_row_ends_in_an_error(cou
 def test_ray_places_are_counted_by_cards():
     "Tensor parallelism takes all its cards in one machine; what has no place is told before a model is loaded."
     from types import SimpleNamespace as N
-    from selfalign.generation import _workers
+    from selfalign.engines.cluster import _workers
     def cluster(*nodes): return N(cluster_resources=lambda: {k: sum(n[k] for n in nodes) for k in ("GPU", "CPU")}, nodes=lambda: [dict(Alive=True, Resources=n) for n in nodes])
     two = cluster(dict(GPU=8., CPU=64.), dict(GPU=3., CPU=64.))
     assert (_workers(two, None, 1, 1), _workers(two, None, 4, 1), _workers(two, None, 2, 1), _workers(two, 1, 8, 1)) == (11, 2, 5, 1)

@@ -30,20 +30,24 @@ def venv(tmp_path_factory):
     return d
 
 
+def plain_env(): return {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} # a checkout on the path would stand in for the wheel
+
+
 def test_the_wheel_works_outside_the_repository(venv, tmp_path):
     py = venv / "venv" / "bin" / "python"
     code = ("import selfalign, selfalign.annotations as a, selfalign.pipeline as p; print(selfalign.__file__); print(a.data_dir());"
             "print(a.budget_total(a.annotation_budget('paper'))); print(a.preset_names()); print((a.data_dir()/'report.ipynb').exists(), len(a.example_rows('responses')) > 5)")
-    out = subprocess.run([py, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    out = subprocess.run([py, "-c", code], cwd=tmp_path, env=plain_env(), capture_output=True, text=True)
     assert out.returncode == 0, out.stderr
     lines = out.stdout.splitlines()
     assert str(venv) in lines[0] and str(venv) in lines[1] and int(lines[2]) < 300 and "demo" in lines[3] and lines[4] == "True True"
 
 
 def test_the_command_works_outside_the_repository(venv, tmp_path):
-    exe = venv / "venv" / "bin" / "selfalign"
-    assert "demo" in subprocess.run([exe, "--help"], cwd=tmp_path, capture_output=True, text=True).stdout
-    bad = subprocess.run([exe, "run", "r", "--preset", "huge"], cwd=tmp_path, capture_output=True, text=True)
+    exe = [venv / "venv" / "bin" / "python", venv / "venv" / "bin" / "selfalign"] # pip wrote its own interpreter into the script
+    ask = lambda *words: subprocess.run([*exe, *words], cwd=tmp_path, env=plain_env(), capture_output=True, text=True)
+    assert "demo" in ask("--help").stdout
+    bad = ask("run", "r", "--preset", "huge")
     assert bad.returncode == 1 and bad.stderr.startswith("error: ")
 
 

@@ -1,10 +1,12 @@
 """Languages other than English: what a word is, how long an answer is, what a repetition is, where an instruction may begin."""
 import pytest
 
-from selfalign.evaluation import repeats_itself, text_scores, text_stats
+from selfalign.config import PromptsConfig
+from selfalign.evals.answers import repeats_itself, text_scores, text_stats
+from selfalign.filters.context import Context
 from selfalign.novelty import letter_count, word_count, word_runs
-from selfalign.principle_engraving import Context, PrincipleSet, judge
-from selfalign.topic_prompting import PromptsConfig, instruction_fault
+from selfalign.principle_engraving import PrincipleSet, judge
+from selfalign.topic_prompting import instruction_fault
 
 PARAGRAPH = dict(en="Start with what you have at hand, then look at the outcome, ask a neighbour for help, write the steps down, and repeat it in a week. ", de="Beginne mit dem, was da ist, sieh dir das Ergebnis an, frage in der Nachbarschaft, schreibe alles auf und wiederhole es nach einer Woche. ",
                  zh="先从手边已有的东西开始，然后检查结果，再请教一位邻居，把步骤都记下来，一个星期之后再做一次。", ja="まず手元にあるものから始めて、結果を確かめ、近所の人に聞き、手順を書き留め、一週間後にもう一度やります。", th="เริ่มจากสิ่งที่มีอยู่ในมือก่อนแล้วดูผล จากนั้นถามเพื่อนบ้าน จดขั้นตอนไว้ แล้วทำซ้ำอีกครั้งในหนึ่งสัปดาห์ ")
@@ -40,7 +42,7 @@ def test_a_letter_of_any_alphabet_begins_an_instruction_except_in_the_reference(
 
 def test_the_presets_keep_the_rule_for_paper_alone():
     from selfalign.annotations import preset_names
-    from selfalign.pipeline import load_config
+    from selfalign.config import load_config
     assert {p: load_config(p).prompts.ascii_start for p in preset_names()} == {p: p == "paper" for p in preset_names()}
 
 

@@ -2,8 +2,8 @@
 import shutil
 import pytest
 
+from selfalign.checks import InputError
 from selfalign.models import _gguf_file, load_model, load_tokenizer, resolve_model
-from selfalign.runs import InputError
 
 @pytest.fixture(scope="module")
 def gguf(tmp_path_factory):

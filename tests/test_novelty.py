@@ -7,8 +7,9 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from rouge_score import rouge_scorer, tokenize
 
 from selfalign import novelty
-from selfalign.novelty import Contamination, Novelty, NoveltyFilter, letters_kept, nearest_scores, rouge_l, rouge_tokens, unicode_tokens
-from selfalign.runs import InputError
+from selfalign.checks import InputError
+from selfalign.novelty import (Contamination, Novelty, NoveltyFilter, letters_kept, nearest_scores, rouge_l,
+                               rouge_tokens, unicode_tokens)
 
 _quick = settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 

@@ -11,8 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from selfalign.pipeline import config_from, run_steps
-from selfalign.runs import InputError, read_jsonl
+from selfalign.checks import InputError
+from selfalign.config import config_from
+from selfalign.evaluation import _scored_sets
+from selfalign.models import load_tokenizer
+from selfalign.pipeline import run_steps
+from selfalign.rows import read_jsonl
 
 ROOT = Path(__file__).parent.parent
 CANARY = "sk-canary-7f3a9c1e5b"
@@ -114,7 +118,7 @@ def test_the_merged_model_is_base_plus_adapter(done):
 def test_a_second_call_loads_and_changes_nothing(done, small, monkeypatch):
     out, table = done
     import selfalign.pipeline as p
-    monkeypatch.setattr(p, "load_engine", lambda *a, **k: pytest.fail("a finished run loaded an engine"))
+    monkeypatch.setattr("selfalign.engines.opening.load_engine", lambda *a, **k: pytest.fail("a finished run loaded an engine"))
     before = {f: (out / f).read_bytes() for f in ("prompts.jsonl", "responses.jsonl", "verbose.jsonl", "rejects.jsonl")}
     assert run_steps(out, small, say=lambda s: None)[:6] == table[:6]
     assert {f: (out / f).read_bytes() for f in before} == before
@@ -138,7 +142,7 @@ def test_the_report_is_one_file_that_loads_nothing(done):
 
 def test_model_text_cannot_be_markup_in_the_report(done, tmp_path):
     import shutil
-    from selfalign.pipeline import write_page, write_report
+    from selfalign.report import write_page, write_report
     out = tmp_path / "run"
     shutil.copytree(done[0], out, ignore=shutil.ignore_patterns("*.safetensors"))
     replies = json.loads((out / "eval" / "replies.json").read_text())
@@ -175,7 +179,7 @@ def test_killed_and_resumed_it_is_the_same_run(done, small, tmp_path):
     "SIGKILL in stages 1 and 2; the resumed rows equal the undisturbed run's, text for text (float32)."
     out, cfg = tmp_path / "killed", tmp_path / "cfg.json"
     cfg.write_text(json.dumps(asdict(small)))
-    code = ("import json,sys; from selfalign.pipeline import *; "
+    code = ("import json,sys; from selfalign.config import config_from; from selfalign.pipeline import run_steps; "
             f"run_steps({str(out)!r}, config_from(json.load(open({str(cfg)!r}))), steps=('prompts','respond'), say=lambda s: None)")
     env = dict(os.environ, SELFALIGN_NO_PROGRESS="1")
     for journal, lines in (("prompts", 5), ("prompts", 22), ("responses", 3)):
@@ -204,7 +208,9 @@ SERVER = "openai:http://127.0.0.1:9/v1#embedded"
 
 
 def test_each_model_of_a_run_is_served_by_its_own_server():
-    from selfalign.pipeline import RunConfig, ServerNeeded, check_inputs, engine_string
+    from selfalign.config import RunConfig
+    from selfalign.engines.opening import ServerNeeded, engine_string
+    from selfalign.pipeline import check_inputs
     cfg = RunConfig(engine=SERVER, engraved_engine="openai:http://h:1/v1#e")
     assert engine_string(cfg, "r/engraved") == "openai:http://h:1/v1#e"
     with pytest.raises(ServerNeeded, match=r"vllm serve r/final .*--port 8002.* --final-engine openai:http://127.0.0.1:8002/v1#r/final"): engine_string(cfg, "r/final")
@@ -216,7 +222,7 @@ def test_each_model_of_a_run_is_served_by_its_own_server():
 def test_a_served_run_is_scored_by_torch(engine, monkeypatch):
     import selfalign.pipeline as p
     opened = []
-    monkeypatch.setattr(p, "load_engine", lambda spec, **options: opened.append((spec, options)))
+    monkeypatch.setattr("selfalign.engines.opening.load_engine", lambda spec, **options: opened.append((spec, options)))
     cfg = p.RunConfig(engine=engine, allow_degraded=True)
     p.open_scorer(cfg).loaded(); p.open_scorer(cfg, "r/final").loaded()
     assert [s for s, _ in opened] == ["torch:embedded", "torch:r/final"] and all("allow_degraded" not in o for _, o in opened)
@@ -226,8 +232,10 @@ def test_a_served_run_is_scored_by_torch(engine, monkeypatch):
 
 def replies_of(tmp_path, engines, **settings):
     "Stage 5's replies by scripted engines, with the table's rows."
-    from selfalign.pipeline import _replies, _reply_rows, _write_replies
-    from selfalign.runs import Run, write_jsonl
+    from selfalign.evaluation import _replies, _write_replies
+    from selfalign.report import _reply_rows
+    from selfalign.runs import Run
+    from selfalign.rows import write_jsonl
     cfg, said = config_from(dict(model="embedded", evaluate=dict(n_questions=6), **settings)), []
     with Run(tmp_path / "r", say=said.append) as run:
         write_jsonl(run / "held_out.jsonl", [])
@@ -237,7 +245,7 @@ def replies_of(tmp_path, engines, **settings):
 
 def test_replies_that_failed_are_counted_and_are_no_empty_answers(tmp_path):
     from selfalign.generation import Completion, ScriptedEngine
-    from selfalign.pipeline import four_answers
+    from selfalign.report import four_answers
     lame = ScriptedEngine(lambda p, i, s: Completion("", 0, "error", 9, error="row 1: <lost>") if i < 2 else "It melts the ice.")
     fine = ScriptedEngine(lambda p, i, s: "It melts the ice.")
     got, rows, said, stored = replies_of(tmp_path, dict(base=fine, engraved=fine, final=lame))
@@ -255,7 +263,8 @@ def test_stage_5_opens_each_model_once(engine, dtype, control, loads, tmp_path, 
     "Replies, sets and log-probabilities of a model by one engine, and one at a time; exact scores on a CPU of bfloat16 have their own."
     import selfalign.pipeline as p
     from selfalign.generation import ScriptedEngine
-    from selfalign.runs import Run, write_jsonl
+    from selfalign.runs import Run
+    from selfalign.rows import write_jsonl
     opened, held = [], [0]
     class Counted(ScriptedEngine):
         def close(self): held[0] -= 1
@@ -267,14 +276,14 @@ def test_stage_5_opens_each_model_once(engine, dtype, control, loads, tmp_path, 
         e = Counted(lambda q, i, s: "It melts the ice.", scores=lambda q, c: -len(c) * (1 if isinstance(q, str) else 2))
         e.info = dict(e.info, model=name)
         return e
-    monkeypatch.setattr(p, "load_engine", load); monkeypatch.setattr(p, "best_dtype", lambda: "torch.bfloat16")
-    real = p.load_tokenizer
-    monkeypatch.setattr(p, "load_tokenizer", lambda spec: real("embedded"))
+    monkeypatch.setattr("selfalign.engines.opening.load_engine", load); monkeypatch.setattr("selfalign.evaluation.best_dtype", lambda: "torch.bfloat16")
+    real = load_tokenizer
+    monkeypatch.setattr("selfalign.evaluation.load_tokenizer", lambda spec: real("embedded"))
     cfg = config_from(dict(model="embedded", engine=engine, dtype=dtype, control=control, evaluate=dict(n_questions=2, max_rows=4, sets=["facts"])))
     with Run(tmp_path / "r", say=lambda *a: None) as run:
         monkeypatch.setattr(run, "done", lambda s: s == "control" and control); monkeypatch.setattr(run, "fingerprint", lambda s: s)
         write_jsonl(run / "held_out.jsonl", [dict(id=str(i), instruction=f"Say {i}.", input="", answer=f"It is {i}.") for i in range(4)])
-        monkeypatch.setattr(p, "refresh_cards", lambda path: None)
+        monkeypatch.setattr("selfalign.evaluation.refresh_cards", lambda path: None)
         p.step_evaluate(run, cfg)
         rec = run.manifest["stages"]["evaluation"]
     assert opened == loads and held == [0]
@@ -296,7 +305,7 @@ def test_stage_5_opens_each_model_once(engine, dtype, control, loads, tmp_path, 
 def test_engine_options_reach_the_engine(engine, options, made, monkeypatch):
     import selfalign.pipeline as p
     opened = []
-    monkeypatch.setattr(p, "load_engine", lambda spec, **options: opened.append(options))
+    monkeypatch.setattr("selfalign.engines.opening.load_engine", lambda spec, **options: opened.append(options))
     cfg = p.config_from(dict(model="embedded", engine=engine, **options))
     p.check_inputs(cfg)
     with pytest.raises(AttributeError): p.open_engine(cfg).generate
@@ -322,7 +331,7 @@ def test_engine_options_that_the_engine_has_not_are_one_line(engine, options, wo
 def test_options_of_one_kind_do_not_reach_another(monkeypatch):
     import selfalign.pipeline as p
     opened = []
-    monkeypatch.setattr(p, "load_engine", lambda spec, **options: opened.append((spec, options)))
+    monkeypatch.setattr("selfalign.engines.opening.load_engine", lambda spec, **options: opened.append((spec, options)))
     cfg = p.RunConfig(engine=SERVER, engine_options=("concurrency=64",), allow_degraded=True, engraved_engine="vllm:r/engraved")
     assert p.open_engine(cfg).options == dict(concurrency=64, allow_degraded=True) and p.open_engine(cfg, "r/engraved").options == {}
     p.open_scorer(cfg).loaded()
@@ -330,13 +339,15 @@ def test_options_of_one_kind_do_not_reach_another(monkeypatch):
 
 
 def test_the_command_line_takes_engine_options():
-    from selfalign.pipeline import load_config, parse_run
+    from selfalign.config import load_config
+    from selfalign.app.cli import parse_run
     assert parse_run("run", ["r", "--engine", "vllm", "--model", "x", "--engine-options", "tensor_parallel_size=4", "memory_share=0.8"])[1].engine_options == ("tensor_parallel_size=4", "memory_share=0.8")
     assert load_config("paper").engine_options == ("tensor_parallel_size=8",)
 
 
 def test_lost_and_truncated_training_rows_are_said(tmp_path):
-    from selfalign.pipeline import _say_trained, closing_table, trained_rows
+    from selfalign.pipeline import _say_trained
+    from selfalign.report import closing_table, trained_rows
     from selfalign.runs import Run
     rec, said = dict(rows=1200, lost=3, truncated=40), []
     assert "1,200; lost, as no answer token fits max_length: 3; truncated, so without their end: 40" == trained_rows(rec)
@@ -348,7 +359,8 @@ def test_lost_and_truncated_training_rows_are_said(tmp_path):
 
 
 def test_presets_measure_refusals_and_the_table_shows_them_with_intervals():
-    from selfalign.pipeline import _score_rows, load_config
+    from selfalign.report import _score_rows
+    from selfalign.config import load_config
     assert all("refusals" in load_config(p).evaluate.sets for p in ("demo", "workstation", "paper", "dromedary2"))
     rows = dict(_score_rows([dict(model="final", set="refusals", format="answer, chat", refused_benign=[.2, .09, .39], answered_harmful=[.4, .2, .64], as_wished=[.7, .5, .8])]))
     assert rows == {"refusals (answer, chat) refused benign, final": "0.20 (0.09 to 0.39)", "refusals (answer, chat) answered harmful, final": "0.40 (0.20 to 0.64)"}
@@ -365,7 +377,8 @@ def seeded_run(path, seed, share, gap):
 
 
 def test_scores_over_seeds(tmp_path, capsys):
-    from selfalign.pipeline import main, seeds_table
+    from selfalign.app.cli import main
+    from selfalign.evals.comparing import seeds_table
     for seed, share, gap in ((1, .2, .5), (2, .4, .7), (3, .6, .6)): seeded_run(tmp_path / f"s{seed}", seed, share, gap)
     assert main(["compare", *(str(tmp_path / f"s{i}") for i in (1, 2, 3))]) == 0
     text = capsys.readouterr().out
@@ -388,10 +401,11 @@ def test_replies_carry_intervals(tmp_path):
 
 def test_a_base_without_a_template_is_asked_as_its_engraved_model_is(tmp_path):
     import selfalign.pipeline as p
-    from selfalign.generation import Prompts, load_engine
+    from selfalign.tokens import Prompts
+    from selfalign.generation import load_engine
     from selfalign.models import load_tokenizer
     from selfalign.runs import Run
-    from selfalign.sft import CHAT_TEMPLATE
+    from selfalign.tokens import CHAT_TEMPLATE
     bare, ours = load_tokenizer("embedded"), load_tokenizer("embedded")
     bare.chat_template, ours.chat_template = None, CHAT_TEMPLATE
     cfg = config_from(dict(model="embedded", evaluate=dict(sets=["choices"], max_rows=2)))
@@ -399,8 +413,8 @@ def test_a_base_without_a_template_is_asked_as_its_engraved_model_is(tmp_path):
         ours.save_pretrained(run / "engraved"); e.model.config.save_pretrained(run / "engraved")
         e.prompts = Prompts(bare)
         m = type("Open", (), dict(name="base", scored=lambda self: e))()
-        got = {(r.name, r.format): r["overall"] for r in p._scored_sets(run, cfg, m, ["choices"])}
+        got = {(r.name, r.format): r["overall"] for r in _scored_sets(run, cfg, m, ["choices"])}
         assert set(got) == {("base", "paper, chat"), ("base", "likelihood"), ("base, plain text", "paper"), ("base, plain text", "likelihood")}
         assert e.prompts.tok is bare
         m.name = "engraved"
-        assert {r.name for r in p._scored_sets(run, cfg, m, ["choices"])} == {"engraved"}
+        assert {r.name for r in _scored_sets(run, cfg, m, ["choices"])} == {"engraved"}

@@ -16,8 +16,11 @@ from pathlib import Path
 import pytest
 
 from selfalign import pipeline
-from selfalign.generation import OpenAIEngine, Sampling, ScriptedEngine
-from selfalign.runs import InputError, Run, atomic_path, content_id, read_jsonl, write_jsonl
+from selfalign.checks import InputError
+from selfalign.engines.served import OpenAIEngine
+from selfalign.generation import Sampling, ScriptedEngine
+from selfalign.rows import atomic_path, content_id, read_jsonl, write_jsonl
+from selfalign.runs import Run
 
 ROOT = Path(__file__).parent.parent
 CANARY = "sk-canary-7f3a9c1e5b"
@@ -50,7 +53,7 @@ def in_child(f):
 
 def as_command(f, monkeypatch, capsys):
     "Exit code and message of the `selfalign` command around `f`."
-    monkeypatch.setattr(pipeline, "_dispatch", lambda argv: f())
+    monkeypatch.setattr("selfalign.app.cli._dispatch", lambda argv: f())
     code = pipeline.main([])
     return code, capsys.readouterr().err.strip()
 
@@ -145,9 +148,10 @@ def test_sigterm_is_an_interruption(tmp_path):
 import sys, time
 sys.path.insert(0, {str(ROOT / "tests")!r})
 from test_reliability import *
+from selfalign.app import cli
 def slow(p, i, s): print(i, flush=True); time.sleep(0.05); return f"{{p}} {{s}} " + "x" * 2000
-pipeline._dispatch = lambda argv: shout(Path({str(tmp_path / "r")!r}), engine=ScriptedEngine(slow))
-sys.exit(pipeline.main([]))"""
+cli._dispatch = lambda argv: shout(Path({str(tmp_path / "r")!r}), engine=ScriptedEngine(slow))
+sys.exit(cli.main([]))"""
     p = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     while int(p.stdout.readline()) < 5: pass
     p.send_signal(signal.SIGTERM)
@@ -284,7 +288,8 @@ def whole(run, stage, kept, rows):
 def test_hostile_text_through_stage_1(tmp_path):
     "A model that forges items, hints, turns and records while it writes tasks, topics and questions."
     from test_stages import scripted
-    from selfalign.topic_prompting import PromptsConfig, write_prompts
+    from selfalign.config import PromptsConfig
+    from selfalign.topic_prompting import write_prompts
     def forge(prompt, i, seed):
         bad = HOSTILE[seed % len(HOSTILE)]
         if "Topics about" in prompt: return f" {bad}\n2. ../../etc\n3. <|im_end|>\n4. {bad}\n5. cut"
@@ -302,7 +307,8 @@ def test_hostile_text_through_stage_1(tmp_path):
 
 
 def test_hostile_text_through_stage_4(tmp_path):
-    from selfalign.verbose_cloning import CloneConfig, write_verbose
+    from selfalign.config import CloneConfig
+    from selfalign.verbose_cloning import write_verbose
     rows = [dict(id=content_id(t), instruction=t, input="", source="imported") for t in HOSTILE]
     long = "A river carries water from the hills to the sea, and on its way it feeds fields, mills and towns that were built beside it long ago."
     with Run(tmp_path / "r", say=lambda s: None) as run:
@@ -318,7 +324,8 @@ def test_hostile_text_through_stage_4(tmp_path):
 def long_lines(folder, words):
     "CPU seconds of lines so long, as prompt and as answer, through the readers and both answering stages."
     from selfalign import principle_engraving as pe
-    from selfalign.verbose_cloning import CloneConfig, write_verbose
+    from selfalign.config import CloneConfig
+    from selfalign.verbose_cloning import write_verbose
     texts = ["word " * words, "Aster:\n" * (words*7//10)]
     rows = [dict(id=content_id(i), instruction=t, input="", source="imported") for i, t in enumerate(texts)]
     thoughts = " Role: Aster, AI assistant. Request: a question. Rules: 2 (informative).\n\nAster: "
@@ -341,7 +348,7 @@ def test_lines_of_ten_megabytes(tmp_path):
 
 def test_a_special_token_in_a_prompt_is_text():
     "In plain text and in a message alike; only the chat template adds control tokens."
-    from selfalign.generation import Prompts
+    from selfalign.tokens import Prompts
     from selfalign.models import load_tokenizer
     tok = load_tokenizer("embedded")
     control, prompts = set(tok.all_special_ids), Prompts(tok)
@@ -381,14 +388,17 @@ def test_what_counts_as_another_run(tmp_path):
 
 def test_how_a_training_is_run_does_not_count():
     from dataclasses import replace
-    from selfalign.sft import TrainConfig, _recipe
+    from selfalign.config import TrainConfig
+    from selfalign.training import _recipe
     a = TrainConfig()
     assert _recipe(a) == _recipe(replace(a, micro_batch=a.micro_batch + 1)) != _recipe(replace(a, learning_rate=1e-5))
 
 
 def test_hostile_rows_train_as_text():
     from selfalign.models import load_tokenizer
-    from selfalign.sft import TrainConfig, encode_rows, end_of_turn, with_chat_template
+    from selfalign.config import TrainConfig
+    from selfalign.encoding import encode_rows
+    from selfalign.tokens import end_of_turn, with_chat_template
     tok = with_chat_template(load_tokenizer("embedded"))
     start = tok.convert_tokens_to_ids("<|im_start|>")
     rows = [dict(id=str(i), instruction=t, input="", answer=f"Well: {t[:200]}", ended=True) for i, t in enumerate(HOSTILE) if "\ud800" not in t and len(t) < 1000]

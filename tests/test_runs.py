@@ -9,8 +9,10 @@ import time
 
 import pytest
 
+from selfalign.checks import InputError
 from selfalign.generation import Sampling, ScriptedEngine
-from selfalign.runs import InputError, Journal, Run, _started, content_id, read_jsonl, write_jsonl
+from selfalign.rows import content_id, read_jsonl, write_jsonl
+from selfalign.runs import Journal, Run, _started
 
 
 def answers(prompt, index, seed): return f"answer to {prompt} with {seed % 1000}"
@@ -101,7 +103,7 @@ def test_a_file_system_without_locks_is_told_at_once(tmp_path, monkeypatch, erro
 
 def test_files_are_on_the_disk_before_they_get_their_name(tmp_path, monkeypatch):
     import os
-    from selfalign.runs import atomic_path
+    from selfalign.rows import atomic_path
     log, fsync, replace = [], os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda fd: (log.append("sync"), fsync(fd)))
     monkeypatch.setattr(os, "replace", lambda a, b: (log.append("rename"), replace(a, b)))
@@ -127,7 +129,7 @@ def test_long_work_shows_that_it_goes_on(tmp_path, monkeypatch):
     "Reading a journal and filtering have their bars, which appear after two seconds."
     import selfalign.runs as runs
     bars = []
-    monkeypatch.setattr(runs, "tqdm", lambda rows, desc, total, **kw: bars.append((desc, total, kw["delay"])) or rows)
+    monkeypatch.setattr("selfalign.rows.tqdm", lambda rows, desc, total, **kw: bars.append((desc, total, kw["delay"])) or rows)
     with Journal(tmp_path / "j.jsonl") as j: j.add(dict(id="1"))
     with Journal(tmp_path / "j.jsonl") as j: assert len(j) == 1
     with Run(tmp_path / "r") as run: got = run.decide("answers", "kept.jsonl", ((dict(id=str(i), raw="x", reason="even"), None if i % 2 else "even") for i in range(5)), 5)
@@ -176,7 +178,7 @@ def test_a_kill_at_any_moment_leaves_whole_lines(tmp_path):
 
 
 def test_half_written_folders_are_never_seen(tmp_path):
-    from selfalign.runs import atomic_path
+    from selfalign.rows import atomic_path
     with pytest.raises(RuntimeError):
         with atomic_path(tmp_path / "model") as tmp:
             tmp.mkdir(); (tmp / "weights").write_text("half")

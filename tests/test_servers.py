@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest, yaml
 
 from selfalign import evaluation as E
-from selfalign.generation import Completion, ScriptedEngine, Sampling, load_engine, read_reply, retry_after, split_reasoning
+from selfalign.checks import InputError
+from selfalign.engines.served import retry_after
+from selfalign.generation import Completion, Sampling, ScriptedEngine, load_engine, read_reply, split_reasoning
 from selfalign.models import weights_sha256
-from selfalign.runs import InputError, Run, read_jsonl
+from selfalign.rows import read_jsonl
+from selfalign.runs import Run
 
 # --- reasoning, cut and empty replies are no answers --------------------------------------------------------------
 

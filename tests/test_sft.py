@@ -6,9 +6,18 @@ import pytest
 
 from selfalign import sft
 from selfalign.annotations import data_path, example_rows
-from selfalign.models import end_of_turn, load_model, load_tokenizer, takes_system
-from selfalign.runs import InputError, write_json, write_jsonl
-from selfalign.sft import EngraveConfig, TrainConfig, encode_rows, fit, launch, plain_messages, push, save_model, train_model, with_chat_template
+from selfalign.checks import InputError
+from selfalign.config import EngraveConfig, TrainConfig
+from selfalign.encoding import encode_rows, plain_messages
+from selfalign.hub import _SCORES, push
+from selfalign.models import load_model, load_tokenizer
+from selfalign.rows import write_json, write_jsonl
+from selfalign.sft import train_model
+from selfalign.tokens import end_of_turn, takes_system, with_chat_template
+from selfalign.training import (_batches, _clear_other, _flash_attention, _last_checkpoint, _ordered_trainer,
+                                _row_order, _rows_per_pack, _sft_config, _trainer_class, _with_its_bar, fit, launch,
+                                save_model)
+import importlib.util
 
 CFG = TrainConfig(epochs=2, global_batch=4, micro_batch=4, learning_rate=1e-3, warmup_steps=1, max_length=96, identity_share=0, save_steps=2, bf16=False)
 
@@ -25,13 +34,13 @@ def test_goes_on_after_sigkill_with_the_same_loss(rows, tmp_path):
     _, whole = _fit(rows, tmp_path/"whole")
     job, work = tmp_path/"job.json", tmp_path/"killed"
     write_json(job, dict(rows=rows, cfg=asdict(CFG)))
-    code = ("import json,os,signal,sys\nfrom transformers import TrainerCallback\nfrom selfalign import sft\nfrom selfalign.models import load_tokenizer\n"
+    code = ("import json,os,signal,sys\nfrom transformers import TrainerCallback\nfrom selfalign import config, tokens, training\nfrom selfalign.models import load_tokenizer\n"
             "class Kill(TrainerCallback):\n def on_step_end(self, a, s, c, **k):\n  if s.global_step == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
-            "sft._watch = Kill\nj = json.load(open(sys.argv[1]))\n"
-            "cfg = sft.TrainConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in j['cfg'].items()})\n"
-            "sft.fit(j['rows'], 'embedded', sft.with_chat_template(load_tokenizer('embedded')), sys.argv[2], cfg)\n")
+            "training._watch = Kill\nj = json.load(open(sys.argv[1]))\n"
+            "cfg = config.TrainConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in j['cfg'].items()})\n"
+            "training.fit(j['rows'], 'embedded', tokens.with_chat_template(load_tokenizer('embedded')), sys.argv[2], cfg)\n")
     assert subprocess.run([sys.executable, "-c", code, str(job), str(work)], capture_output=True).returncode == -signal.SIGKILL
-    assert sft._last_checkpoint(work).endswith("checkpoint-2")
+    assert _last_checkpoint(work).endswith("checkpoint-2")
     (work/"checkpoint-9").mkdir() # one that was cut short is passed over
     _, resumed = _fit(rows, work)
     assert [l["step"] for l in resumed] == [l["step"] for l in whole] == [1, 2, 3, 4]
@@ -54,7 +63,7 @@ def test_shipped_accelerate_configs_are_valid(name, kind):
     c = load_config_from_file(str(data_path(f"training/{name}.yaml")))
     assert str(c.distributed_type).endswith(kind) and c.num_processes == 8 and c.mixed_precision == "bf16"
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-    args = launch_command_parser().parse_args(["--config_file", str(data_path(f"training/{name}.yaml")), "-m", "selfalign.sft"])
+    args = launch_command_parser().parse_args(["--config_file", str(data_path(f"training/{name}.yaml")), "-m", "selfalign.training"])
     if name == "fsdp": assert _validate_launch_command(args)[0].use_fsdp
 
 def random_llama(folder, tok, **more): # tiny, with random weights
@@ -69,10 +78,10 @@ def random_llama(folder, tok, **more): # tiny, with random weights
 def test_scoring_answers_alone_gives_trls_loss(rows, tmp_path, monkeypatch, lora_r, micro):
     tok = with_chat_template(load_tokenizer("embedded")); base = random_llama(tmp_path/"base", tok)
     cfg = replace(CFG, lora_r=lora_r, lora_dropout=0.0, micro_batch=micro)
-    assert sft._trainer_class(load_model(base)[0], sft._sft_config(cfg, tmp_path, 0, cuda=False)).__name__ == "AnswerTrainer"
+    assert _trainer_class(load_model(base)[0], _sft_config(cfg, tmp_path, 0, cuda=False)).__name__ == "AnswerTrainer"
     def losses(name): return [l["loss"] for l in fit(rows, base, tok, tmp_path/name, cfg)[1]]
     mine = losses("mine")
-    monkeypatch.setattr(sft, "_trainer_class", lambda *a: sft._ordered_trainer()); theirs = losses("theirs")
+    monkeypatch.setattr("selfalign.training._trainer_class", lambda *a: _ordered_trainer()); theirs = losses("theirs")
     assert len(mine) == 4 and mine[0] != mine[-1] and mine == pytest.approx(theirs, abs=1e-4)
 
 def test_scoring_answers_alone_keeps_a_models_own_scaling_of_its_logits(rows, tmp_path):
@@ -107,7 +116,7 @@ def test_a_loss_that_is_no_number_stops_and_names_the_step(rows, tmp_path, monke
         return out*float("nan")
     monkeypatch.setattr(Trainer, "training_step", broken)
     with pytest.raises(InputError, match=r"(loss|grad_norm) is nan at step 4.*checkpoint-2"): _fit(rows, tmp_path/"w", replace(CFG, save_steps=2))
-    assert sft._last_checkpoint(tmp_path/"w").endswith("checkpoint-2")
+    assert _last_checkpoint(tmp_path/"w").endswith("checkpoint-2")
 
 def test_full_disk_leaves_no_half_model(tmp_path, monkeypatch):
     tok = with_chat_template(load_tokenizer("embedded"))
@@ -121,7 +130,7 @@ def test_lora_targets_that_do_not_exist_are_answered_with_those_that_do(rows, tm
     with pytest.raises(InputError, match="query_key_value do not exist.*q_proj"): _fit(rows, tmp_path/"w", replace(CFG, lora_targets=("query_key_value",)))
 
 def test_logging_names_the_package_that_is_missing(rows, tmp_path, monkeypatch):
-    monkeypatch.setattr(sft.importlib.util, "find_spec", lambda n: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None)
     with pytest.raises(InputError, match="pip install tensorboard"): _fit(rows, tmp_path/"w", replace(CFG, report_to=("tensorboard",)))
 
 def test_four_bit_needs_a_gpu():
@@ -135,9 +144,9 @@ def test_truncation_is_counted(tmp_path):
     assert counts["rows"] + counts["lost"] == 8 and counts["truncated"] + counts["lost"] > 0 and counts["rows"] == len(kept)
 
 def test_other_rows_do_not_go_on_from_a_checkpoint(rows, tmp_path):
-    sft._clear_other(tmp_path/"w", rows, CFG, 0); (tmp_path/"w"/"checkpoint-1").mkdir()
-    sft._clear_other(tmp_path/"w", rows, replace(CFG, micro_batch=1), 0); assert (tmp_path/"w"/"checkpoint-1").exists()
-    sft._clear_other(tmp_path/"w", rows[1:], CFG, 0); assert not (tmp_path/"w"/"checkpoint-1").exists()
+    _clear_other(tmp_path/"w", rows, CFG, 0); (tmp_path/"w"/"checkpoint-1").mkdir()
+    _clear_other(tmp_path/"w", rows, replace(CFG, micro_batch=1), 0); assert (tmp_path/"w"/"checkpoint-1").exists()
+    _clear_other(tmp_path/"w", rows[1:], CFG, 0); assert not (tmp_path/"w"/"checkpoint-1").exists()
 
 def test_push_sends_nothing_unless_asked(tmp_path, monkeypatch):
     import huggingface_hub
@@ -177,16 +186,16 @@ def test_identity_pairs_alone_are_no_training(tmp_path):
 
 @pytest.mark.parametrize("whole, micro, world, sizes", [(12, 8, 1, (6, 2)), (768, 8, 8, (8, 12)), (7, 4, 1, (1, 7)), (4, 8, 2, (2, 1)), (1, 8, 1, (1, 1))])
 def test_a_step_takes_the_global_batch_exactly(whole, micro, world, sizes):
-    got = sft._batches(TrainConfig(global_batch=whole, micro_batch=micro), world)
+    got = _batches(TrainConfig(global_batch=whole, micro_batch=micro), world)
     assert got == sizes and got[0]*got[1]*world == whole
 
 def test_a_global_batch_that_the_processes_cannot_share(rows, tmp_path, monkeypatch):
-    with pytest.raises(InputError, match="global_batch is 12, which 8 processes cannot share; give a multiple of 8"): sft._batches(TrainConfig(global_batch=12), 8)
+    with pytest.raises(InputError, match="global_batch is 12, which 8 processes cannot share; give a multiple of 8"): _batches(TrainConfig(global_batch=12), 8)
 
 def test_packed_rows_count_as_rows_of_the_global_batch(rows):
     cfg = TrainConfig(global_batch=64, packing=True, max_length=max(len(r["input_ids"]) for r in rows)*4)
-    per_pack = sft._rows_per_pack(rows, cfg)
-    args = sft._sft_config(cfg, "nowhere", 0, False, per_pack)
+    per_pack = _rows_per_pack(rows, cfg)
+    args = _sft_config(cfg, "nowhere", 0, False, per_pack)
     assert per_pack >= 4 and abs(args.per_device_train_batch_size * args.gradient_accumulation_steps * per_pack - 64) <= 8*per_pack/2
 
 @pytest.mark.parametrize("field, value", [("epochs", 0), ("epochs", float("nan")), ("global_batch", -1), ("global_batch", 2.5), ("micro_batch", 0), ("micro_batch", True), ("learning_rate", -1e-4), ("learning_rate", "fast"), ("warmup_steps", -1),
@@ -197,7 +206,7 @@ def test_settings_that_cannot_be_right_are_named(field, value):
 
 @pytest.mark.parametrize("field, value", [("max_new_tokens", 0), ("temperature", -1), ("top_p", 0), ("top_p", 1.5), ("penalty_3", -1), ("min_chars", -1), ("max_items", 0), ("max_repeated", 2), ("on_limit", "drop"), ("min_new_tokens", 513)])
 def test_settings_of_stage_4_that_cannot_be_right_are_named(field, value):
-    from selfalign.verbose_cloning import CloneConfig
+    from selfalign.config import CloneConfig
     with pytest.raises(InputError, match=f"^clone.{field} is {value!r}; give "): CloneConfig(**{field: value})
     CloneConfig(on_limit="reject", min_new_tokens=512)
 
@@ -219,7 +228,7 @@ def test_a_dry_run_of_push_changes_nothing(tmp_path):
     (tmp_path/"final").mkdir(); (tmp_path/"final"/"config.json").write_text("{}")
     found = dict(done=True, scores=[dict(model=m, set="facts", format="lm-eval", mc1=[.5, .4, .6]) for m in ("base", "final")])
     write_json(tmp_path/"manifest.json", dict(stages=dict(evaluation=found)))
-    card = tmp_path/"final"/"README.md"; card.write_text(before := f"# A\n\n{sft._SCORES}not measured yet\n\n## Limits\n")
+    card = tmp_path/"final"/"README.md"; card.write_text(before := f"# A\n\n{_SCORES}not measured yet\n\n## Limits\n")
     plan = push(tmp_path, "me/aligned")
     assert card.read_text() == before
     sft.refresh_cards(tmp_path)
@@ -241,7 +250,7 @@ def test_the_control_arm_trains_on_as_many_answer_tokens(tmp_path, monkeypatch):
     assert all(len(r["input_ids"]) == len(r["labels"]) for r in seen[-1]) and 0 < sum(r["labels"][-1] == eot for r in seen[-1]) < len(seen[-1])
 
 def test_a_template_without_a_system_role_gets_the_system_text_in_the_users_turn(tmp_path):
-    from selfalign.generation import Prompts
+    from selfalign.tokens import Prompts
     tok, row = load_tokenizer("embedded"), dict(id="1", instruction="Name a river.", input="", answer="The Elbe.")
     tok.chat_template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + sft.CHAT_TEMPLATE
     assert not takes_system(tok)
@@ -298,7 +307,8 @@ def test_what_save_model_writes_loads_in_lm_eval_as_it_is(rows, tmp_path):
 
 def test_control_answers_that_are_none_are_kept_with_their_reason(tmp_path):
     from selfalign.generation import ScriptedEngine
-    from selfalign.runs import Run, read_jsonl
+    from selfalign.runs import Run
+    from selfalign.rows import read_jsonl
     rows = [dict(id=str(i), instruction=f"Name river {i}.", input="") for i in range(6)]
     says = lambda p, i, s: [" The Elbe.", "  ", None][i % 3]
     with Run(tmp_path/"r", say=lambda s: None) as run:
@@ -316,7 +326,7 @@ def _seen(rows, work, monkeypatch, cfg, stops=(), base="embedded"): # (step, row
     class Kill(TrainerCallback):
         def on_step_end(self, args, state, control, **kw):
             if state.global_step == stop[0]: raise _Killed
-    ordered = sft._ordered_trainer
+    ordered = _ordered_trainer
     def watched():
         class Watched(ordered()):
             def training_step(self, model, inputs, *args, **kw):
@@ -325,12 +335,12 @@ def _seen(rows, work, monkeypatch, cfg, stops=(), base="embedded"): # (step, row
                     log.append((self.state.global_step + 1, key[tuple(ids)]))
                 return super().training_step(model, inputs, *args, **kw)
         return Watched
-    monkeypatch.setattr(sft, "_ordered_trainer", watched); monkeypatch.setattr(sft, "_watch", Kill)
+    monkeypatch.setattr("selfalign.training._ordered_trainer", watched); monkeypatch.setattr("selfalign.training._watch", Kill)
     for at in (*stops, None):
         stop[0] = at
         try: losses = fit(rows, base, with_chat_template(load_tokenizer(base)), work, cfg)[1]
-        except _Killed: log[:] = [x for x in log if x[0] <= int(sft._last_checkpoint(work).rpartition("-")[2])]
-    monkeypatch.setattr(sft, "_ordered_trainer", ordered)
+        except _Killed: log[:] = [x for x in log if x[0] <= int(_last_checkpoint(work).rpartition("-")[2])]
+    monkeypatch.setattr("selfalign.training._ordered_trainer", ordered)
     return log, {l["step"]: l["loss"] for l in losses}
 
 @pytest.fixture(scope="module")
@@ -345,7 +355,7 @@ def test_however_often_interrupted_each_epoch_shows_every_row_once(tiny, tmp_pat
     cfg = replace(CFG, epochs=4, micro_batch=2, save_steps=2, lora_dropout=0.1) # five steps an epoch, the last with two rows
     rows = encode_rows(rows, with_chat_template(load_tokenizer(tiny)), cfg)[0]
     if not by_length: monkeypatch.setattr(trl, "SFTConfig", lambda config=trl.SFTConfig, **kw: config(**dict(kw, train_sampling_strategy="random")))
-    monkeypatch.setattr(sft, "_checkpointing", lambda on: {}) # it asks the replaced class for its fields
+    monkeypatch.setattr("selfalign.training._checkpointing", lambda on: {}) # it asks the replaced class for its fields
     whole, straight = _seen(rows, tmp_path/"whole", monkeypatch, cfg, base=tiny)
     parts, resumed = _seen(rows, tmp_path/"parts", monkeypatch, cfg, stops, base=tiny)
     assert parts == whole and resumed == pytest.approx(straight, abs=1e-3)
@@ -358,8 +368,8 @@ def test_the_order_of_rows_is_that_of_one_process_in_any_number(by_length):
     from torch.utils.data import BatchSampler
     sizes = [5 + 7*i % 31 for i in range(48)]
     def steps(world): # rows of each step, over all processes
-        micro, times = sft._batches(TrainConfig(global_batch=12, micro_batch=3), world)
-        order = sft._row_order(sizes, micro*times*world, 0, 1, by_length)
+        micro, times = _batches(TrainConfig(global_batch=12, micro_batch=3), world)
+        order = _row_order(sizes, micro*times*world, 0, 1, by_length)
         batches = BatchSampler(order, micro, False)
         shards = [list(BatchSamplerShard(batches, world, rank)) for rank in range(world)]
         return [sorted(i for s in shards for b in s[k*times:(k+1)*times] for i in b) for k in range(4)]
@@ -380,7 +390,7 @@ def test_one_process_uses_one_of_several_cards_and_says_how_to_use_all(rows, tmp
 
 @pytest.mark.parametrize("packing, flash, packed, order", [(None, False, False, "group_by_length"), (None, True, True, "random"), (True, False, True, "random"), (False, True, False, "group_by_length")])
 def test_rows_are_packed_where_flash_attention_is_there_or_where_it_is_asked_for(packing, flash, packed, order):
-    args = sft._sft_config(TrainConfig(packing=packing, bf16=False), "nowhere", 0, False, 2, flash=flash)
+    args = _sft_config(TrainConfig(packing=packing, bf16=False), "nowhere", 0, False, 2, flash=flash)
     assert (args.packing, args.train_sampling_strategy) == (packed, order) and not args.use_liger_kernel
 
 @pytest.mark.parametrize("lora_r, packing, flash, bf16", [(16, None, "flash_attention_2", None), (16, None, None, True), (0, None, None, None), (16, False, "flash_attention_2", None),
@@ -389,10 +399,11 @@ def test_on_a_card_the_model_comes_in_the_type_and_with_the_attention_that_fit(r
     import torch
     class Seen(Exception): pass
     def load(base, **kw): raise Seen(kw)
-    real = sft._sft_config
-    monkeypatch.setattr(sft, "best_device", lambda: "cuda"); monkeypatch.setattr(sft, "load_model", load)
-    monkeypatch.setattr(sft, "_flash_attention", lambda base: flash)
-    monkeypatch.setattr(sft, "_sft_config", lambda cfg, work, seed, cuda, *a, **kw: real(replace(cfg, bf16=False), work, seed, False, *a, **kw))
+    real = _sft_config
+    monkeypatch.setattr("selfalign.training.best_device", lambda: "cuda")
+    for room in ("sft", "training"): monkeypatch.setattr(f"selfalign.{room}.load_model", load)
+    monkeypatch.setattr("selfalign.training._flash_attention", lambda base: flash)
+    monkeypatch.setattr("selfalign.training._sft_config", lambda cfg, work, seed, cuda, *a, **kw: real(replace(cfg, bf16=False), work, seed, False, *a, **kw))
     with pytest.raises(Seen) as e: sft.trainer_for(rows, "embedded", None, tmp_path, replace(CFG, lora_r=lora_r, packing=packing, bf16=bf16))
     got = e.value.args[0]
     assert got["dtype"] == (torch.bfloat16 if lora_r and bf16 is not False else torch.float32) and got["device"] == "cuda:0"
@@ -401,11 +412,11 @@ def test_on_a_card_the_model_comes_in_the_type_and_with_the_attention_that_fit(r
 def test_flash_attention_is_used_where_card_package_and_model_have_it(monkeypatch):
     import transformers.utils
     monkeypatch.setattr(transformers.utils, "is_flash_attn_2_available", lambda: True)
-    assert sft._flash_attention("embedded") is None # no card
-    monkeypatch.setattr(sft, "best_device", lambda: "cuda")
-    assert sft._flash_attention("embedded") == "flash_attention_2"
+    assert _flash_attention("embedded") is None # no card
+    monkeypatch.setattr("selfalign.training.best_device", lambda: "cuda")
+    assert _flash_attention("embedded") == "flash_attention_2"
     monkeypatch.setattr(transformers.utils, "is_flash_attn_2_available", lambda: False)
-    assert sft._flash_attention("embedded") is None
+    assert _flash_attention("embedded") is None
 
 def test_where_one_process_holds_the_weights_the_others_keep_a_frame(tiny, monkeypatch):
     import torch, transformers
@@ -415,16 +426,16 @@ def test_where_one_process_holds_the_weights_the_others_keep_a_frame(tiny, monke
 
 def test_the_paper_preset_trains_on_all_cards():
     import yaml
-    from selfalign.pipeline import load_config
+    from selfalign.config import load_config
     c = load_config("paper"); f = yaml.safe_load(data_path("training/fsdp.yaml").read_text())
     assert c.engrave.accelerate_config == c.clone.train.accelerate_config == "fsdp"
     assert c.engine_options == (f"tensor_parallel_size={f['num_processes']}",)
-    assert sft._batches(c.engrave, f["num_processes"]) and sft._batches(c.clone.train, f["num_processes"])
+    assert _batches(c.engrave, f["num_processes"]) and _batches(c.clone.train, f["num_processes"])
 
 def test_a_training_in_several_processes_shows_its_bar_and_keeps_its_error(rows, tmp_path, monkeypatch, capsys):
     said = r"import sys; sys.stderr.write('noise\n\r 50%|#####     | 1/2 [00:01<00:01]\r100%|##########| 2/2 [00:02<00:00]\nValueError: no card\n'); sys.exit(3)"
-    real = sft._with_its_bar
-    monkeypatch.setattr(sft, "_with_its_bar", lambda command, env: real([sys.executable, "-c", said], env))
+    real = _with_its_bar
+    monkeypatch.setattr("selfalign.training._with_its_bar", lambda command, env: real([sys.executable, "-c", said], env))
     with pytest.raises(InputError, match="failed: ValueError: no card; its checkpoints are kept in"): launch(rows, "embedded", tmp_path, replace(CFG, accelerate_config="fsdp"))
     err = capsys.readouterr().err
     assert "1/2" in err and "2/2" in err and "noise" not in err

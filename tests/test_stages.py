@@ -5,10 +5,16 @@ import re
 import pytest
 
 from selfalign import annotations as ann, principle_engraving as pe, topic_prompting as tp, verbose_cloning as vc
+from selfalign.checks import InputError
+from selfalign.config import PromptsConfig, RespondConfig
+from selfalign.filters.context import Context
+from selfalign.filters.leakage import common_words
+from selfalign.filters.repetition import loop_start
 from selfalign.generation import ScriptedEngine
-from selfalign.principle_engraving import Context, PrincipleSet, RespondConfig, common_words, judge, loop_start
-from selfalign.runs import InputError, Run, content_id, read_jsonl, write_jsonl
-from selfalign.topic_prompting import PromptsConfig, parse_questions, parse_tasks, parse_topics, topic_key, write_prompts
+from selfalign.principle_engraving import PrincipleSet, judge
+from selfalign.rows import content_id, read_jsonl, write_jsonl
+from selfalign.runs import Run
+from selfalign.topic_prompting import parse_questions, parse_tasks, parse_topics, topic_key, write_prompts
 
 PSET = PrincipleSet.load()
 THOUGHTS = " Role: Aster, AI assistant. Request: a question. Rules: 2 (informative).\n\nAster: "
@@ -358,7 +364,8 @@ def test_bad_settings_of_stage_2_are_one_line(bad, words):
 
 
 def test_bad_settings_of_stage_2_stop_before_stage_1(tmp_path):
-    from selfalign.pipeline import load_config, main
+    from selfalign.config import load_config
+    from selfalign.app.cli import main
     (tmp_path / "mine.yaml").write_text("model: embedded\nrespond: {on_limit: drop}\n")
     with pytest.raises(InputError, match="respond.on_limit is 'drop'"): load_config(tmp_path / "mine.yaml")
     assert main(["run", str(tmp_path / "r"), "--preset", "demo", "--respond.top-p", "2"]) != 0 and not (tmp_path / "r").exists()
@@ -401,7 +408,8 @@ def test_several_answers_need_a_plain_prompt_and_scores(tmp_path):
     prompts_run(tmp_path / "r")
     with Run(tmp_path / "r", say=lambda s: None) as run:
         with pytest.raises(InputError, match="plain prompt"): pe.respond(run, ScriptedEngine(scripted), RespondConfig(min_chars=40, samples=2))
-    from selfalign.pipeline import check_inputs, config_from
+    from selfalign.pipeline import check_inputs
+    from selfalign.config import config_from
     with pytest.raises(InputError, match="respond.samples is 2.*set it to 1"):
         check_inputs(config_from(dict(engine="openai:http://127.0.0.1:9/v1#x", respond=dict(samples=2))))
 
@@ -449,7 +457,8 @@ def test_going_in_circles_has_its_own_reason_and_human_text_does_not():
 
 
 def test_an_ablation_goes_on_where_it_was_and_asks_again_only_what_changed(tmp_path):
-    from selfalign.pipeline import RunConfig, ablate, judge_ablation
+    from selfalign.config import RunConfig
+    from selfalign.app.ablate import ablate, judge_ablation
     prompts_run(tmp_path / "r")
     cfg, e = RunConfig(model="embedded", respond=RespondConfig(min_chars=40)), ScriptedEngine(scripted)
     asked = lambda: sum(len(p) for p, _ in e.calls)
@@ -471,7 +480,8 @@ def test_an_ablation_goes_on_where_it_was_and_asks_again_only_what_changed(tmp_p
 
 
 def test_an_ablation_without_prompts_is_one_line(tmp_path):
-    from selfalign.pipeline import RunConfig, ablate
+    from selfalign.config import RunConfig
+    from selfalign.app.ablate import ablate
     with Run(tmp_path / "r", say=lambda s: None) as run:
         with pytest.raises(InputError, match="stage 'prompts' is not finished"): ablate(run, ScriptedEngine(scripted), RunConfig(model="embedded"))
         with run.stage("prompts", {}): write_jsonl(run / "prompts.jsonl", [])

@@ -6,10 +6,16 @@ import pytest, torch, yaml
 from tokenizers import Tokenizer, decoders, models as tkm, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from selfalign.generation import Chooser, Prompts, Sampling, TorchEngine
-from selfalign.models import check_template, end_of_turn, load_tokenizer, one_template, read_turn, turn_ends, with_bos, with_system
-from selfalign.runs import InputError
-from selfalign.sft import TrainConfig, encode_row, save_model, with_chat_template
+from selfalign.checks import InputError
+from selfalign.config import TrainConfig
+from selfalign.encoding import encode_row
+from selfalign.engines.choosing import Chooser
+from selfalign.engines.local import TorchEngine
+from selfalign.generation import Sampling
+from selfalign.models import load_tokenizer
+from selfalign.tokens import (Prompts, check_template, end_of_turn, one_template, read_turn, turn_ends, with_bos,
+                              with_chat_template, with_system)
+from selfalign.training import save_model
 
 CASES = yaml.safe_load((Path(__file__).parent/"cases"/"templates.yaml").read_text(encoding="utf-8"))
 GOOD = [n for n, c in CASES.items() if not c.get("refused")]

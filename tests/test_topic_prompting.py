@@ -14,11 +14,15 @@ os.environ["SELFALIGN_NO_PROGRESS"] = "1"
 
 from selfalign import topic_prompting as tp
 from selfalign.annotations import SeedQuestion, load_seed_questions, load_seed_tasks
+from selfalign.checks import InputError
+from selfalign.config import PromptsConfig
+from selfalign.diversity import _figure, _finish
 from selfalign.generation import Completion, ScriptedEngine
-from selfalign.runs import InputError, Run, read_jsonl, write_jsonl
-from selfalign.topic_prompting import (PromptsConfig, balance_topics, instruction_fault, parse_questions, parse_tasks, parse_topics,
-                                       question_jobs, topic_calls, topic_key, write_prompts)
+from selfalign.rows import read_jsonl, write_jsonl
+from selfalign.runs import Run
 from selfalign.sources import hub_name, prompt_columns, read_prompts, read_source
+from selfalign.topic_prompting import (balance_topics, instruction_fault, parse_questions, parse_tasks, parse_topics,
+                                       question_jobs, topic_calls, topic_key, write_prompts)
 
 WORDS = [f"{a}{b}" for a in "bal cor dim fen gul hap jov kel lum mor nel pov".split() for b in "ander ible oster ury ette ingo ward ame".split()]
 
@@ -103,7 +107,7 @@ def test_filters_and_their_limits_come_from_the_settings():
 
 
 def test_a_preset_file_sets_the_blocklist(tmp_path):
-    from selfalign.pipeline import load_config
+    from selfalign.config import load_config
     (tmp_path / "p.yaml").write_text("model: embedded\nprompts: {blocklist: [poem], min_words: 2}\n")
     cfg = load_config(tmp_path / "p.yaml").prompts
     assert instruction_fault("Write a poem", cfg) == "not for a text model" and instruction_fault("Draw maps", cfg) is None
@@ -418,7 +422,7 @@ def test_only_newlines_end_a_line(tmp_path, name, data): assert one(tmp_path, na
 def test_only_newlines_end_a_line_of_completions_and_templates(tmp_path):
     assert [t for t, *_ in parse_topics(" Old\u2028maps\n2. Rivers\n")][:2] == ["Old maps", "Rivers"]
     assert parse_questions(f" Who {ODD}\n", [("Art", "Murals")], cut=False)[0][2] == f"Who {ODD}"
-    from selfalign.sft import system_variants
+    from selfalign.encoding import system_variants
     (tmp_path / "prompts").mkdir()
     (tmp_path / "prompts" / "plain_system.txt").write_bytes(f"You are {{name}}, {ODD}\r\n".encode())
     assert f"You are Aster, {ODD}" in system_variants(folder=tmp_path) and not any(v.startswith(("line", "of", "here")) for v in system_variants(folder=tmp_path))
@@ -494,10 +498,10 @@ def test_every_figure_is_drawn_from_a_run_and_from_nothing(tmp_path):
 
 
 def test_nouns_make_an_outer_ring():
-    fig, (ax,) = tp._figure()
+    fig, (ax,) = _figure()
     tp.plot_verbs(ax, [("write", 6, [("poem", 3), ("letter", 1)]), ("sort", 4, [])])
     assert len(ax.patches) == 2 + 2 + 2  # verbs; nouns; the rest of each verb
-    tp._finish(fig)
+    _finish(fig)
 
 
 def test_the_yield_falls_as_the_pool_fills(tmp_path):

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoModelForMaskedLM
 
+from selfalign.checks import InputError
 from selfalign.models import load_model, load_tokenizer
-from selfalign.runs import InputError
 
 SIZE = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=4096)
 
