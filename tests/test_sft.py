@@ -515,3 +515,37 @@ def test_several_processes_train_with_our_template_and_an_end_that_is_known(tiny
     model, _ = load_model(base); sft.with_end(model, tok); model.save_pretrained(tmp_path/"out"); tok.save_pretrained(tmp_path/"out")
     named, config, generation = ends_of(tmp_path/"out")
     assert named == "<|endoftext|>" and config == generation and tok.eos_token_id in config
+SHARDED_ON_CPU = '''
+import os
+if "RANK" in os.environ and "SELFALIGN_JOB" in os.environ: # accelerate shards on GPUs only: here two CPU processes stand for them
+    import accelerate.state as state
+    import torch
+    def backend(self, *args, **kw):
+        if not torch.distributed.is_initialized(): torch.distributed.init_process_group("gloo")
+        return "gloo", state.DistributedType.MULTI_GPU
+    state.PartialState._prepare_backend = backend
+    state.PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
+'''
+@pytest.mark.slow # two trainings in two processes
+@pytest.mark.parametrize("lora_r", [16, 0])
+def test_the_shipped_sharding_gives_the_loss_of_one_process_and_goes_on(tiny, tmp_path, monkeypatch, lora_r):
+    import torch
+    from transformers import AutoModelForCausalLM
+    cfg = replace(CFG, lora_dropout=0.0, epochs=2.0, save_steps=1, lora_r=lora_r) # four steps: the rate of the first is 0
+    tok = with_chat_template(load_tokenizer(tiny)); rows = encode_rows(example_rows("responses")[:8], tok, cfg)[0]
+    _, one = fit(rows, tiny, tok, tmp_path/"one", cfg)
+    shipped = data_path("training/fsdp.yaml").read_text()
+    file = tmp_path/"two.yaml"; file.write_text(shipped.replace("num_processes: 8", "num_processes: 2").replace("mixed_precision: bf16", "mixed_precision: 'no'"))
+    (tmp_path/"sitecustomize.py").write_text(SHARDED_ON_CPU)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path)); monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    work = tmp_path/"work"; cfg = replace(cfg, accelerate_config=str(file))
+    trained, two = launch(rows, tiny, work, cfg)
+    assert [l["loss"] for l in two] == pytest.approx([l["loss"] for l in one], abs=1e-2) # the log rounds under FSDP
+    whole = sum(p.nbytes for p in AutoModelForCausalLM.from_pretrained(tiny).parameters())
+    if lora_r: assert (work/"checkpoint-3"/"pytorch_model_fsdp.bin").stat().st_size < whole/2 # the adapter alone
+    import shutil; shutil.rmtree(work/"checkpoint-4") # the last checkpoint is lost, and the training goes on from the one before
+    _, again = launch(rows, tiny, work, cfg)
+    assert [l["loss"] for l in again] == pytest.approx([l["loss"] for l in two], abs=1e-3)
+    save_model(trained, tok, tiny, tmp_path/"out", cfg, two, {})
+    assert torch.isfinite(load_model(str(tmp_path/"out"))[0].get_input_embeddings().weight).all()
+
