@@ -490,8 +490,10 @@ def test_every_figure_is_drawn_from_a_run_and_from_nothing(tmp_path):
     import matplotlib.pyplot as plt
     stage(tmp_path / "r", PromptsConfig(self_instruct=20, self_instruct_calls=2, topics_per_type=2, topic_rounds=1))
     rows, rejects = read_jsonl(tmp_path / "r" / "prompts.jsonl"), read_jsonl(tmp_path / "r" / "rejects.jsonl")
+    open_before = plt.get_fignums()
     figs = tp.diversity_figures(rows, rejects)
-    assert list(figs) == ["prompts_verbs", "prompts_topics", "prompts_lengths", "prompts_novelty", "prompts_similarity"] and not plt.get_fignums()
+    assert list(figs) == ["prompts_verbs", "prompts_topics", "prompts_lengths", "prompts_novelty", "prompts_similarity"]
+    assert plt.get_fignums() == open_before # none is left open
     assert len(figs["prompts_verbs"].axes) == len(figs["prompts_similarity"].axes) == 2  # both sources, side by side
     figs["prompts_verbs"].savefig(tmp_path / "v.png")
     assert set(tp.diversity_figures([])) == set(tp.diversity_figures([dict(source="mine", instruction=x) for x in ("Почему море такое солёное?", "Где море?")])) == set(figs)
