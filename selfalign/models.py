@@ -287,21 +287,24 @@ def load_tokenizer(spec # as for `resolve_model`, or a `ModelSource`
     with _loading(src): tok = AutoTokenizer.from_pretrained(src.path, revision=src.revision)
     return with_bos(with_system(one_template(tok)))
 
+def _attention(config): # older transformers run a model with capped scores on sdpa, which leaves the cap out
+    return "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) else "sdpa"
+
 def load_model(spec,                       # as for `resolve_model`, or a `ModelSource`
                dtype=None,                 # torch.dtype; `best_dtype` if None
                device=None,                # `best_device` if None
-               attn_implementation=None,   # as in transformers; None = "sdpa", or the model's own where it has none (Gemma 2)
+               attn_implementation=None,   # as in transformers; None = "sdpa", or the model's own where it has none; "eager" where scores are capped (Gemma 2)
                **kwargs                    # to from_pretrained, such as quantization_config
               ): # (model in eval mode, tokenizer)
     "Load weights and tokenizer; `InputError` where they do not fit each other. Code from a hub is never run (`trust_remote_code` stays off)."
     from transformers import AutoModelForCausalLM
     src = spec if isinstance(spec, ModelSource) else resolve_model(spec)
     device = device or best_device()
-    check_kind(src)
+    config = check_kind(src)
     load = lambda attn: AutoModelForCausalLM.from_pretrained(src.path, revision=src.revision, dtype=dtype or best_dtype(device), attn_implementation=attn,
                                                              output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
     with _loading(src):
-        try: model, found = load(attn_implementation or "sdpa")
+        try: model, found = load(attn_implementation or _attention(config))
         except ValueError as e:
             if attn_implementation or "scaled_dot_product_attention" not in str(e): raise
             model, found = load(None)

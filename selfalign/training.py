@@ -249,8 +249,9 @@ def trainer_for(rows, base, tok, work, cfg:TrainConfig, seed=0, end=None): # see
     disable_progress_bars(); torch.manual_seed(seed)
     half = cuda and cfg.lora_r and cfg.bf16 is not False # full fine-tuning: small updates vanish in bfloat16
     dtype = torch.bfloat16 if half else torch.float32
-    model, _ = load_model(base, dtype=dtype, device=f"cuda:{rank}" if cuda and world == 1 else "cpu",
-                          attn_implementation=flash if args.packing else None, **_four_bit(cfg, rank))
+    attention, waits = flash if args.packing else None, _waits_for_weights(rank) and not cfg.load_in_4bit
+    if waits: model = _frame(base, dtype, attention)
+    else: model, _ = load_model(base, dtype=dtype, device=f"cuda:{rank}" if cuda and world == 1 else "cpu", attn_implementation=attention, **_four_bit(cfg, rank))
     targets = [r["target"] for r in rows] if "target" in rows[0] else None
     data = [{k: r[k] for k in ("input_ids", "labels")} | (dict(row=i) if targets else {}) for i, r in enumerate(rows)]
     lora = _lora(model, cfg) if cfg.lora_r else None
@@ -259,6 +260,7 @@ def trainer_for(rows, base, tok, work, cfg:TrainConfig, seed=0, end=None): # see
     trainer = _trainer_class(model, args, targets)(model=model, args=args, train_dataset=Dataset.from_list(data), processing_class=tok,
                                                    peft_config=lora, callbacks=[_watch()])
     if row is not None: _start_row(trainer.model, row)
+    if waits: _make_room(trainer.model)
     if targets: trainer.data_collator = _with_rows(trainer.data_collator)
     trainer.remove_callback(PrinterCallback); _quiet_bar(trainer)
     return trainer
@@ -269,6 +271,25 @@ def _four_bit(cfg, rank="0"):
     from transformers import BitsAndBytesConfig
     if best_device() != "cuda": raise InputError("load_in_4bit needs a GPU; set engrave.load_in_4bit to false")
     return dict(device_map={"": int(rank)}, quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16, bnb_4bit_use_double_quant=True))
+
+# %% ../nbs/core/training.ipynb #74c98bb0
+def _waits_for_weights(rank): # of a machine's processes the first reads the weights and hands each its share
+    return rank != "0" and all(os.environ.get(k, "false").lower() == "true" for k in ("ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING"))
+
+def _frame(base, dtype, attention):
+    "A model without values: only what no checkpoint holds is computed."
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+    src = resolve_model(base); config = AutoConfig.from_pretrained(src.path, revision=src.revision)
+    with init_empty_weights(include_buffers=False):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention or "sdpa").eval()
+
+def _make_room(model):
+    "Room for the parameters that are trained: accelerate tells them apart by their place in memory. Nothing is written to it."
+    import torch
+    for m in model.modules():
+        for name, p in list(m._parameters.items()):
+            if p is not None and p.requires_grad and p.is_meta: setattr(m, name, torch.nn.Parameter(torch.empty_like(p, device="cpu")))
 
 # %% ../nbs/core/training.ipynb #c4d443c1
 def _parts(stream): # a binary stream of text

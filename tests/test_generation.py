@@ -93,7 +93,7 @@ def test_families_are_exact(name, tok):
         want = [sum(plain(torch.tensor([p + c])).logits[0, len(p)-1:-1].log_softmax(-1)[range(4), c]).item() for p, c in zip(rows, ends)]
     assert got == pytest.approx(want, abs=1e-3)
 
-@pytest.mark.parametrize("name, attention", [pytest.param("gemma2", "eager", marks=capped), ("llama", "sdpa")])
+@pytest.mark.parametrize("name, attention", [("gemma2", "eager"), ("llama", "sdpa")])
 def test_a_model_without_sdpa_is_loaded(name, attention, tok, tmp_path):
     random_model(type(CONFIGS[name])(**dict(CONFIGS[name].to_dict(), vocab_size=len(tok)))).save_pretrained(tmp_path); tok.save_pretrained(tmp_path)
     assert load_model(str(tmp_path), dtype=torch.float32, device="cpu")[0].config._attn_implementation == attention

@@ -525,6 +525,12 @@ if "RANK" in os.environ and "SELFALIGN_JOB" in os.environ: # accelerate shards o
         return "gloo", state.DistributedType.MULTI_GPU
     state.PartialState._prepare_backend = backend
     state.PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
+    import transformers
+    real = transformers.AutoModelForCausalLM.from_pretrained
+    def seen(*args, **kw):
+        open(os.path.join(os.environ["SELFALIGN_JOB"], "read." + os.environ["RANK"]), "w").close()
+        return real(*args, **kw)
+    transformers.AutoModelForCausalLM.from_pretrained = seen
 '''
 @pytest.mark.slow # two trainings in two processes
 @pytest.mark.parametrize("lora_r", [16, 0])
@@ -542,6 +548,7 @@ def test_the_shipped_sharding_gives_the_loss_of_one_process_and_goes_on(tiny, tm
     trained, two = launch(rows, tiny, work, cfg)
     assert [l["loss"] for l in two] == pytest.approx([l["loss"] for l in one], abs=1e-2) # the log rounds under FSDP
     whole = sum(p.nbytes for p in AutoModelForCausalLM.from_pretrained(tiny).parameters())
+    assert (work/"read.0").exists() and not (work/"read.1").exists()
     if lora_r: assert (work/"checkpoint-3"/"pytorch_model_fsdp.bin").stat().st_size < whole/2 # the adapter alone
     import shutil; shutil.rmtree(work/"checkpoint-4") # the last checkpoint is lost, and the training goes on from the one before
     _, again = launch(rows, tiny, work, cfg)
