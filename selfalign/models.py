@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['STAND_IN_NOTICE', 'EMBEDDED_HUB_ID', 'ModelSource', 'cache_dir', 'embedded_model_path', 'gguf_model_path', 'hub_id',
-           'hub_answers', 'cache_only', 'weights_sha256', 'resolve_model', 'model_identity', 'check_kind',
-           'check_tensors', 'check_rows', 'check_numbers', 'best_device', 'best_dtype', 'load_tokenizer', 'load_model',
-           'release', 'free_memory', 'public_name']
+           'hub_answers', 'cache_only', 'adapter_model_path', 'weights_sha256', 'resolve_model', 'model_identity',
+           'check_kind', 'check_tensors', 'check_rows', 'check_numbers', 'best_device', 'best_dtype', 'load_tokenizer',
+           'load_model', 'release', 'free_memory', 'public_name']
 
 # %% ../nbs/core/models.ipynb #0a117196
 import contextlib, functools, hashlib, importlib.util, json, os, platform, re, sys, threading, urllib.error
@@ -155,6 +155,43 @@ def cache_only(on=True):
     finally:
         for p, x in zip(places, old): p.HF_HUB_OFFLINE = x
 
+# %% ../nbs/core/models.ipynb #355f0825
+def adapter_model_path(folder # a PEFT folder: adapter_config.json and weights
+                      )->tuple: # (folder of the merged model in the cache, `ModelSource` of the base)
+    "An adapter joined with its base, made on first use; `InputError` where the base is not at hand or they do not fit."
+    folder = Path(folder).expanduser().resolve()
+    base = _adapter_base(folder)
+    files = sorted(folder.glob("adapter_model.*")) + sorted(folder.glob("tokenizer*"))
+    stamp = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+    out = cache_dir()/f"adapter-{folder.name}-{content_id(str(folder), stamp, base.sha256 or base.revision or base.name)[:8]}"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(out) + ".lock"):
+        if not (out/"config.json").exists():
+            with atomic_path(out) as tmp: _merged(folder, base, tmp)
+    return out, base
+
+def _adapter_base(folder):
+    try: name = json.loads((folder/"adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError): name = None
+    if not isinstance(name, str) or not name: raise InputError(f"{folder/'adapter_config.json'}: names no base_model_name_or_path; write the base model's folder or hub id there")
+    try: return resolve_model("embedded" if name == EMBEDDED_HUB_ID else name)
+    except InputError:
+        merged = f"its merged model is {folder.parent}; or " if (folder.parent/"config.json").exists() else ""
+        raise InputError(f"{folder}: an adapter of {name!r}, which is not at hand; {merged}write the base model's folder or hub id into base_model_name_or_path of its adapter_config.json") from None
+
+# %% ../nbs/core/models.ipynb #66990670
+def _merged(folder, base, out):
+    from peft import PeftModel
+    from transformers import AutoTokenizer
+    model, tok = load_model(base, dtype="auto", device="cpu")
+    if any(folder.glob("tokenizer*")): tok = AutoTokenizer.from_pretrained(folder)
+    if len(tok) > model.get_input_embeddings().num_embeddings: model.resize_token_embeddings(len(tok))
+    try: joined = PeftModel.from_pretrained(model, folder).merge_and_unload()
+    except Exception as e: # whatever PEFT raises
+        raise InputError(f"{folder}: does not fit its base {base.name} ({type(e).__name__}: {str(e).splitlines()[0][:160] if str(e) else 'no reason given'}); write the right base into its adapter_config.json") from None
+    joined.save_pretrained(out); tok.save_pretrained(out)
+    if base.stand_in: (out/"STAND_IN").write_text(STAND_IN_NOTICE + "\n", encoding="utf-8")
+
 # %% ../nbs/core/models.ipynb #38eab180
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "adapter_model.bin", "*.gguf") # in the order in which they are looked for when a model is loaded
 
@@ -187,6 +224,9 @@ def resolve_model(spec:str # "embedded", a hub id, a folder, or a `ModelSource`,
         made = gguf_model_path(p)
         return ModelSource(str(made), str(spec), None, weights_sha256(made))
     if not p.exists(): spec = hub_id(str(spec))
+    if p.is_dir() and (p/"adapter_config.json").exists() and not (p/"config.json").exists():
+        made, base = adapter_model_path(p)
+        return ModelSource(str(made), str(spec), None, weights_sha256(made), stand_in=base.stand_in)
     if p.is_dir():
         if not (p/"config.json").exists(): raise InputError(f"{spec}: no config.json in this folder; name a folder made by save_pretrained")
         return ModelSource(str(p), str(spec), None, weights_sha256(p), stand_in=(p/"STAND_IN").exists())
