@@ -48,8 +48,8 @@ def adapter(tmp_path, monkeypatch):
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
+    tok = load_tokenizer("embedded") # from the usual cache
     monkeypatch.setenv("SELFALIGN_CACHE", str(tmp_path/"cache"))
-    tok = load_tokenizer("embedded")
     torch.manual_seed(0)
     base = LlamaForCausalLM(LlamaConfig(vocab_size=len(tok), hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2))
     base.save_pretrained(tmp_path/"base"); tok.save_pretrained(tmp_path/"base")
