@@ -7,11 +7,9 @@ their seed, or by what `--label` says of each.
 """
 import argparse
 import json
-import os
-import platform
 from pathlib import Path
 
-import torch
+from store_demo import hardware
 
 from selfalign.checks import InputError
 from selfalign.models import resolve_model
@@ -22,12 +20,6 @@ from selfalign.runs import Run
 RESULTS = Path(__file__).parent.parent/"data"/"results"
 STAGES = ("prompts", "responses", "control answers", "engraved", "control", "verbose", "final", "evaluation")
 KEPT = ("seconds", "asked", "kept", "rejected", "rows", "steps", "first_loss", "last_loss", "objective", "held_out")
-
-
-def hardware():
-    gpu = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    names = (l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name"))
-    return ", ".join([f"{os.cpu_count()} cores of {next(names, platform.machine())}", *gpu])
 
 
 def by_pair(run_path):

@@ -68,13 +68,16 @@ def _convert(gguf, out, mend=lambda tok: None):
 def embedded_model_path()->Path|str: # a folder of safetensors; the hub id where the package is not installed
     "The embedded model, converted on first use (about 20 s); `InputError` where it is nowhere to be had."
     out, gguf = cache_dir()/"smollm2-135m-instruct-v1", _gguf_file()
+    if gguf is None and not (out/"config.json").exists(): return _hub_embedded()
+    return _made_once(out, lambda tmp: _convert(gguf, tmp, _mend_smollm))
+
+def _made_once(out, make): # a model's folder in the cache: made by one process, whole or not at all
     if (out/"config.json").exists(): return out
-    if gguf is None: return _hub_embedded()
     try: out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise InputError(f"{out.parent}: cannot be written ({e.strerror}); set SELFALIGN_CACHE to a folder of yours") from None
     with FileLock(str(out) + ".lock"):
         if not (out/"config.json").exists():
-            with atomic_path(out) as tmp: _convert(gguf, tmp, _mend_smollm)
+            with atomic_path(out) as tmp: make(tmp)
     return out
 
 def _hub_embedded():
@@ -104,11 +107,7 @@ def gguf_model_path(file # a GGUF file
     file = Path(file).expanduser().resolve()
     told = file.stat()
     out = cache_dir()/f"gguf-{file.stem}-{content_id(str(file), told.st_size, told.st_mtime_ns)[:8]}"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(out) + ".lock"):
-        if not (out/"config.json").exists():
-            with atomic_path(out) as tmp: _converted(file, tmp)
-    return out
+    return _made_once(out, lambda tmp: _converted(file, tmp))
 
 def _converted(file, out):
     from transformers import AutoTokenizer
@@ -164,11 +163,7 @@ def adapter_model_path(folder # a PEFT folder: adapter_config.json and weights
     files = sorted(folder.glob("adapter_model.*")) + sorted(folder.glob("tokenizer*"))
     stamp = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
     out = cache_dir()/f"adapter-{folder.name}-{content_id(str(folder), stamp, base.sha256 or base.revision or base.name)[:8]}"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(out) + ".lock"):
-        if not (out/"config.json").exists():
-            with atomic_path(out) as tmp: _merged(folder, base, tmp)
-    return out, base
+    return _made_once(out, lambda tmp: _merged(folder, base, tmp)), base
 
 def _adapter_base(folder):
     try: name = json.loads((folder/"adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]

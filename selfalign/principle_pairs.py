@@ -19,7 +19,7 @@ from .evals.answers import dialog, has_chat
 from .evals.choices import PAIR_FORMATS
 from .evals.results import Result, _config, _model
 from .evals.sets import PAIR_KINDS as KINDS, check_rows
-from .evals.stats import Estimate, bootstrap, mcnemar, sign_flip, wilson
+from .evals.stats import Estimate, _triple, bootstrap, mcnemar, sign_flip, wilson
 from .principle_engraving import load_principle_set
 from .rows import iter_jsonl
 from .tokens import after
@@ -179,8 +179,6 @@ def summary(arms:dict, # name → `PairScores`: base, base + principles, control
 def _figures(arms, kinds, seed):
     shifts = compare_arms(arms, where=lambda r: r["kind"] in kinds, seed=seed)
     return {s.arm: {k: _triple(v) if isinstance(v := getattr(s, k), Estimate) else v for k in vars(s) if k != "arm"} for s in shifts}
-
-def _triple(e): return [e.value, e.low, e.high]
 
 # %% ../nbs/core/principle_pairs.ipynb #26d48448
 def uptake_sentence(found:dict # see `summary`

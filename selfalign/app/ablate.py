@@ -23,7 +23,7 @@ from ..evals.answers import _answer_error
 from ..evals.judging import judge_pairwise
 from ..evals.refusals import _judged_refusals, is_refusal
 from ..evals.sets import sample_rows
-from ..evals.stats import Estimate, bootstrap, sign_flip, wilson
+from ..evals.stats import _triple, bootstrap, sign_flip, wilson
 from ..filters.context import Context
 from ..filters.leakage import common_words
 from ..generation import load_engine, read_reply
@@ -95,8 +95,6 @@ def judge_ablation(run, got:dict, # what `ablate` gave
     return got
 
 def _to_judge(c): return dict(answer=c["answer"] or "(no answer)", error=c["reason"] if c["reason"] == "engine error" else None)
-
-def _triple(e:Estimate): return [e.value, e.low, e.high]
 
 def _ablation_stats(got):
     "Each variant in figures, and its paired difference to the whole prompt."

@@ -47,6 +47,8 @@ def _resamples(n, n_boot, seed):
     rng = np.random.default_rng(seed)
     for _ in range(n_boot): yield rng.integers(0, n, n)
 
+def _triple(e): return [e.value, e.low, e.high] # as a manifest stores it
+
 # %% ../../nbs/core/evals/stats.ipynb #1e990289
 def mcnemar(only_a:int, # rows that only a has right
             only_b:int
