@@ -757,6 +757,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'selfalign/evals/comparing.py'),
                                            'selfalign.evals.comparing._shared_models': ( 'core/evals/comparing.html#_shared_models',
                                                                                          'selfalign/evals/comparing.py'),
+                                           'selfalign.evals.comparing._subsets': ( 'core/evals/comparing.html#_subsets',
+                                                                                   'selfalign/evals/comparing.py'),
                                            'selfalign.evals.comparing._where': ( 'core/evals/comparing.html#_where',
                                                                                  'selfalign/evals/comparing.py'),
                                            'selfalign.evals.comparing.compare': ( 'core/evals/comparing.html#compare',

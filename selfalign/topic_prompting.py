@@ -216,10 +216,13 @@ class PromptPool:
         self.novelty, self.ids = NoveltyFilter(threshold=cfg.novelty, tokenizer=cfg.tokenizer), set()
         self.novelty.seed(seeds, [f"seed {i}" for i in range(len(seeds))])
 
-    def offer(self, instruction, input, raw, source, why=None, **more)->bool: # kept?
+    def offer(self, instruction, input, raw, source, why=None,
+              room=True, # False = all wanted are there: judged like the others, then a surplus
+              **more)->bool: # kept?
         "Keep a prompt or record why not."
         row = dict(id=content_id("prompt", instruction, input), instruction=instruction, input=input, source=source, **more)
         why, extra = (why, {}) if why else self._judge(row)
+        if not why and not room: why = "surplus"
         if why: self.rejects.append(dict({k: v for k, v in row.items() if k != "id"}, reason=why, raw=raw, **extra)); return False
         self.ids.add(row["id"]); self.kept.append(row); return True
 
@@ -281,8 +284,7 @@ class _Shown:
 
 def _take_tasks(out, pool, goal):
     for instr, inp, raw, why in _read(out, parse_tasks):
-        if not why and len(pool.kept) >= goal: why = instruction_fault(instr, pool.cfg) or "surplus"
-        pool.offer(instr, inp, raw, "self_instruct", why, completion=out["id"])
+        pool.offer(instr, inp, raw, "self_instruct", why, room=len(pool.kept) < goal, completion=out["id"])
 
 # %% ../nbs/01_topic_prompting.ipynb #2f38ec37
 def red_team(run, engine, pool, cfg, seed, seed_questions, folder=None)->dict: # what becomes of the stage's record

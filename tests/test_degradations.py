@@ -62,3 +62,27 @@ def test_no_path_of_this_machine_is_passed_on(tmp_path):
     assert json.loads((adapter / "adapter_config.json").read_text()) == dict(base_model_name_or_path="model", r=8)
     card = model_card(src, TrainConfig(), [dict(loss=1.0)], {})
     assert "customer" not in card and "`model`" in card and not [p for p in adapter.iterdir() if "customer" in p.read_text()]
+
+
+# ---- rules of tokens under a schedule that runs ahead
+
+@pytest.mark.parametrize("ahead", [0, 1, 2])
+@pytest.mark.parametrize("ngram", [{"1": 1.0}, {"2": 1.0, "3": 2.0}])
+def test_a_token_not_yet_known_is_no_ngram(ahead, ngram):
+    "The last ids of a step stand as -1 and are known one step later: what is known then counts, -1 never does."
+    import torch
+    from selfalign.engines.choosing import RowRules
+    rules = lambda: RowRules(dict(ban=[], early=[0, []], first=[], ngram=ngram))
+    truth, running = [1, 2, 1, 2, 1, 3, 1, 2, 2], rules()
+    for n in range(len(truth) + 1):
+        seen = running(truth[:max(n-ahead, 0)] + [-1]*min(n, ahead), torch.zeros(5))
+        assert seen[4] == 0 # token 4 was never written; -1 as an index would mean it
+        if ahead and "1" not in ngram: assert not seen.any() # what follows an unknown token is unknown
+    assert torch.equal(running(truth, torch.zeros(5)), rules()(truth, torch.zeros(5))) and running(truth, torch.zeros(5)).any()
+
+
+def test_both_engines_weigh_ngrams_alike_after_a_gap():
+    from selfalign.engines.choosing import NGrams
+    late, whole = NGrams({2: 1.0}), NGrams({2: 1.0})
+    for done in ([7, 8, -1, -1], [7, 8, 7, -1], [7, 8, 7, 9, 7]): seen = sorted(late.hits(done))
+    assert seen == sorted(whole.hits([7, 8, 7, 9, 7])) == [(8, 1.0), (9, 1.0)]

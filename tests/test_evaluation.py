@@ -587,6 +587,20 @@ def test_compare_says_what_was_not_made_alike_and_what_is_left_out():
     assert said == ["left out, as only one side has them: refusals (answer, judged)"]
     assert "Not made alike" not in E.compare([mc], [mc])[0].sentence
 
+def test_hhh_is_compared_subset_by_subset():
+    rows = E.load_benchmark("choices")
+    parts = list(dict.fromkeys(r["subset"] for r in rows))
+    right = {r["targets"]["choices"][r["targets"]["labels"].index(1)] for r in rows}
+    first = {c for r in rows if r["subset"] == parts[0] for c in r["targets"]["choices"]}
+    knows, misses = (lambda p, c: -1. if c.strip() in right else -9.), (lambda p, c: -1. if (c.strip() in right) != (c.strip() in first) else -9.)
+    of = lambda scores, some, name: E.hhh(ScriptedEngine(scores=scores), some, "likelihood", set_name="choices", name=name)
+    whole = of(knows, rows, "whole")
+    got = {c.what.rpartition(" of ")[2]: c for c in E.compare(whole, of(misses, rows, "misses"))[1:]}
+    assert list(got) == parts and [c.n for c in got.values()] == [sum(r["subset"] == p for r in rows) for p in parts]
+    assert got[parts[0]].difference.value == 1 and all(got[p].difference.value == 0 for p in parts[1:])
+    fewer = of(knows, [r for r in rows if r["subset"] == parts[1]], "fewer")
+    assert [c.what.rpartition(" of ")[2] for c in E.compare(whole, fewer)[1:]] == parts[1:2] # only what both have
+
 def test_compare_names_the_real_reason():
     answers = E.evaluate_one(ScriptedEngine(lambda p, i, s: "word"), E.load_benchmark("questions"), "answer", set_name="questions")
     with pytest.raises(InputError) as e: E.compare(answers, answers)

@@ -49,13 +49,14 @@ class NGrams:
         self.seen, self.read = {n: defaultdict(set) for n in self.penalty}, 0
 
     def hits(self, done): # token ids so far; yields (token, amount) for every token that would repeat an n-gram
-        "Take note of new tokens, then name the penalties for the next one."
-        for i in range(self.read, len(done)):
+        "Take note of new tokens, then name the penalties for the next one; ids below zero stand for tokens not yet known."
+        known = next((i for i, t in enumerate(done[self.read:], self.read) if t < 0), len(done))
+        for i in range(self.read, known):
             for n, seen in self.seen.items():
                 if i + 1 >= n: seen[tuple(done[i-n+1:i])].add(done[i])
-        self.read = len(done)
+        self.read = known # what stands behind is read when it is known
         for n, amount in self.penalty.items():
-            if len(done) >= n - 1:
+            if len(done) >= n - 1 and (n == 1 or known == len(done)):
                 for t in self.seen[n].get(tuple(done[len(done)-n+1:]), ()): yield t, amount
 
 class Row:

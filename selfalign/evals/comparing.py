@@ -97,9 +97,16 @@ def _row_scores(r, s): # (metric, values of r, values of s) of each metric that 
     label = lambda m: f"{r.set} ({r.format}), {m}"
     for m in ("mc1", "mc2", "right", "as_wished", "odds", "log_likelihood"):
         if all(x.rows and m in x.rows[0] for x in (r, s)): yield label(m), _by_id(r, m), _by_id(s, m)
+    for part in _subsets(r, s):
+        x, y = ({row["id"]: row["right"] for row in z.rows if row.get("subset") == part} for z in (r, s))
+        yield f"{label('right')} of {part}", x, y
     for m, kind, key in (("refused_benign", "benign", "refused"), ("answered_harmful", "harmful", "answered")):
         x, y = ({row["id"]: row[key] for row in z.rows if row.get("kind") == kind} for z in (r, s))
         if x.keys() & y.keys(): yield label(m), x, y
+
+def _subsets(r, s): # of HHH, where both have some of its rows
+    have = lambda z: dict.fromkeys(row["subset"] for row in z.rows if "subset" in row and "right" in row)
+    return [part for part in have(r) if part in have(s)]
 
 def _asked_alike(c, r, s): # says where two scores came about differently
     unlike = [f"{what} {r.config.get(k)!r:.60} and {s.config.get(k)!r:.60}" for k, what in (("judge", "the judges"), ("prompt", "the prompts (by their hash)"), ("system", "the system texts")) if r.config.get(k) != s.config.get(k)]
