@@ -7,6 +7,7 @@ import pytest, yaml
 
 from selfalign import evaluation as E
 from selfalign.checks import InputError
+from selfalign.engines.opening import Remembering
 from selfalign.engines.served import retry_after
 from selfalign.generation import Completion, Sampling, ScriptedEngine, load_engine, read_reply, split_reasoning
 from selfalign.models import weights_sha256
@@ -269,7 +270,7 @@ def test_another_model_behind_the_same_name_gets_no_old_score(serve, tmp_path, c
               lambda b: (200, dict(good(b, now["text"]), system_fingerprint=now["fingerprint"])))
     first, said = rates(s, tmp_path), []
     n = len(s.bodies)
-    assert rates(s, tmp_path, said.append).scores == first.scores and len(s.bodies) <= n + 2 and "read back from" in said[-1]
+    assert rates(s, tmp_path, said.append).scores == first.scores and len(s.bodies) <= n + 3 and "read back from" in said[-1]
     s.case["pages"]["/v1/models"] = dict(data=[dict(id="m", root="a" if change != "list" else "b", created=2)])
     if change == "words": now["text"] = "I can't help with that."
     if change == "fingerprint": now["fingerprint"] = "fp_2"
@@ -294,3 +295,39 @@ def test_weights_have_an_identity_in_every_format(tmp_path):
         (d/name).write_bytes(b"a"); a = weights_sha256(d)
         (d/name).write_bytes(b"bb"); b = weights_sha256(d)
         assert a and b and a != b and weights_sha256(d) == b
+
+# --- and so does a verdict ----------------------------------------------------------------------------------------
+
+def verdicts(s, folder, say=lambda *a: None):
+    "Three answers judged by the server; what it was asked for, beside who it is."
+    n = len(s.bodies)
+    with Run(folder, say=say) as run, load_engine(s.spec) as e:
+        r = E.truth_info_judge(Remembering(run, "verdicts", e, 0, s.spec), ["q?", "r?", "s?"], ["a", "b", "c"], say=say, chat=True)
+    return r.truthful, sum("verdict" in json.dumps(b).lower() for b in s.bodies[n:])
+
+@pytest.mark.parametrize("change", ["words", "fingerprint", "list", None])
+def test_verdicts_of_another_judge_behind_the_same_name_are_not_taken_for_its_own(serve, tmp_path, change):
+    now = dict(says="yes", fingerprint="fp_1")
+    s = serve(dict(pages={"/v1/models": dict(data=[dict(id="m", root="a", created=1)])}),
+              lambda b: (200, dict(good(b, f"It is {now['says']}. Verdict: {now['says']}"), system_fingerprint=now["fingerprint"])))
+    assert verdicts(s, tmp_path/"r") == (1, 6)
+    if change == "words": now["says"] = "no"
+    if change == "fingerprint": now["fingerprint"] = "fp_2"
+    s.case["pages"]["/v1/models"] = dict(data=[dict(id="m", root="b" if change == "list" else "a", created=2)])
+    assert verdicts(s, tmp_path/"r") == (0 if change == "words" else 1, 6 if change else 0)
+
+def test_a_judge_whose_words_vary_is_gone_on_with_by_name_and_that_is_said(serve, tmp_path):
+    count, said = iter(range(10**6)), []
+    s = serve(reply=lambda b: (200, good(b, f"{next(count)} Verdict: yes")))
+    assert verdicts(s, tmp_path/"r", said.append) == (1, 6) and not any("by the server's address" in x for x in said)
+    assert verdicts(s, tmp_path/"r", said.append) == (1, 0) and "verdicts: 6 of 6 are there already, by the server's address and name alone" in said[-1]
+
+def test_answers_of_an_ablation_belong_to_the_server_that_gave_them(serve, tmp_path):
+    "Also where no engine string was handed over: the engine knows where it asks."
+    now = dict(text="One.")
+    s = serve(reply=lambda b: (200, good(b, now["text"])))
+    def ask():
+        with Run(tmp_path/"r", say=lambda *a: None) as run, load_engine(s.spec) as e: return Remembering(run, "ablation", e).generate(["p"], Sampling())[0].text
+    assert ask() == ask() == "One."
+    now["text"] = "Two."
+    assert ask() == "Two."

@@ -158,12 +158,22 @@ class Remembering:
     "An engine whose completions a run journals: what was asked before, of the same model with the same sampling, is not asked again."
     def __init__(self, run, stage, engine, seed=0,
                  spec="" # its engine string; a server's name alone does not say which model answers
-                ): self.run, self.stage, self.engine, self.seed, self.where = run, stage, engine, seed, [spec] if _kind(spec) == "openai" else []
+                ):
+        self.run, self.stage, self.engine, self.seed, self.spec, self._whose = run, stage, engine, seed, spec, None
     def __getattr__(self, name): return getattr(self.engine, name)
 
     def _jobs(self, prompts, sampling, seeds):
         model, made = model_identity(self.engine.info), json.loads(json.dumps(asdict(sampling)))
-        return [dict(id=content_id(self.stage, model, p, made, self.seed, s, *self.where), prompt=p) for p, s in zip(prompts, seeds or [0]*len(prompts))]
+        name = lambda p, s: content_id(self.stage, model, p, made, self.seed, s, *self._served())
+        return [dict(id=name(p, s), prompt=p) for p, s in zip(prompts, seeds or [0]*len(prompts))]
+
+    def _served(self)->list: # of a server: its address, and what it says of itself now
+        if self._whose is None:
+            info = self.engine.info
+            at = self.spec if _kind(self.spec) == "openai" else info.get("url") if info.get("kind") == "openai" else None
+            says = self.engine.identity() if at and hasattr(self.engine, "identity") else None
+            self._whose = [x for x in (at, says) if x]
+        return self._whose
 
     def unasked(self, prompts, sampling, seeds=None)->list:
         "Those of the prompts that have no completion yet."
@@ -171,4 +181,10 @@ class Remembering:
 
     def generate(self, prompts, sampling, seeds=None):
         jobs = self._jobs(prompts, sampling, seeds)
+        self._tell_name(jobs)
         return [Completion(**{k: r[k] for k in ("text", "n_tokens", "finish_reason", "n_prompt", "stop", "error")}) for r in self.run.complete(self.stage, jobs, self.engine, sampling, self.seed, read=False)]
+    def _tell_name(self, jobs): # a server whose answers vary does not say whether it is still the same
+        if len(self._served()) != 1 or not hasattr(self.engine, "identity"): return
+        with Journal(self.run/f"completions/{self.stage}.jsonl") as j: n = sum(x["id"] in j for x in jobs)
+        if n: self.run.say(f"{self.stage}: {n} of {len(jobs)} are there already, by the server's address and name alone, as it says nothing of itself that stays; another folder asks anew")
+

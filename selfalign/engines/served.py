@@ -341,8 +341,13 @@ def _read(self:OpenAIEngine, d, sampling, i):
 _QUESTION = "Write one sentence about the sea, and one about a machine of your choice."
 
 @patch
-def identity(self:OpenAIEngine)->str|None: # hexadecimal; None where it tells nothing
-    "What the server says of itself now; another model behind the same name says something else."
+def identity(self:OpenAIEngine)->str|None: # hexadecimal; None where it tells nothing, or each time something else
+    "What the server says of itself now, twice the same; another model behind the same name says something else."
+    says = self._says()
+    return says if says and self._says() == says else None
+
+@patch
+def _says(self:OpenAIEngine):
     from selfalign.rows import content_id
     entry = {k: v for k, v in (self._entry_now() or {}).items() if k not in ("created", "permission")}
     prompt = [dict(role="user", content=_QUESTION)] if self.takes_messages else f"User: {_QUESTION}\n\nAssistant:"
