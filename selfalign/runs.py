@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from .checks import InputError
+from .made import edit_told, edited, hashes
 from .moved import moved
 from .rows import (_line, _remove, _show_progress, _slim, content_id, progress, read_jsonl, write_json,
                             write_jsonl)
@@ -160,7 +161,7 @@ class Run:
                  config=None,  # dict stored in the manifest (the settings that made this run)
                  say=print     # where one-line messages go
                 ):
-        self.path, self.say = Path(path), say
+        self.path, self.say, self.looked = Path(path), say, set()
         try: self._lock(); self.manifest = self._open(config or {})
         except BaseException: self.close(); raise
 
@@ -228,13 +229,13 @@ class Run:
             changed = sorted("an earlier stage" if k == "after" else k for k in set(rec["settings"]) | set(fingerprint) if rec["settings"].get(k) != json.loads(json.dumps(fingerprint.get(k))))
             raise InputError(f"{self.path}: stage '{name}' was made with other settings ({', '.join(changed) or 'its files'}); use --redo {name} or a new folder")
         if rec and rec.get("done"):
-            if all((self/f).exists() for f in rec["files"]): yield None; return
+            if all((self/f).exists() for f in rec["files"]): self._tell_edits(name); yield None; return
             rec["done"] = False
         self.manifest.update(self.news)
         rec = stages[name] = rec or dict(fingerprint=print_, settings=json.loads(json.dumps(fingerprint)), done=False, files=list(files), seconds=0.0)
         self.save()
         start = time.monotonic()
-        try: yield rec; rec["done"] = True
+        try: yield rec; rec.update(made=hashes(self.path, rec["files"]), done=True)
         finally: rec.update(seconds=round(rec["seconds"] + time.monotonic() - start, 1), peak_bytes=peak_bytes()); self.save()
 
     def _begun(self, name, rec): # has this stage anything to lose?
@@ -243,7 +244,15 @@ class Run:
     def fingerprint(self, stage:str)->str:
         "The fingerprint of a finished stage, for those that build on it."
         if not self.done(stage): raise InputError(f"{self.path}: stage '{stage}' is not finished; run it first")
+        self._tell_edits(stage)
         return self.manifest["stages"][stage]["fingerprint"]
+
+    def _tell_edits(self, stage): # once; the manifest says it too
+        if stage in self.looked: return
+        self.looked.add(stage)
+        found = [f for _, f in edited(self.path, self.manifest["stages"], [stage])]
+        for f in found: self.say(edit_told(self.path, stage, f))
+        if found != self.manifest["stages"][stage].get("edited", []): self.manifest["stages"][stage]["edited"] = found; self.save()
 
     def complete(self, stage, # names the journal
                  jobs,        # list of dicts with "id" and "prompt", which may be a function that gives it

@@ -18,6 +18,8 @@ from .plan import uptake
 from ..checks import check_settings, one_of
 from ..config import RunConfig, _options
 from ..export import export_rows
+from ..hub import _stages
+from ..made import edit_told, edited
 from ..principle_pairs import uptake_sentence
 from ..runs import versions
 
@@ -104,6 +106,7 @@ def export_command(argv, say=print):
     "`selfalign export rows RUN OUT`: the rows of a run for TRL, axolotl or LLaMA-Factory."
     a = _options(ExportArgs, argv, "export", COMMANDS["export"])
     n = export_rows(a.run, a.out, a.form, a.source, a.system)
+    for changed in edited(a.run, _stages(a.run), [a.source]): say(edit_told(a.run, *changed))
     say(f"{n:,} rows: {a.out}, card: {Path(a.out).with_suffix('.md')}")
 
 # %% ../../nbs/app/doctor.ipynb #684485e9
