@@ -48,7 +48,8 @@ def closing_table(run, # a `Run`
     if get("evaluation", "replies"): rows.append(("prompt tokens per reply, before → after engraving", f"{get('responses', 'prompt_tokens')} + query → {_told_reply(get('evaluation', 'replies')['engraved'], 'prompt_tokens')}"))
     rows += [("plain text", tax_sentence(m, t)) for m, t in (get("evaluation", "tax") or {}).items()]
     rows += principle_rows(get("evaluation", "principles")) + _internal_rows(get("evaluation", "internalization")) + _reply_rows(get("evaluation", "replies")) + _score_rows(get("evaluation", "scores"))
-    if changed := edited(run.path, s): rows.append(("changed since their stage made them", ", ".join(f"{f} ({stage})" for stage, f in changed)))
+    changed = ", ".join(f"{f} ({stage})" for stage, f in edited(run.path, s))
+    if changed: rows.append(("changed since their stage made them", changed))
     stages = [r for r in s.values() if r.get("fingerprint")] # the others keep accounts of completions within a stage
     rows.append(("time", f"{sum(r.get('seconds', 0) for r in stages)/60:.1f} minutes in {len(stages)} stages"))
     return rows

@@ -250,9 +250,11 @@ class Run:
     def _tell_edits(self, stage): # once; the manifest says it too
         if stage in self.looked: return
         self.looked.add(stage)
-        found = [f for _, f in edited(self.path, self.manifest["stages"], [stage])]
+        rec, found = self.manifest["stages"][stage], [f for _, f in edited(self.path, self.manifest["stages"], [stage])]
         for f in found: self.say(edit_told(self.path, stage, f))
-        if found != self.manifest["stages"][stage].get("edited", []): self.manifest["stages"][stage]["edited"] = found; self.save()
+        if found == rec.get("edited", []): return
+        rec["edited"] = found
+        self.save()
 
     def complete(self, stage, # names the journal
                  jobs,        # list of dicts with "id" and "prompt", which may be a function that gives it

@@ -592,8 +592,10 @@ def test_hhh_is_compared_subset_by_subset():
     parts = list(dict.fromkeys(r["subset"] for r in rows))
     right = {r["targets"]["choices"][r["targets"]["labels"].index(1)] for r in rows}
     first = {c for r in rows if r["subset"] == parts[0] for c in r["targets"]["choices"]}
-    knows, misses = (lambda p, c: -1. if c.strip() in right else -9.), (lambda p, c: -1. if (c.strip() in right) != (c.strip() in first) else -9.)
-    of = lambda scores, some, name: E.hhh(ScriptedEngine(scores=scores), some, "likelihood", set_name="choices", name=name)
+    knows = lambda p, c: -1. if c.strip() in right else -9.
+    misses = lambda p, c: -1. if (c.strip() in right) != (c.strip() in first) else -9. # all of the first subset
+    def of(scores, some, name):
+        return E.hhh(ScriptedEngine(scores=scores), some, "likelihood", set_name="choices", name=name)
     whole = of(knows, rows, "whole")
     got = {c.what.rpartition(" of ")[2]: c for c in E.compare(whole, of(misses, rows, "misses"))[1:]}
     assert list(got) == parts and [c.n for c in got.values()] == [sum(r["subset"] == p for r in rows) for p in parts]

@@ -302,14 +302,15 @@ def verdicts(s, folder, say=lambda *a: None):
     "Three answers judged by the server; what it was asked for, beside who it is."
     n = len(s.bodies)
     with Run(folder, say=say) as run, load_engine(s.spec) as e:
-        r = E.truth_info_judge(Remembering(run, "verdicts", e, 0, s.spec), ["q?", "r?", "s?"], ["a", "b", "c"], say=say, chat=True)
+        judge = Remembering(run, "verdicts", e, 0, s.spec)
+        r = E.truth_info_judge(judge, ["q?", "r?", "s?"], ["a", "b", "c"], say=say, chat=True)
     return r.truthful, sum("verdict" in json.dumps(b).lower() for b in s.bodies[n:])
 
 @pytest.mark.parametrize("change", ["words", "fingerprint", "list", None])
 def test_verdicts_of_another_judge_behind_the_same_name_are_not_taken_for_its_own(serve, tmp_path, change):
     now = dict(says="yes", fingerprint="fp_1")
-    s = serve(dict(pages={"/v1/models": dict(data=[dict(id="m", root="a", created=1)])}),
-              lambda b: (200, dict(good(b, f"It is {now['says']}. Verdict: {now['says']}"), system_fingerprint=now["fingerprint"])))
+    def reply(b): return 200, dict(good(b, f"Verdict: {now['says']}"), system_fingerprint=now["fingerprint"])
+    s = serve(dict(pages={"/v1/models": dict(data=[dict(id="m", root="a", created=1)])}), reply)
     assert verdicts(s, tmp_path/"r") == (1, 6)
     if change == "words": now["says"] = "no"
     if change == "fingerprint": now["fingerprint"] = "fp_2"
@@ -320,14 +321,16 @@ def test_a_judge_whose_words_vary_is_gone_on_with_by_name_and_that_is_said(serve
     count, said = iter(range(10**6)), []
     s = serve(reply=lambda b: (200, good(b, f"{next(count)} Verdict: yes")))
     assert verdicts(s, tmp_path/"r", said.append) == (1, 6) and not any("by the server's address" in x for x in said)
-    assert verdicts(s, tmp_path/"r", said.append) == (1, 0) and "verdicts: 6 of 6 are there already, by the server's address and name alone" in said[-1]
+    assert verdicts(s, tmp_path/"r", said.append) == (1, 0)
+    assert "verdicts: 6 of 6 are there already, by the server's address and name alone" in said[-1]
 
 def test_answers_of_an_ablation_belong_to_the_server_that_gave_them(serve, tmp_path):
     "Also where no engine string was handed over: the engine knows where it asks."
     now = dict(text="One.")
     s = serve(reply=lambda b: (200, good(b, now["text"])))
     def ask():
-        with Run(tmp_path/"r", say=lambda *a: None) as run, load_engine(s.spec) as e: return Remembering(run, "ablation", e).generate(["p"], Sampling())[0].text
+        with Run(tmp_path/"r", say=lambda *a: None) as run, load_engine(s.spec) as e:
+            return Remembering(run, "ablation", e).generate(["p"], Sampling())[0].text
     assert ask() == ask() == "One."
     now["text"] = "Two."
     assert ask() == "Two."

@@ -141,16 +141,19 @@ def test_rows_lead_back_to_their_completions_and_rejects_hold_both_forms(tmp_pat
 def test_what_comes_after_the_goal_is_judged_like_the_rest():
     "Only a prompt that would have been kept counts as usable when a pilot is scaled."
     pool = tp.PromptPool(PromptsConfig(self_instruct=1), ["Name a colour."])
-    listed = ["Explain how bread rises.", "Explain how bread rises.", "Explain how the bread rises.", "Sing", "Describe a quiet harbour.", "Describe a quiet harbour."]
+    bread, harbour = "Explain how bread rises.", "Describe a quiet harbour."
+    listed = [bread, bread, "Explain how the bread rises.", "Sing", harbour, harbour]
     text = "".join(f" {t}\n{k}. Input:\n<noinput>\n###\n{k+1}. Instruction:" for k, t in enumerate(listed, 6)) + " cut"
     tp._take_tasks(dict(text=text, finish_reason="stop", error=None, id="x"), pool, 1)
     assert [r["instruction"] for r in pool.kept] == listed[:1]
-    assert [r["reason"] for r in pool.rejects][:5] == ["duplicate", "not novel", "too few words", "surplus", "not novel"]
+    why = ["duplicate", "not novel", "too few words", "surplus", "not novel"]
+    assert [r["reason"] for r in pool.rejects][:5] == why
 
 
 def test_a_pilot_that_repeats_itself_is_not_scaled_as_if_it_did_not(tmp_path):
-    def same(prompt, index, seed): return "".join(f" Explain how bread rises.\n{k}. Input:\n<noinput>\n###\n{k+1}. Instruction:" for k in range(6, 12)) + " cut"
-    rec = stage(tmp_path / "r", PromptsConfig(self_instruct=1, self_instruct_calls=2, topics_per_type=0), ScriptedEngine(same))
+    task = " Explain how bread rises.\n{0}. Input:\n<noinput>\n###\n{1}. Instruction:"
+    same = ScriptedEngine(lambda prompt, index, seed: "".join(task.format(k, k+1) for k in range(6, 12)) + " cut")
+    rec = stage(tmp_path / "r", PromptsConfig(self_instruct=1, self_instruct_calls=2, topics_per_type=0), same)
     assert rec["cost"]["self_instruct"]["usable"] == rec["kept"] == 1 and "surplus" not in rec["rejected"]
 
 

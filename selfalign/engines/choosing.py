@@ -49,7 +49,7 @@ class NGrams:
         self.seen, self.read = {n: defaultdict(set) for n in self.penalty}, 0
 
     def hits(self, done): # token ids so far; yields (token, amount) for every token that would repeat an n-gram
-        "Take note of new tokens, then name the penalties for the next one; ids below zero stand for tokens not yet known."
+        "Take note of new tokens, then name the penalties for the next one; ids below zero are not known yet."
         known = next((i for i, t in enumerate(done[self.read:], self.read) if t < 0), len(done))
         for i in range(self.read, known):
             for n, seen in self.seen.items():

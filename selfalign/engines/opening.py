@@ -170,7 +170,8 @@ class Remembering:
     def _served(self)->list: # of a server: its address, and what it says of itself now
         if self._whose is None:
             info = self.engine.info
-            at = self.spec if _kind(self.spec) == "openai" else info.get("url") if info.get("kind") == "openai" else None
+            here = info.get("url") if info.get("kind") == "openai" else None
+            at = self.spec if _kind(self.spec) == "openai" else here
             says = self.engine.identity() if at and hasattr(self.engine, "identity") else None
             self._whose = [x for x in (at, says) if x]
         return self._whose
@@ -186,5 +187,6 @@ class Remembering:
     def _tell_name(self, jobs): # a server whose answers vary does not say whether it is still the same
         if len(self._served()) != 1 or not hasattr(self.engine, "identity"): return
         with Journal(self.run/f"completions/{self.stage}.jsonl") as j: n = sum(x["id"] in j for x in jobs)
-        if n: self.run.say(f"{self.stage}: {n} of {len(jobs)} are there already, by the server's address and name alone, as it says nothing of itself that stays; another folder asks anew")
+        if n: self.run.say(f"{self.stage}: {n} of {len(jobs)} are there already, by the server's address and name alone, "
+                           "as it says nothing of itself that stays; another folder asks anew")
 
