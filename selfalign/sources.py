@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['csv_rows', 'separator', 'json_rows', 'is_conversation', 'unpacked', 'opening_turn', 'read_source', 'hub_name',
-           'source_identity', 'prompt_columns', 'SourcePrompt', 'read_prompts']
+           'source_identity', 'source_settings', 'prompt_columns', 'SourcePrompt', 'read_prompts']
 
 # %% ../nbs/core/sources.ipynb #39576100
 import ast, csv, hashlib, itertools, json, math, re, warnings
@@ -217,7 +217,21 @@ def _saved_rows(folder, split):
 def _dataset_rows(source, split):
     import datasets
     name, config, revision = hub_name(source)
-    with cache_only(not hub_answers()): return enumerate(datasets.load_dataset(name, config, split=split, revision=revision, streaming=hub_answers()), 1)
+    online = hub_answers()
+    try:
+        with cache_only(not online):
+            rows = datasets.load_dataset(name, config, split=split, revision=revision, streaming=online)
+        yield from enumerate(rows, 1)
+    except Exception as e: raise _not_read(source, name, e) from None # the libraries below have errors of many kinds
+
+def _not_read(source, name, e): # an `InputError`
+    if isinstance(e, InputError): return e
+    words = " ".join(str(e).split())[:200] or type(e).__name__
+    remedy = "check prompts.source, a name of the hub or a path"
+    if "scripts are no longer" in words:
+        remedy = f"the hub mostly has its rows as Parquet: give {name}@refs/convert/parquet, or download its files"
+    return InputError(f"{source}: cannot be read ({words}); {remedy}")
+
 
 # %% ../nbs/core/sources.ipynb #92f761c6
 def hub_name(source:str)->tuple: # (name or folder, configuration or None, revision or None)
@@ -244,6 +258,17 @@ def _hub_commit(source):
     if not hub_answers(): return None
     try: return HfApi().dataset_info(name, revision=revision, timeout=10).sha
     except (OSError, ValueError, RuntimeError): return None # offline or unknown: reading it will say so
+
+# %% ../nbs/core/sources.ipynb #69ee3199
+def source_settings(source, # a file, a folder or a data set of the hub
+                    known   # the settings with which the stage was begun; {} where it was not
+                   )->dict: # those of this source
+    "The same content under another path, or a data set while the hub is away, stays what it was."
+    now, was = source_identity(source), known.get("source_content")
+    if was == now: return dict(source=known["source"], source_content=now)
+    untold = source in (now, was) # on one side the hub did not tell the commit
+    return dict(source_content=was if untold and known.get("source") == source else now)
+
 
 # %% ../nbs/core/sources.ipynb #3827a4b2
 _TEXTS, _INPUTS, _SYSTEMS, _OTHER = ("instruction", "prompt", "question", "query", "text"), ("input", "context"), ("system", "system_prompt", "system_message"), ("image", "images", "video", "videos", "audio", "audios")

@@ -21,7 +21,7 @@ from .models import model_identity
 from .moved import moved
 from .novelty import NoveltyFilter, letters_kept, novelty_yield, unicode_tokens, word_count
 from .rows import content_id, text_lines, write_jsonl
-from .sources import read_prompts, source_identity
+from .sources import read_prompts, source_settings
 
 # %% ../nbs/01_topic_prompting.ipynb #0e0adcd5
 def format_task(k, instruction, input):
@@ -333,9 +333,8 @@ def write_prompts(run,    # a `selfalign.runs.Run`
     texts = {n: load_template(n, folder) for n in ("self_instruct", "topics", "questions")}
     settings = dict({k: v for k, v in asdict(cfg).items() if k != "ascii_start" or v}, seed=seed, seeds=content_id([(t.instruction, t.input) for t in tasks], [asdict(q) for q in questions]), templates=content_id(texts),
                     model=model_identity(engine.info))
-    if cfg.source: settings["source_content"] = source_identity(cfg.source)
-    if cfg.source and (known := run.manifest["stages"].get("prompts", {}).get("settings", {})).get("source_content") == settings["source_content"]:
-        settings["source"] = known["source"] # the same content under another path
+    known = run.manifest["stages"].get("prompts", {}).get("settings", {})
+    if cfg.source: settings |= source_settings(cfg.source, known)
     with run.stage("prompts", settings, files=["prompts.jsonl"]) as rec:
         if rec is None: return run.manifest["stages"]["prompts"]
         pool, stopped = PromptPool(cfg, [t.instruction for t in tasks] + [q.question for q in questions], contamination), None

@@ -12,10 +12,13 @@ import pytest
 from selfalign import models
 from selfalign.app.cli import main, parse_run
 from selfalign.checks import InputError, expand_home, plain_sign, safe_console
-from selfalign.config import config_from
+from selfalign.config import PromptsConfig, config_from
+from selfalign.generation import ScriptedEngine
 from selfalign.models import hub_answers, hub_id, load_tokenizer, weights_sha256
 from selfalign.pipeline import started_in
+from selfalign.runs import Run
 from selfalign.sources import read_source
+from selfalign.topic_prompting import write_prompts
 
 OWN = ["--prompts.self-instruct", "0", "--prompts.topics-per-type", "0"]
 SIGNS = "6 of 8 · 75 % ± 3 → “naïve” – 水 \udce4"
@@ -161,3 +164,42 @@ def test_a_model_beside_an_engine_that_names_one_is_told(tmp_path):
         with pytest.raises(InputError, match="names its model already .torch:embedded.*--model would change nothing"): parse_run("run", argv)
     assert parse_run("run", ["r", "--preset", str(tmp_path / "p.yaml"), "--model", "a/b", "--engine", "vllm"])[1].model == "a/b"
     assert parse_run("run", ["r", "--preset", "demo", "--model", "a/b"])[1].model == "a/b"
+
+
+class Broken:
+    "A data set that ends in an error while it is read."
+    def __init__(self, error): self.error = error
+    def __iter__(self):
+        yield dict(text="Why is it so?")
+        raise self.error
+
+
+@pytest.mark.parametrize("error, words", [
+    (RuntimeError("Dataset scripts are no longer supported, but found set.py"), "give o/set@refs/convert/parquet"),
+    (FileNotFoundError("no such set"), "check prompts.source"), (Exception("DatasetGenerationError"), "check prompts.source"),
+    (NotImplementedError("nested\n type"), r"\(nested type\)"), (ImportError("lz4 is missing"), "lz4 is missing")])
+@pytest.mark.parametrize("late", [False, True])
+def test_a_set_of_the_hub_that_cannot_be_read_is_one_line(monkeypatch, error, words, late):
+    def load(*a, **kw):
+        if late: return Broken(error)
+        raise error
+    monkeypatch.setattr("datasets.load_dataset", load)
+    with pytest.raises(InputError, match=f"o/set@main: cannot be read .*{words}") as e: list(read_source("o/set@main"))
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("first, then, goes_on", [
+    ("c1", None, True), (None, "c1", True), ("c1", "c1", True), (None, None, True), ("c1", "c2", False)])
+def test_a_set_of_the_hub_is_gone_on_with_while_the_hub_is_away(tmp_path, monkeypatch, first, then, goes_on):
+    "Without the hub nobody can say whether it changed; with it, another commit is another set."
+    now = dict(commit=first)
+    monkeypatch.setattr("selfalign.sources._hub_commit", lambda source: now["commit"])
+    monkeypatch.setattr("datasets.load_dataset", lambda *a, **kw: [dict(text="Why does bread rise in a warm place?")])
+    cfg = PromptsConfig(source="o/set", self_instruct=0, topics_per_type=0)
+    def go():
+        with Run(tmp_path / "r", say=lambda *a: None) as run: return write_prompts(run, ScriptedEngine(), cfg)["kept"]
+    assert go() == 1
+    now["commit"] = then
+    if goes_on: assert go() == 1
+    else:
+        with pytest.raises(InputError, match="source_content"): go()

@@ -20,7 +20,7 @@ from selfalign.diversity import _figure, _finish
 from selfalign.generation import Completion, ScriptedEngine
 from selfalign.rows import read_jsonl, write_jsonl
 from selfalign.runs import Run
-from selfalign.sources import hub_name, prompt_columns, read_prompts, read_source
+from selfalign.sources import hub_name, prompt_columns, read_prompts, read_source, source_identity
 from selfalign.topic_prompting import (balance_topics, instruction_fault, parse_questions, parse_tasks, parse_topics,
                                        question_jobs, topic_calls, topic_key, write_prompts)
 
@@ -486,7 +486,7 @@ def test_addresses_of_the_hub_are_names(name, want): assert hub_name(name) == wa
 
 def test_home_is_known_in_a_source(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path)); (tmp_path / "d.txt").write_text("Why?\n")
-    assert [r.instruction for r in read_prompts("~/d.txt")] == ["Why?"] and tp.source_identity("~/d.txt") == tp.source_identity(str(tmp_path / "d.txt"))
+    assert [r.instruction for r in read_prompts("~/d.txt")] == ["Why?"] and source_identity("~/d.txt") == source_identity(str(tmp_path / "d.txt"))
 
 
 # ---- 6: diversity
