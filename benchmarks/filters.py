@@ -14,6 +14,7 @@ from pathlib import Path
 from selfalign import principle_engraving as pe, verbose_cloning as vc
 from selfalign.annotations import fill, load_seed_questions, load_seed_tasks, load_template, query_text
 from selfalign.evals.stats import wilson
+from selfalign.filters.chain import CLONE_FILTERS, RESPOND_FILTERS
 from selfalign.filters.context import Context, Response, VerboseContext
 from selfalign.filters.leakage import common_words
 from selfalign.principle_engraving import PrincipleSet, parse_response
@@ -75,7 +76,7 @@ FAULTS = dict(
                 "exemplar leakage": pe.exemplar_leakage, "apology": pe.apology, "cliché": pe.cliche, "foreign name": pe.foreign_name, "wrong language": pe.wrong_language,
                 "token limit": pe.token_limit, "echo": pe.echo, "too short": pe.too_short},
     verbose={"next turn": vc.another_turn, "repetition": vc.loop, "goes in circles": vc.in_circles, "long list": vc.long_list, "system text": vc.system_leak, "web furniture": vc.furniture,
-             "echo": vc.echo, "token limit": vc.token_limit, "too short": vc.too_short})
+             "echo": vc.echo, "token limit": vc.token_limit, "too short": vc.short_and_cut})
 
 
 SPLITS = ("tune", "held_out") # filters are tuned on the first alone; see data/labels/README.md
@@ -130,7 +131,7 @@ def table(rows, found):
 def speed(rows, ctxs, seconds=3.0): # rows/s
     "The whole chain, parsing included, language check left out, by the CPU seconds of one core."
     rows = [r for r in rows if not r["constructed"]]
-    chain = dict(principled=tuple(f for f in pe.FILTERS if f is not pe.wrong_language), verbose=vc.FILTERS)
+    chain = dict(principled=tuple(f for f in RESPOND_FILTERS if f != "wrong_language"), verbose=CLONE_FILTERS)
     out = {}
     for stage in FAULTS:
         mine, n, start = [r for r in rows if r["stage"] == stage], 0, time.process_time()

@@ -62,7 +62,7 @@ def ablate(run,    # a Run whose stage "prompts" is finished
     variants, rows = ablation_variants(pset, drop), sample_rows(read_jsonl(run/"prompts.jsonl"), n, cfg.seed)
     if not rows: raise InputError(f"{run.path}: prompts.jsonl holds no prompt, or --n is 0; nothing to ablate on")
     check_context(pset, engine, r.max_new_tokens)
-    ask, ctx = Remembering(run, "ablation", engine, cfg.seed), Context(pset, r.min_chars, r.on_limit, common_words(ann.load_seed_tasks(folder=cfg.annotations)))
+    ask, ctx = Remembering(run, "ablation", engine, cfg.seed), Context(pset, r.min_chars, r.on_limit, common_words(ann.load_seed_tasks(folder=cfg.annotations)), r.filters, r.phrases)
     got = {v: [_ablated(row, c, ctx, parts.get("thoughts", True)) for row, c in zip(rows, ask.generate([p.render(query_text(row), **parts) for row in rows], r.sampling(pset)))] for v, (p, parts) in variants.items()}
     out = dict(format="selfalign ablation 1", model=model_identity(engine.info), principles=content_id(pset.render("")), seed=cfg.seed, prompts=len(rows), judge=None,
                rules={str(p.number): p.name for p in pset.principles}, rows=[dict(id=row["id"], instruction=row["instruction"], input=row.get("input", ""), variants={v: got[v][i] for v in got}) for i, row in enumerate(rows)])

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from ..annotations import fill
+from .chain import CLONE_FILTERS, RESPOND_FILTERS
 from .leakage import _SHORT
 from .turns import turn_pattern
 from .words import _any, _grams, _words, word_heads
@@ -36,6 +37,8 @@ class Context:
     min_chars: int = 160           # shorter answers are rejected (paper's code: 160)
     on_limit: str = "keep"         # an answer cut at the token limit: "keep" it without the unfinished sentence, or "reject"
     common: frozenset = frozenset() # words (as `word_heads` shortens them) that say nothing about exemplar leakage
+    filters: tuple = RESPOND_FILTERS # names or functions, in their order
+    phrases: str = "extended"      # which lists of phrases: "paper" or "extended"
 
     @cached_property
     def turn(self): return turn_pattern(self.pset.name, self.pset.user, self.pset.thoughts_label, self.pset.example_words[1])
@@ -79,6 +82,8 @@ class VerboseContext:
     on_limit: str = "keep" # an answer that was cut: "keep" it without the unfinished sentence, or "reject"
     name: str = "Aster"
     user: str = "User"     # the user's word in the run's language
+    filters: tuple = CLONE_FILTERS # names or functions, in their order
+    phrases: str = "extended" # which lists of phrases: "paper" or "extended"
 
     @property
     def turn(self): return turn_pattern(self.name, self.user)
@@ -87,7 +92,7 @@ class VerboseContext:
     def addressed(self): return re.compile(rf"(?i)\byou are (?:{re.escape(self.name)}\b|an? (?:\w+ )?(?:AI )?assistant (?:that|who|named|called)\b)")
 
     @cached_property
-    def phrases(self): # four words in a row, two of them longer, those that only say who the assistant is left out
+    def said(self): # four words in a row, two of them longer, those that only say who the assistant is left out
         who = {*_words(self.name), *"an ai assistant a that you are is".split()}
         return {g for g in _grams(_words(self.system), 4) if len(who & {*g}) < 3 and sum(len(w) > 4 for w in g) > 1}
 
