@@ -47,7 +47,8 @@ def top_logprobs(engine, # a loaded `TorchEngine`
         for i in plain: out[i] = _told(engine, _plain_logits(engine, *rows[i]), k, progress)
         for g in prefix_groups([rows[i][0] for i in shared], [rows[i][1]-1 for i in shared], overhead=512):
             engine._prefix(rows[shared[g.rows[0]]][0][:g.n_prefix])
-            for i in (shared[j] for j in g.rows): out[i] = _told(engine, _suffix_logits(engine, g.n_prefix, *rows[i]), k, progress)
+            for i in (shared[j] for j in g.rows):
+                out[i] = _told(engine, _suffix_logits(engine, g.n_prefix, *rows[i]), k, progress)
     return out
 
 def _plain_logits(engine, ids, n): # [continuation, vocabulary]
@@ -98,7 +99,8 @@ def answer_targets(engine,  # the teacher, a loaded `TorchEngine`
     labels = [[l for l in row["labels"] if l != -100] for row in encoded]
     rows = [teacher_row(engine.prompts, p, a, l) for p, a, l in zip(asked, answers, labels, strict=True)]
     if long := next((len(r[0]) for r in rows if len(r[0]) > engine.max_context), None):
-        raise InputError(f"the teacher's prompt and answer have {long} tokens, the context {engine.max_context}; shorten the principles or the answers")
+        raise InputError(f"the teacher's prompt and answer have {long} tokens, the context {engine.max_context}; "
+            f"shorten the principles or the answers")
     told = top_logprobs(engine, [r[:2] for r in rows], k, progress)
     return [_placed(label_target(l, k), t, r[2]) for l, t, r in zip(labels, told, rows)]
 
@@ -122,7 +124,8 @@ def save_targets(targets, path):
     "Write targets to one file, whole or not at all."
     sizes = np.array([len(t.ids) for t in targets])
     with atomic_path(path) as tmp, open(tmp, "wb") as f:
-        np.savez(f, sizes=sizes, ids=np.concatenate([t.ids for t in targets]), logprobs=np.concatenate([t.logprobs for t in targets]))
+        np.savez(f, sizes=sizes, ids=np.concatenate([t.ids for t in targets]),
+            logprobs=np.concatenate([t.logprobs for t in targets]))
 
 def load_targets(path)->list: # `Target`s
     "Read what `save_targets` wrote."

@@ -59,7 +59,8 @@ def _figure(columns=1, width=6, height=3):
 
 def _finish(fig):
     import matplotlib.pyplot as plt
-    fig.tight_layout(); plt.close(fig) # shown only where it is asked for
+    fig.tight_layout()
+    plt.close(fig) # shown only where it is asked for
     return fig
 
 def plot_verbs(ax, rings, title=""):
@@ -69,11 +70,15 @@ def plot_verbs(ax, rings, title=""):
     some = sum(k for _, k, _ in rings) or 1
     label = lambda text, k: text if k/some >= 0.012 else ""
     style = dict(startangle=90, counterclock=False, rotatelabels=True, textprops=dict(fontsize=7))
-    outer = [(n, k, c, 0.45) for (v, total, ns), c in zip(rings, colours) for n, k, c in [*((n, k, c) for n, k in ns), ("", total - sum(k for _, k in ns), (1, 1, 1, 0))]]
+    outer = [(n, k, c, 0.45) for (v, total, ns), c in zip(rings, colours)
+        for n, k, c in [*((n, k, c) for n, k in ns), ("", total - sum(k for _, k in ns), (1, 1, 1, 0))]]
     nouns = any(ns for *_, ns in rings)
-    if nouns: ax.pie([k for _, k, *_ in outer], radius=1, labels=[label(n, k) for n, k, *_ in outer], labeldistance=1.02,
-                     colors=[(*c[:3], min(c[3], 0.45)) for _, _, c, _ in outer], wedgeprops=dict(width=0.3, edgecolor="w"), **style)
-    ax.pie([k for _, k, _ in rings], radius=0.7 if nouns else 1, labels=[label(v, k) for v, k, _ in rings], labeldistance=0.55 if nouns else 0.65,
+    if nouns: ax.pie([k for _, k, *_ in outer], radius=1, labels=[label(n, k) for n, k, *_ in outer],
+                     labeldistance=1.02,
+                     colors=[(*c[:3], min(c[3], 0.45)) for _, _, c, _ in outer],
+                     wedgeprops=dict(width=0.3, edgecolor="w"), **style)
+    ax.pie([k for _, k, _ in rings], radius=0.7 if nouns else 1, labels=[label(v, k) for v, k, _ in rings],
+           labeldistance=0.55 if nouns else 0.65,
            colors=colours, wedgeprops=dict(width=0.5, edgecolor="w"), **style)
     ax.set_title(title, fontsize=9)
 
@@ -91,11 +96,13 @@ def figure_verbs(rows, nlp=None, sample=5000, seed=0):
 def figure_topics(rows, rejects=()):
     "Topics of each question type that came to a kept question, and the questions."
     own = _by_source(rows).get("tgrt", [])
-    types = sorted(dict.fromkeys(r["type"] for r in (*own, *rejects) if r.get("type")), key=lambda t: len({r["topic"] for r in own if r["type"] == t}))
+    types = sorted(dict.fromkeys(r["type"] for r in (*own, *rejects) if r.get("type")),
+        key=lambda t: len({r["topic"] for r in own if r["type"] == t}))
     fig, (ax,) = _figure(height=max(2, 0.22*len(types) + 0.8))
     ax.barh(types, [sum(r["type"] == t for r in own) for t in types], color="0.85", label="questions")
     ax.barh(types, [len({r["topic"] for r in own if r["type"] == t}) for t in types], height=0.4, label="topics")
-    ax.set_xlabel("kept"); ax.tick_params(axis="y", labelsize=7)
+    ax.set_xlabel("kept")
+    ax.tick_params(axis="y", labelsize=7)
     if own: ax.legend(fontsize=7)
     return _finish(fig)
 
@@ -103,8 +110,13 @@ def figure_lengths(rows, longest=60):
     "Words in the instruction, by source."
     by = _by_source(rows)
     fig, (ax,) = _figure()
-    if by: ax.hist([[min(word_count(r["instruction"]), longest) for r in v] for v in by.values()], bins=range(0, longest+5, 4), color=[_colour(s) for s in by], label=[_name(s, v) for s, v in by.items()])
-    ax.set_xlabel("words in the instruction" + (f" ({longest} = {longest} or more)" if any(word_count(r["instruction"]) >= longest for r in rows) else "")); ax.autoscale(axis="x", tight=True); ax.set_ylabel("prompts")
+    if by:
+        ax.hist([[min(word_count(r["instruction"]), longest) for r in v] for v in by.values()],
+            bins=range(0, longest+5, 4), color=[_colour(s) for s in by], label=[_name(s, v) for s, v in by.items()])
+    ax.set_xlabel("words in the instruction"
+        + (f" ({longest} = {longest} or more)" if any(word_count(r["instruction"]) >= longest for r in rows) else ""))
+    ax.autoscale(axis="x", tight=True)
+    ax.set_ylabel("prompts")
     if by: ax.legend()
     return _finish(fig)
 
@@ -114,8 +126,11 @@ def figure_novelty(rows, rejects):
     fig, (ax,) = _figure()
     for s, points in novelty_yield(rows, rejects).items():
         alone = len(points) == 1
-        ax.plot([p[0] for p in points], [p[2] for p in points], "o" if alone else "o-", ms=8 if alone else 3, color=_colour(s), label=SOURCES.get(s, s) + (", one point" if alone else ""))
-    ax.set_xlabel("prompts in the pool"); ax.set_ylabel("share of candidates kept"); ax.set_ylim(0, 1.05)
+        ax.plot([p[0] for p in points], [p[2] for p in points], "o" if alone else "o-", ms=8 if alone else 3,
+            color=_colour(s), label=SOURCES.get(s, s) + (", one point" if alone else ""))
+    ax.set_xlabel("prompts in the pool")
+    ax.set_ylabel("share of candidates kept")
+    ax.set_ylim(0, 1.05)
     if rows: ax.legend()
     return _finish(fig)
 
@@ -127,8 +142,11 @@ def figure_similarity(rows, sample=2000, seed=0, most=50_000):
         texts = [r["instruction"] for r in (rs if len(rs) <= most else random.Random(seed).sample(rs, most))]
         kind = "rouge" if all(letters_kept(t) >= 0.5 for t in texts) else "unicode"
         scores = nearest_scores(texts, sample, seed, kind)
-        ax.hist(scores, bins=[i/20 for i in range(21)], color=_colour(s)); ax.set_title(f"{_name(s, rs)}{f', {most:,} of them' if len(rs) > most else ''}, mean {scores.mean():.2f}", fontsize=9)
-        ax.set_xlabel("ROUGE-L F1 with the nearest"); ax.set_ylabel("prompts")
+        ax.hist(scores, bins=[i/20 for i in range(21)], color=_colour(s))
+        ax.set_title(f"{_name(s, rs)}{f', {most:,} of them' if len(rs) > most else ''}, "
+            f"mean {scores.mean():.2f}", fontsize=9)
+        ax.set_xlabel("ROUGE-L F1 with the nearest")
+        ax.set_ylabel("prompts")
     return _finish(fig)
 
 # %% ../nbs/core/diversity.ipynb #df3c42b6
@@ -138,5 +156,6 @@ def diversity_figures(rows,       # of prompts.jsonl
                      )->dict: # name → matplotlib figure
     "All figures of stage 1, for the report."
     rejects = [r for r in rejects if r.get("stage", "prompts") == "prompts"]
-    return dict(prompts_verbs=figure_verbs(rows, english_parser()), prompts_topics=figure_topics(rows, rejects), prompts_lengths=figure_lengths(rows),
+    return dict(prompts_verbs=figure_verbs(rows, english_parser()), prompts_topics=figure_topics(rows, rejects),
+                prompts_lengths=figure_lengths(rows),
                 prompts_novelty=figure_novelty(rows, rejects), prompts_similarity=figure_similarity(rows, sample))

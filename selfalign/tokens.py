@@ -18,19 +18,24 @@ from jinja2 import TemplateError
 from .checks import InputError
 
 # %% ../nbs/core/tokens.ipynb #5e2a7c02
-FOLD_SYSTEM = ("{% if messages|length > 1 and messages[0]['role'] == 'system' and messages[1]['role'] == 'user' and messages[0]['content'] is string and messages[1]['content'] is string %}"
-               "{% set messages = [{'role': 'user', 'content': messages[0]['content'] + '\n\n' + messages[1]['content']}] + messages[2:] %}{% endif %}")
+FOLD_SYSTEM = ("{% if messages|length > 1 and messages[0]['role'] == 'system' and messages[1]['role'] == 'user' and "
+               "messages[0]['content'] is string and messages[1]['content'] is string %}"
+               "{% set messages = [{'role': 'user', 'content': "
+               "messages[0]['content'] + '\n\n' + messages[1]['content']}] + messages[2:] %}{% endif %}")
 
 def takes_system(tok)->bool:
     "Does the tokenizer's chat template put a system text into the prompt? Some, such as Gemma's, raise."
     from jinja2 import TemplateError
-    try: return "\ue000" in tok.apply_chat_template([dict(role="system", content="\ue000"), dict(role="user", content="a")], tokenize=False)
+    try:
+        return "\ue000" in tok.apply_chat_template([dict(role="system", content="\ue000"),
+            dict(role="user", content="a")], tokenize=False)
     except (TemplateError, TypeError): return False
 
 def with_system(tok # a tokenizer
                ): # the same one, with a chat template that takes a system text, where it has a template
     "Fold system texts into the user's turn where the chat template takes none."
-    if isinstance(tok.chat_template, str) and not takes_system(tok): tok.chat_template = FOLD_SYSTEM + tok.get_chat_template()
+    if isinstance(tok.chat_template, str) and not takes_system(tok):
+        tok.chat_template = FOLD_SYSTEM + tok.get_chat_template()
     return tok
 
 # %% ../nbs/core/tokens.ipynb #5e2a7d02
@@ -53,7 +58,9 @@ def one_template(tok): # the same tokenizer
     "Of several named chat templates take the one called `default`; `InputError` where there is none."
     if isinstance(tok.chat_template, dict):
         names = sorted(tok.chat_template)
-        if "default" not in names: raise InputError(f"{tok.name_or_path}: its chat templates are called {', '.join(names)} and none is called default; keep one of them as chat_template.jinja")
+        if "default" not in names:
+            raise InputError(f"{tok.name_or_path}: its chat templates are called {', '.join(names)} and none is called "
+                f"default; keep one of them as chat_template.jinja")
         tok.chat_template = tok.chat_template["default"]
     return tok
 
@@ -65,7 +72,8 @@ def _rendered(tok, messages, ask=False): # text
     try: return tok.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
     except (TemplateError, TypeError, ValueError, KeyError) as e:
         roles = ", ".join(m["role"] for m in messages)
-        raise InputError(f"{tok.name_or_path}: its chat template turns down the roles {roles} ({str(e)[:200]}); set another in chat_template.jinja") from None
+        raise InputError(f"{tok.name_or_path}: its chat template turns down the roles {roles} ({str(e)[:200]}); "
+            f"set another in chat_template.jinja") from None
 
 def control_tokens(tok)->dict: # text → id
     "Special and added tokens, which only a template may write."
@@ -91,7 +99,8 @@ def _ends(text, control, bos): # (leading control tokens, the text up to the las
         rest = text[at:].lstrip()
         token = max((t for t in control if t and t != bos and rest.startswith(t)), key=len, default=None)
         if token is None: return found, text[:at]
-        found.append(token); at = len(text) - len(rest) + len(token)
+        found.append(token)
+        at = len(text) - len(rest) + len(token)
 
 # %% ../nbs/core/tokens.ipynb #5e2a7d06
 def read_turn(tok)->Turn:
@@ -99,14 +108,19 @@ def read_turn(tok)->Turn:
     ask = [dict(role="user", content="a")]
     done = [*ask, dict(role="assistant", content=_MARK)]
     asked, last = _rendered(tok, ask, ask=True), _rendered(tok, done)
-    if _MARK not in last: raise InputError(f"{tok.name_or_path}: its chat template leaves out what the assistant says; set another in chat_template.jinja")
-    (before, _, rest), inner = last.partition(_MARK), _rendered(tok, [*done, dict(role="user", content="b")]).partition(_MARK)[2]
+    if _MARK not in last:
+        raise InputError(f"{tok.name_or_path}: its chat template leaves out what the assistant says; "
+            f"set another in chat_template.jinja")
+    (before, _, rest) = last.partition(_MARK)
+    inner = _rendered(tok, [*done, dict(role="user", content="b")]).partition(_MARK)[2]
     control, bos = control_tokens(tok), tok.bos_token
     final, tail = _ends(rest, control, bos)
     nexts = _ends(inner, control, bos)[0][:1]
     if not final and nexts: final, tail = nexts, nexts[0]
     if not final:
-        if tok.eos_token is None: raise InputError(f"{tok.name_or_path}: neither its chat template nor its tokenizer has an end token, so the end of a turn cannot be taught; set eos_token in tokenizer_config.json")
+        if tok.eos_token is None:
+            raise InputError(f"{tok.name_or_path}: neither its chat template nor its tokenizer has an end token, "
+                f"so the end of a turn cannot be taught; set eos_token in tokenizer_config.json")
         final, tail = [tok.eos_token], tok.eos_token
     lead = before[len(asked):] if before.startswith(asked) and not before[len(asked):].strip() else ""
     return Turn(asked, before, lead, tail, final[0], tuple(dict.fromkeys([final[0], *nexts])))
@@ -128,10 +142,13 @@ def with_turns(tok # a tokenizer with a chat template
     same = os.path.commonprefix([t.asked, t.before])
     opens, closes = t.asked[len(same):], t.before[len(same):]
     kept = f"asked[:asked|length - {len(opens)}]" if opens else "asked"
-    tok.chat_template = ("{% set asked %}" + tok.chat_template + "{% endset %}{% if add_generation_prompt and asked.endswith(" + _jinja_text(opens) + ") %}"
+    tok.chat_template = ("{% set asked %}" + tok.chat_template
+                         + "{% endset %}{% if add_generation_prompt and asked.endswith(" + _jinja_text(opens) + ") %}"
                          "{{ " + kept + " + " + _jinja_text(closes) + " }}{% else %}{{ asked }}{% endif %}")
     got = read_turn(tok)
-    if got.asked + got.lead != got.before: raise InputError(f"{tok.name_or_path}: its chat template asks for an answer with {t.asked[-60:]!r}, but a finished one stands behind {t.before[-60:]!r}; set a template where both agree in chat_template.jinja")
+    if got.asked + got.lead != got.before:
+        raise InputError(f"{tok.name_or_path}: its chat template asks for an answer with {t.asked[-60:]!r}, but a "
+            f"finished one stands behind {t.before[-60:]!r}; set a template where both agree in chat_template.jinja")
     return tok
 
 def check_template(tok)->Turn:
@@ -143,12 +160,16 @@ def check_template(tok)->Turn:
     cannot be brought in line with a finished answer."""
     import copy
     if not tok.chat_template:
-        if tok.eos_token is None: raise InputError(f"{tok.name_or_path}: its tokenizer has no end-of-text token, so the end of a turn cannot be taught; set eos_token in tokenizer_config.json")
+        if tok.eos_token is None:
+            raise InputError(f"{tok.name_or_path}: its tokenizer has no end-of-text token, "
+                f"so the end of a turn cannot be taught; set eos_token in tokenizer_config.json")
         return None
     own = with_turns(with_bos(with_system(one_template(copy.deepcopy(tok)))))
     user = dict(role="user", content="\ue001")
     for talk in ([user], [dict(role="system", content="a"), user, dict(role="assistant", content="b"), user]):
-        if "\ue001" not in _rendered(own, talk, ask=True): raise InputError(f"{tok.name_or_path}: its chat template leaves out what the user says; set another in chat_template.jinja")
+        if "\ue001" not in _rendered(own, talk, ask=True):
+            raise InputError(f"{tok.name_or_path}: its chat template leaves out what the user says; "
+                f"set another in chat_template.jinja")
     return read_turn(own)
 
 # %% ../nbs/core/tokens.ipynb #e000a572
@@ -169,7 +190,8 @@ class Prompts:
         "Token ids of one prompt."
         if isinstance(prompt, str): return self.text(prompt)
         if isinstance(prompt, list) and all(isinstance(x, dict) for x in prompt): return self.messages(prompt)
-        if isinstance(prompt, (list, tuple)) and all(isinstance(x, (int, np.integer)) for x in prompt): return [int(x) for x in prompt]
+        if isinstance(prompt, (list, tuple)) and all(isinstance(x, (int, np.integer)) for x in prompt):
+            return [int(x) for x in prompt]
         raise InputError(f"a prompt is text, a list of messages or a list of token ids, not {type(prompt).__name__}")
 
     def text(self, text:str, # plain text
@@ -183,7 +205,9 @@ class Prompts:
         return start + (self._pieces(text, found) if found and self.control_ids.intersection(ids) else ids)
 
     @cached_property
-    def start(self): return start_ids(self.tok) # what the tokenizer puts before a text; what it may put behind one is no part of a prompt
+    def start(self):
+        # what the tokenizer puts before a text; what it may put behind one is no part of a prompt
+        return start_ids(self.tok)
     @cached_property
     def turn(self): return read_turn(self.tok)
     @cached_property
@@ -199,8 +223,11 @@ class Prompts:
     def messages(self, messages)->list: # token ids
         "Render chat messages by the tokenizer's template, ready for the answer."
         for m in messages:
-            if not isinstance(m.get("content"), str) or not isinstance(m.get("role"), str): raise InputError(f"a message needs a role and a content, both text; got {m!r:.80}")
-        if not self.tok.chat_template: raise InputError(f"{self.tok.name_or_path}: its tokenizer has no chat template; give plain text or another model")
+            if not isinstance(m.get("content"), str) or not isinstance(m.get("role"), str):
+                raise InputError(f"a message needs a role and a content, both text; got {m!r:.80}")
+        if not self.tok.chat_template:
+            raise InputError(f"{self.tok.name_or_path}: its tokenizer has no chat template; "
+                f"give plain text or another model")
         whole = self._render(messages)
         if not any(t in m["content"] for m in messages for t in self.control): return self.template(whole)
         marks = [f"\ue000{i}\ue001" for i in range(len(messages))]
@@ -218,10 +245,13 @@ class Prompts:
         return text
     def _render(self, messages):
         try: return self.tok.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except TemplateError as e: raise InputError(f"{self.tok.name_or_path}: its chat template turns down the roles {', '.join(m['role'] for m in messages)} ({e})") from None
+        except TemplateError as e:
+            raise InputError(f"{self.tok.name_or_path}: "
+                f"its chat template turns down the roles {', '.join(m['role'] for m in messages)} ({e})") from None
     def template(self, text):
         "Encode what a template wrote: its control tokens are read."
-        return self.tok(whole_text(text), add_special_tokens=False, split_special_tokens=False)["input_ids"] if text else []
+        return (self.tok(whole_text(text), add_special_tokens=False, split_special_tokens=False)["input_ids"]
+            if text else [])
 
     def pair(self, prompt, continuation:str)->tuple: # (ids of prompt and continuation, how many belong to the prompt)
         "Encode prompt + continuation as the tokenizer encodes the joined text (as lm-eval does)."
@@ -242,13 +272,15 @@ class Prompts:
     @cached_property
     def _drops_space(self):
         ids = self.tok("a b", add_special_tokens=False)["input_ids"]
-        return not self.tok.decode(ids[-1:]).startswith(" ") and len(ids) > 1 and self.tok.decode(ids) == "a b" and self.tok.convert_ids_to_tokens(ids[-1])[:1] == "▁"
+        return (not self.tok.decode(ids[-1:]).startswith(" ") and len(ids) > 1 and self.tok.decode(ids) == "a b"
+            and self.tok.convert_ids_to_tokens(ids[-1])[:1] == "▁")
 
     @cached_property
     def word_starts(self):
         "Ids of tokens that begin a word."
         toks = self.tok.convert_ids_to_tokens(list(range(len(self.tok))))
-        return {i for i, t in enumerate(toks) if t and (t if isinstance(t, str) else t.decode("utf8", "replace"))[0] in "Ġ▁ " and len(t) > 1}
+        return {i for i, t in enumerate(toks)
+            if t and (t if isinstance(t, str) else t.decode("utf8", "replace"))[0] in "Ġ▁ " and len(t) > 1}
 
     def first_tokens(self, texts)->list: # token ids
         "The tokens that `texts` can begin with, with and without a space before."
@@ -272,25 +304,33 @@ def asks_turn(prompt)->bool:
     return isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], dict)
 
 # %% ../nbs/core/tokens.ipynb #7a29e555
-CHAT_TEMPLATE = ("{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] }}\n\n{% elif m['role'] == 'user' %}### User\n{{ m['content'] }}\n\n"
-                 "{% else %}### Assistant\n{{ m['content'] }}{{ eos_token }}\n\n{% endif %}{% endfor %}{% if add_generation_prompt %}### Assistant\n{% endif %}")
+CHAT_TEMPLATE = ("{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] }}\n\n{% elif m['role'] == "
+                 "'user' %}### User\n{{ m['content'] }}\n\n"
+                 "{% else %}### Assistant\n{{ m['content'] }}{{ eos_token }}\n\n{% endif %}{% endfor %}{% if "
+                 "add_generation_prompt %}### Assistant\n{% endif %}")
 
 def with_chat_template(tok # a tokenizer
                       ): # the same one, with a chat template that takes a system text
     "Give a tokenizer our chat template where it has none; `InputError` where it has no end-of-text token either."
-    if tok.eos_token is None: raise InputError(f"{tok.name_or_path}: its tokenizer has no end-of-text token, so the end of a turn cannot be taught; set eos_token in tokenizer_config.json")
+    if tok.eos_token is None:
+        raise InputError(f"{tok.name_or_path}: its tokenizer has no end-of-text token, "
+            f"so the end of a turn cannot be taught; set eos_token in tokenizer_config.json")
     if not one_template(tok).chat_template: tok.chat_template = CHAT_TEMPLATE
     tok = with_turns(with_bos(with_system(tok)))
     if tok.pad_token in (None, read_turn(tok).end): # padding is no end, where the vocabulary has a token for it
-        tok.pad_token = next((t for t in control_tokens(tok) if "pad" in t.lower()), tok.pad_token or tok.eos_token or read_turn(tok).end)
+        tok.pad_token = next((t for t in control_tokens(tok) if "pad" in t.lower()),
+            tok.pad_token or tok.eos_token or read_turn(tok).end)
     return tok
 
 # %% ../nbs/core/tokens.ipynb #7a29e557
 def with_end(model, tok):
     "Let tokenizer, config and generation config agree on the end of a turn."
     turn, old = read_turn(tok), tok.eos_token
-    ends = {i for x in (model.config.eos_token_id, model.generation_config.eos_token_id, tok.eos_token_id) for i in (x if isinstance(x, list) else [x]) if i is not None}
+    ends = {i for x in (model.config.eos_token_id, model.generation_config.eos_token_id, tok.eos_token_id)
+        for i in (x if isinstance(x, list) else [x]) if i is not None}
     ends = sorted(ends | {tok.convert_tokens_to_ids(t) for t in turn.stops})
     tok.eos_token = turn.end
-    if old and read_turn(tok) != turn: tok.chat_template = "{% set eos_token = " + json.dumps(old, ensure_ascii=False) + " %}" + tok.chat_template
-    for config in (model.config, model.generation_config): config.eos_token_id, config.pad_token_id = ends, tok.pad_token_id
+    if old and read_turn(tok) != turn:
+        tok.chat_template = "{% set eos_token = " + json.dumps(old, ensure_ascii=False) + " %}" + tok.chat_template
+    for config in (model.config, model.generation_config):
+        config.eos_token_id, config.pad_token_id = ends, tok.pad_token_id

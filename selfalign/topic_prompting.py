@@ -37,11 +37,14 @@ def self_instruct_prompt(tasks,   # the tasks shown, with instruction and input
 # %% ../nbs/01_topic_prompting.ipynb #cf6aba09
 _LABEL = r"[ \t*_]*(?:\d{1,3}[ \t]*[.)])?[ \t*_]*"
 _ITEM = re.compile(rf"(?im)^[ \t]*(?:#{{3,}}|(?={_LABEL}instruction(?:[ \t]*\d{{1,3}})?[ \t*_]*:))")
-_FIELD = re.compile(rf"(?im)^[ \t#>-]*(?:{_LABEL}(?:(?:expected|example|sample)[ \t]+)?(instruction|input|output)|(?:#+|\*+|\d{{1,3}}[ \t]*[.)])[ \t*_]*(answer|response|solution))"
+_FIELD = re.compile(rf"(?im)^[ \t#>-]*(?:{_LABEL}(?:(?:expected|example|sample)[ "
+                    rf"\t]+)?(instruction|input|output)|(?:#+|\*+|\d{{1,3}}[ \t]*[.)])[ "
+                    rf"\t*_]*(answer|response|solution))"
                     r"(?:[ \t]*\d{1,3})?[ \t*_]*:[*_]*[ \t]*")
 _INLINE = re.compile(r"(?<=[^\d\s][.?!])[ \t]+((?:\d{1,3}[.)][ \t]*)?(?:Input|Output)[ \t]*:)")
 _TAG = r"<\s*no[ _-]?input\s*>"
-_NOINPUT = re.compile(rf"(?i)\s*{_TAG}|\W*(?:no[ _-]?input(?: (?:is )?(?:needed|required|provided|necessary))?|none|n/?a|nothing)?\W*$")
+_NOINPUT = re.compile(
+    rf"(?i)\s*{_TAG}|\W*(?:no[ _-]?input(?: (?:is )?(?:needed|required|provided|necessary))?|none|n/?a|nothing)?\W*$")
 
 def parse_tasks(text:str,  # what came after "k. Instruction:"
                 cut=True   # did the completion end at its token limit? then its last item is dropped
@@ -58,7 +61,8 @@ def _chunks(text):
     for c in _ITEM.split(text):
         m = _FIELD.match("### " + c.strip())
         kind = (m[1] or m[2]).lower() if m else "instruction"
-        if not out or kind == "instruction" or kind == "input" and re.search(rf"(?im)^{_LABEL}input\b", out[-1]): out.append(c)
+        if not out or kind == "instruction" or kind == "input" and re.search(rf"(?im)^{_LABEL}input\b", out[-1]):
+            out.append(c)
         else: out[-1] += "\n### " + c.strip()
     return out
 
@@ -85,7 +89,8 @@ def instruction_fault(text:str, cfg:PromptsConfig)->str|None: # a reason to reje
     if len(text.split() if cfg.tokenizer == "rouge" else unicode_tokens(text)) < cfg.min_words: return "too few words"
     if word_count(text) > cfg.max_words: return "too many words"
     if text[0] in string.punctuation: return "starts with punctuation"
-    if cfg.tokenizer == "rouge" and not text[0].isascii() and (cfg.ascii_start or not text[0].isalpha()): return "starts with a non-ASCII character"
+    if cfg.tokenizer == "rouge" and not text[0].isascii() and (cfg.ascii_start or not text[0].isalpha()):
+        return "starts with a non-ASCII character"
     if _blocked(cfg.blocklist).search(text): return "not for a text model"
 
 @functools.lru_cache
@@ -104,7 +109,8 @@ def topic_key(topic:str)->str:
     plain = "".join(c for c in unicodedata.normalize("NFKD", topic.casefold()) if not unicodedata.combining(c))
     words = re.findall(r"\w+", re.sub(r"['’]s?\b", "", plain))
     words = words[1:] if words[:1] in (["the"], ["a"], ["an"]) and len(words) > 1 else words
-    return " ".join(re.sub(r"(?<=\w\w)ies$", "y", w) if w.endswith("ies") else re.sub(r"(?<=\w\w[^\Ws])s$", "", w) for w in words)
+    return " ".join(re.sub(r"(?<=\w\w)ies$", "y", w) if w.endswith("ies") else re.sub(r"(?<=\w\w[^\Ws])s$", "", w)
+        for w in words)
 
 def parse_topics(text:str, cut=True)->list: # (topic, raw line, reason or None)
     "Read a numbered list of topics; what explains a topic goes, a last line that may be cut is dropped."
@@ -114,7 +120,8 @@ def parse_topics(text:str, cut=True)->list: # (topic, raw line, reason or None)
         m = re.match(r"^\s*(?:\d{1,3}\s*[.):]|[-*•])\s*(.*)$", raw)
         head = re.split(r":\s|:?\*\*:?\s|\s[-–—(]", (m[1] if m else "").strip().removeprefix("**") + " ")[0]
         topic = " ".join(head.strip(" \t*_`\"'“”‘’").rstrip(".,;:!?").split())
-        out.append((topic[:1].upper() + topic[1:], raw, _topic_fault(topic, m) or ("cut at the token limit" if cut and i == len(lines)-1 else None)))
+        out.append((topic[:1].upper() + topic[1:], raw,
+            _topic_fault(topic, m) or ("cut at the token limit" if cut and i == len(lines)-1 else None)))
     return out
 
 def _topic_fault(topic, m):
@@ -136,11 +143,15 @@ def grow_topics(run, engine,
     shown = defaultdict(list)
     for q in seed_questions: shown[q.type].append(q.topic)
     pool, keys, rejects, tokens = {t: [] for t in shown}, {t: set(map(topic_key, shown[t])) for t in shown}, [], 0
-    sampling = Sampling(max_new_tokens=cfg.topic_tokens, temperature=cfg.temperature, top_p=cfg.top_p, ban_eos=True, stop=("\n\n",))
+    sampling = Sampling(max_new_tokens=cfg.topic_tokens, temperature=cfg.temperature, top_p=cfg.top_p, ban_eos=True,
+        stop=("\n\n",))
     for rnd in range(cfg.topic_rounds):
-        jobs = [_topic_job(t, shown[t] + pool[t], rnd, k, cfg, seed, template) for t in pool for k in range(topic_calls(len(pool[t]), rnd, cfg))]
-        for job, out in zip(jobs, run.complete("prompts", jobs, engine, sampling, seed, desc=f"1 topics, round {rnd+1}") if jobs else ()):
-            rejects += _take_topics(job["type"], out, pool, keys); tokens += out["n_tokens"]
+        jobs = [_topic_job(t, shown[t] + pool[t], rnd, k, cfg, seed, template) for t in pool
+            for k in range(topic_calls(len(pool[t]), rnd, cfg))]
+        for job, out in zip(jobs, run.complete("prompts", jobs, engine, sampling, seed, desc=f"1 topics, round {rnd+1}")
+                if jobs else ()):
+            rejects += _take_topics(job["type"], out, pool, keys)
+            tokens += out["n_tokens"]
     return pool, rejects, tokens
 
 def topic_calls(have:int, # topics found so far for a type
@@ -153,14 +164,18 @@ def topic_calls(have:int, # topics found so far for a type
 def _topic_job(type, known, rnd, k, cfg, seed, template):
     rng = random.Random(content_id(seed, "topics", type, rnd, k))
     n = cfg.topic_examples if len(known) >= cfg.topic_examples else 1
-    return dict(id=content_id("topics", type, rnd, k, seed), prompt=topic_prompt(type, rng.sample(known, n), cfg, template), type=type)
+    return dict(id=content_id("topics", type, rnd, k, seed),
+        prompt=topic_prompt(type, rng.sample(known, n), cfg, template), type=type)
 
 def _take_topics(type, out, pool, keys):
     rejects = []
     for topic, raw, why in (x[-3:] for x in _read(out, parse_topics)):
         if why is None and topic_key(topic) in keys[type]: why = "topic known"
-        if why: rejects.append(dict(reason=why, raw=raw, source="tgrt", type=type, completion=out["id"])); continue
-        keys[type].add(topic_key(topic)); pool[type].append(topic)
+        if why:
+            rejects.append(dict(reason=why, raw=raw, source="tgrt", type=type, completion=out["id"]))
+            continue
+        keys[type].add(topic_key(topic))
+        pool[type].append(topic)
     return rejects
 
 # %% ../nbs/01_topic_prompting.ipynb #c6351f44
@@ -174,9 +189,12 @@ def balance_note(pool:dict, topics:dict, starved:list, cfg)->str|None:
     "What balancing cost, in a line; None where every type has what was asked for."
     cap = max(map(len, topics.values()))
     least = min(pool, key=lambda t: len(pool[t]))
-    if starved: return f"topics: {len(starved)} of {len(pool)} types stay below {cap}: {', '.join(f'{t} ({len(pool[t])})' for t in starved)}"
+    if starved:
+        return (f"topics: {len(starved)} of {len(pool)} types stay below {cap}: "
+            f"{', '.join(f'{t} ({len(pool[t])})' for t in starved)}")
     if cap < cfg.topics_per_type: return f"topics: all types are cut to {cap} of {cfg.topics_per_type}, " + \
-        (f"as many as {least!r} has; prompts.balance median would cut less" if cfg.balance == "min" else "the median; more prompts.topic_rounds give more")
+        (f"as many as {least!r} has; prompts.balance median would cut less" if cfg.balance == "min"
+            else "the median; more prompts.topic_rounds give more")
 
 # %% ../nbs/01_topic_prompting.ipynb #73362921
 def _hint(type, topic): return f"type: {' '.join(type.split())}, topic: {topic}, question:"
@@ -204,7 +222,9 @@ def parse_questions(text:str, hints:list, cut=True)->list: # (type, topic, quest
         elif hint is None: why, q = "hint not repeated", m[3]
         elif cut and i == len(lines)-1: why, q = "cut at the token limit", m[3]
         elif not m[3].strip(): why, q = "empty question", ""
-        else: why, q = None, m[3].strip(); del open_[(m[1].casefold(), m[2].casefold())]
+        else:
+            why, q = None, m[3].strip()
+            del open_[(m[1].casefold(), m[2].casefold())]
         out.append((*(hint or ("", "")), q, raw, why))
     return out
 
@@ -220,11 +240,16 @@ class PromptPool:
               room=True, # False = all wanted are there: judged like the others, then a surplus
               **more)->bool: # kept?
         "Keep a prompt or record why not."
-        row = dict(id=content_id("prompt", instruction, input), instruction=instruction, input=input, source=source, **more)
+        row = dict(id=content_id("prompt", instruction, input), instruction=instruction, input=input,
+            source=source, **more)
         why, extra = (why, {}) if why else self._judge(row)
         if not why and not room: why = "surplus"
-        if why: self.rejects.append(dict({k: v for k, v in row.items() if k != "id"}, reason=why, raw=raw, **extra)); return False
-        self.ids.add(row["id"]); self.kept.append(row); return True
+        if why:
+            self.rejects.append(dict({k: v for k, v in row.items() if k != "id"}, reason=why, raw=raw, **extra))
+            return False
+        self.ids.add(row["id"])
+        self.kept.append(row)
+        return True
 
     def _judge(self, row): # (reason or None, what the reject row says besides)
         text, asked = row["instruction"], query_text(row)
@@ -232,9 +257,12 @@ class PromptPool:
         if self.cfg.tokenizer == "rouge" and letters_kept(compared) < 0.5: return "other script", {}
         if why := instruction_fault(text, self.cfg): return why, {}
         if row["id"] in self.ids: return "duplicate", dict(pool=len(self.kept))
-        if self.contamination and (why := next(filter(None, map(self.contamination.match, dict.fromkeys(t for t in (asked, text, row["input"]) if t))), None)): return why, {}
+        if self.contamination and (why := next(filter(None,
+                map(self.contamination.match, dict.fromkeys(t for t in (asked, text, row["input"]) if t))), None)):
+            return why, {}
         n = self.novelty.add(compared, row["id"])
-        return (None, {}) if n.kept else ("not novel", dict(score=round(n.score, 4), nearest=n.nearest, pool=len(self.kept)))
+        return ((None, {}) if n.kept
+            else ("not novel", dict(score=round(n.score, 4), nearest=n.nearest, pool=len(self.kept))))
 
 # %% ../nbs/01_topic_prompting.ipynb #c24a4930
 def import_prompts(pool, cfg)->dict: # rows read and kept, and how many had a system text that was left out
@@ -247,7 +275,8 @@ def import_prompts(pool, cfg)->dict: # rows read and kept, and how many had a sy
     return dict(read=n, kept=kept, **(dict(system_texts=system) if system else {}))
 
 # %% ../nbs/01_topic_prompting.ipynb #8284425e
-def self_instruct(run, engine, pool, cfg, seed, seeds, template)->tuple: # (tokens generated, why it stopped early or None)
+# (tokens generated, why it stopped early or None)
+def self_instruct(run, engine, pool, cfg, seed, seeds, template)->tuple:
     "Rounds of task lists until enough prompts are kept, or `cfg.fruitless` rounds in a row gave nothing."
     start, goal, rnd, calls, idle, tokens = len(pool.kept), len(pool.kept) + cfg.self_instruct, 0, 0, 0, 0
     sampling = Sampling(max_new_tokens=cfg.max_new_tokens, temperature=cfg.temperature, top_p=cfg.top_p, ban_eos=True,
@@ -256,11 +285,14 @@ def self_instruct(run, engine, pool, cfg, seed, seeds, template)->tuple: # (toke
         before, n = len(pool.kept), round_size(cfg, calls, len(pool.kept)-start, idle)
         own = pool.kept[start:] if cfg.model_share else []
         jobs = [_task_job(own, cfg, seed, calls+k, seeds, template) for k in range(n)]
-        for out in run.complete("prompts", jobs, engine, sampling, seed, desc=f"1 tasks, round {rnd+1}, {before-start} of {cfg.self_instruct} kept"):
-            _take_tasks(out, pool, goal); tokens += out["n_tokens"]
+        for out in run.complete("prompts", jobs, engine, sampling, seed,
+                desc=f"1 tasks, round {rnd+1}, {before-start} of {cfg.self_instruct} kept"):
+            _take_tasks(out, pool, goal)
+            tokens += out["n_tokens"]
         rnd, calls, idle = rnd+1, calls+n, idle+1 if len(pool.kept) == before else 0
     done = len(pool.kept) >= goal
-    return tokens, None if done else f"no new task in {idle} rounds of {n} completions; the model repeats itself or does not follow the list format"
+    return (tokens, None if done else f"no new task in {idle} rounds of {n} completions; "
+        f"the model repeats itself or does not follow the list format")
 
 def round_size(cfg, calls:int, # completions so far
                kept:int,       # prompts kept from them
@@ -292,10 +324,13 @@ def red_team(run, engine, pool, cfg, seed, seed_questions, folder=None)->dict: #
     grown, rejects, t_tokens = grow_topics(run, engine, seed_questions, cfg, seed, load_template("topics", folder))
     topics, starved = balance_topics(grown, cfg)
     if note := balance_note(grown, topics, starved, cfg): run.say(note)
-    pool.rejects += rejects + [dict(reason="topic over the balance", raw=x, source="tgrt", type=t) for t in grown for x in grown[t][len(topics[t]):]]
+    pool.rejects += rejects + [dict(reason="topic over the balance", raw=x, source="tgrt", type=t) for t in grown
+        for x in grown[t][len(topics[t]):]]
     before = len(pool.kept)
-    q_tokens, asked = ask_questions(run, engine, pool, cfg, seed, seed_questions, topics, load_template("questions", folder))
-    cost = dict(topics=dict(tokens=t_tokens, usable=sum(map(len, grown.values()))), questions=dict(tokens=q_tokens, usable=len(pool.kept)-before, asked=asked))
+    q_tokens, asked = ask_questions(run, engine, pool, cfg, seed, seed_questions, topics,
+        load_template("questions", folder))
+    cost = dict(topics=dict(tokens=t_tokens, usable=sum(map(len, grown.values()))),
+        questions=dict(tokens=q_tokens, usable=len(pool.kept)-before, asked=asked))
     return dict(topics={t: len(v) for t, v in topics.items()}, starved=starved, cost=cost)
 
 def question_jobs(topics:dict, cfg, seed, seed_questions, template)->list:
@@ -306,16 +341,21 @@ def question_jobs(topics:dict, cfg, seed, seed_questions, template)->list:
         mixed = hints if not rep else random.Random(content_id(seed, "hints", rep)).sample(hints, len(hints))
         for i in range(0, len(mixed), cfg.hints_per_call):
             part = mixed[i:i+cfg.hints_per_call]
-            shown = random.Random(content_id(seed, "questions", rep, i)).sample(seed_questions, min(5, len(seed_questions)))
-            jobs.append(dict(id=content_id("questions", rep, part, seed), prompt=question_prompt(shown, part, template), hints=part))
+            shown = random.Random(content_id(seed, "questions", rep, i)).sample(seed_questions,
+                min(5, len(seed_questions)))
+            jobs.append(dict(id=content_id("questions", rep, part, seed),
+                prompt=question_prompt(shown, part, template), hints=part))
     return jobs
 
-def ask_questions(run, engine, pool, cfg, seed, seed_questions, topics, template)->tuple: # (tokens generated, hints given)
+# (tokens generated, hints given)
+def ask_questions(run, engine, pool, cfg, seed, seed_questions, topics, template)->tuple:
     "Put every topic to the model and offer its questions to the pool."
     jobs, tokens = question_jobs(topics, cfg, seed, seed_questions, template), 0
-    sampling = Sampling(max_new_tokens=cfg.max_new_tokens, temperature=cfg.temperature, top_p=cfg.question_top_p, ban_eos=True,
+    sampling = Sampling(max_new_tokens=cfg.max_new_tokens, temperature=cfg.temperature,
+                        top_p=cfg.question_top_p, ban_eos=True,
                         stop=("\n\n", f"\n{min(5, len(seed_questions))+cfg.hints_per_call+1}."))
-    for job, out in zip(jobs, run.complete("prompts", jobs, engine, sampling, seed, desc="1 questions") if jobs else ()):
+    for job, out in zip(jobs, run.complete("prompts", jobs, engine, sampling, seed, desc="1 questions")
+            if jobs else ()):
         tokens += out["n_tokens"]
         for *hint, q, raw, why in _read(out, lambda text, cut: parse_questions(text, job["hints"], cut)):
             pool.offer(q, "", raw, "tgrt", why, type=hint[0], topic=hint[-1], completion=out["id"])
@@ -331,35 +371,43 @@ def write_prompts(run,    # a `selfalign.runs.Run`
     "Stage 1: make `prompts.jsonl` and its rejects; raises `InputError` where the model never writes a usable prompt."
     tasks, questions = load_seed_tasks(folder=folder), load_seed_questions(folder=folder)
     texts = {n: load_template(n, folder) for n in ("self_instruct", "topics", "questions")}
-    settings = dict({k: v for k, v in asdict(cfg).items() if k != "ascii_start" or v}, seed=seed, seeds=content_id([(t.instruction, t.input) for t in tasks], [asdict(q) for q in questions]), templates=content_id(texts),
+    settings = dict({k: v for k, v in asdict(cfg).items() if k != "ascii_start" or v}, seed=seed,
+                    seeds=content_id([(t.instruction, t.input) for t in tasks], [asdict(q) for q in questions]),
+                    templates=content_id(texts),
                     model=model_identity(engine.info))
     known = run.manifest["stages"].get("prompts", {}).get("settings", {})
     if cfg.source: settings |= source_settings(cfg.source, known)
     with run.stage("prompts", settings, files=["prompts.jsonl"]) as rec:
         if rec is None: return run.manifest["stages"]["prompts"]
-        pool, stopped = PromptPool(cfg, [t.instruction for t in tasks] + [q.question for q in questions], contamination), None
+        pool = PromptPool(cfg, [t.instruction for t in tasks] + [q.question for q in questions], contamination)
+        stopped = None
         if cfg.source: rec["imported"] = _import(run, pool, cfg)
         if cfg.topics_per_type: rec.update(red_team(run, engine, pool, cfg, seed, questions, folder))
         if cfg.self_instruct: stopped = _add_tasks(run, engine, pool, cfg, seed, tasks, texts["self_instruct"], rec)
         _record(run, pool, rec)
         if stopped or not pool.kept:
-            raise InputError(f"{run.path}: {stopped or 'no prompt was kept'} ({rec['kept']} kept; most were rejected for: {next(iter(rec['rejected']), 'nothing')}; see rejects.jsonl)")
+            raise InputError(f"{run.path}: {stopped or 'no prompt was kept'} ({rec['kept']} kept; "
+                f"most were rejected for: {next(iter(rec['rejected']), 'nothing')}; see rejects.jsonl)")
     return run.manifest["stages"]["prompts"]
 
 def _add_tasks(run, engine, pool, cfg, seed, tasks, template, rec):
     tokens, stopped = self_instruct(run, engine, pool, cfg, seed, tasks, template)
-    usable = sum(r["source"] == "self_instruct" for r in pool.kept) + sum(r["reason"] == "surplus" for r in pool.rejects)
+    usable = sum(r["source"] == "self_instruct" for r in pool.kept) + sum(r["reason"] == "surplus"
+        for r in pool.rejects)
     rec.setdefault("cost", {})["self_instruct"] = dict(tokens=tokens, usable=usable)
     return stopped
 
 def _import(run, pool, cfg):
     rec = import_prompts(pool, cfg)
-    if n := rec.get("system_texts"): run.say(f"prompts: {n} of {rec['read']} rows of {cfg.source} have a system text, which is left out")
+    if n := rec.get("system_texts"):
+        run.say(f"prompts: {n} of {rec['read']} rows of {cfg.source} have a system text, which is left out")
     return rec
 
 def _record(run, pool, rec):
-    rec.update(asked=len(pool.kept)+len(pool.rejects), kept=write_jsonl(run/"prompts.jsonl", pool.kept), rejected=run.reject("prompts", pool.rejects),
-               sources=dict(Counter(r["source"] for r in pool.kept)), novelty_yield=novelty_yield(pool.kept, pool.rejects))
+    rec.update(asked=len(pool.kept)+len(pool.rejects), kept=write_jsonl(run/"prompts.jsonl", pool.kept),
+               rejected=run.reject("prompts", pool.rejects),
+               sources=dict(Counter(r["source"] for r in pool.kept)),
+               novelty_yield=novelty_yield(pool.kept, pool.rejects))
 
 # %% ../nbs/01_topic_prompting.ipynb #ff6be2bd
 __getattr__ = moved(__name__, {

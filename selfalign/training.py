@@ -30,24 +30,29 @@ def lora_targets(model,  # a transformers model, on any device
     paths = [n for n, m in model.named_modules() if "Linear" in type(m).__name__ or type(m).__name__ == "Conv1D"]
     names = sorted({n.rsplit(".", 1)[-1] for n in paths} - {"lm_head", "embed_out"})
     if missing := [t for t in targets if not any(n == t or n.endswith(f".{t}") for n in paths)]:
-        raise InputError(f"LoRA targets {', '.join(missing)} do not exist in this model; it has {', '.join(names)}, and all-linear stands for all")
+        raise InputError(f"LoRA targets {', '.join(missing)} do not exist in this model; it has {', '.join(names)}, "
+            f"and all-linear stands for all")
     return list(targets)
 
 # %% ../nbs/core/training.ipynb #eac97856
 def _lora(model, cfg):
     from peft import LoraConfig
-    return LoraConfig(r=cfg.lora_r, lora_alpha=cfg.lora_alpha, lora_dropout=cfg.lora_dropout, target_modules=lora_targets(model, cfg.lora_targets), task_type="CAUSAL_LM")
+    return LoraConfig(r=cfg.lora_r, lora_alpha=cfg.lora_alpha, lora_dropout=cfg.lora_dropout,
+        target_modules=lora_targets(model, cfg.lora_targets), task_type="CAUSAL_LM")
 
 def _reporters(names):
     for n in names:
-        if not importlib.util.find_spec(n): raise InputError(f"report_to names {n}, which is not installed; pip install {n}, or leave it out")
+        if not importlib.util.find_spec(n):
+            raise InputError(f"report_to names {n}, which is not installed; pip install {n}, or leave it out")
     return list(names) or "none"
 
 def _batches(cfg, world, # processes
              per_pack=1  # rows in a packed sequence
             )->tuple:    # (sequences at once in a process, how many times before an optimizer step)
     "Both so that a step takes `global_batch` rows: exactly, or as nearly as packed rows allow."
-    if cfg.global_batch % world: raise InputError(f"global_batch is {cfg.global_batch}, which {world} processes cannot share; give a multiple of {world}")
+    if cfg.global_batch % world:
+        raise InputError(f"global_batch is {cfg.global_batch}, which {world} processes cannot share; "
+            f"give a multiple of {world}")
     n = cfg.global_batch // world
     if per_pack > 1:
         micro = min(cfg.micro_batch, max(round(n/per_pack), 1))
@@ -62,8 +67,10 @@ def _checkpointing(on, # compute activations again in the backward pass?
                   )->dict: # its arguments
     "The switch under the name that the installed transformers knows: 5.23 gave it a new one."
     from trl import SFTConfig
-    name = next(n for n in ("activation_checkpointing", "gradient_checkpointing") if n in (fields or SFTConfig.__dataclass_fields__))
-    # one dict, since transformers gives it both names: what TRL sets for ZeRO-3 under the old one, the Trainer reads under the new
+    name = next(n for n in ("activation_checkpointing", "gradient_checkpointing")
+        if n in (fields or SFTConfig.__dataclass_fields__))
+    # one dict, since transformers gives it both names: what TRL sets for ZeRO-3 under the old one, the Trainer reads
+    # under the new
     return {name: on, f"{name}_kwargs": dict(use_reentrant=False)}
 
 def _sft_config(cfg, work, seed, cuda, per_pack=1, flash=False):
@@ -75,9 +82,12 @@ def _sft_config(cfg, work, seed, cuda, per_pack=1, flash=False):
     ckpt = cuda if cfg.gradient_checkpointing is None else cfg.gradient_checkpointing
     args = SFTConfig(output_dir=str(work), num_train_epochs=cfg.epochs, per_device_train_batch_size=micro,
         gradient_accumulation_steps=times, learning_rate=cfg.learning_rate, lr_scheduler_type="linear",
-        warmup_steps=cfg.warmup_steps, max_length=cfg.max_length, packing=packing, bf16=best_dtype() == torch.bfloat16 if cfg.bf16 is None else cfg.bf16, use_cpu=not cuda, seed=seed, data_seed=seed,
-        logging_steps=1, logging_first_step=True, save_steps=cfg.save_steps, save_total_limit=2, report_to=_reporters(cfg.report_to), logging_nan_inf_filter=False,
-        **_checkpointing(ckpt), train_sampling_strategy="random" if packing else "group_by_length", dataloader_num_workers=0,
+        warmup_steps=cfg.warmup_steps, max_length=cfg.max_length, packing=packing, bf16=best_dtype() == torch.bfloat16
+        if cfg.bf16 is None else cfg.bf16, use_cpu=not cuda, seed=seed, data_seed=seed,
+        logging_steps=1, logging_first_step=True, save_steps=cfg.save_steps, save_total_limit=2,
+        report_to=_reporters(cfg.report_to), logging_nan_inf_filter=False,
+        **_checkpointing(ckpt), train_sampling_strategy="random" if packing else "group_by_length",
+        dataloader_num_workers=0,
         disable_tqdm=bool(os.environ.get("SELFALIGN_NO_PROGRESS")), dataset_num_proc=None)
     if world == 1: _one_card(args)
     return args
@@ -110,7 +120,8 @@ def _watch():
                 if x is not None and not math.isfinite(float(x)):
                     last = _last_checkpoint(args.output_dir)
                     kept = f"the last good checkpoint is {last}" if last else "there is no checkpoint before it"
-                    raise InputError(f"the {what} is {x} at step {state.global_step}; lower learning_rate (peak now {args.learning_rate}); {kept}")
+                    raise InputError(f"the {what} is {x} at step {state.global_step}; "
+                        f"lower learning_rate (peak now {args.learning_rate}); {kept}")
     return Stop()
 
 def _quiet_bar(trainer):
@@ -118,13 +129,16 @@ def _quiet_bar(trainer):
     from transformers.trainer_callback import ProgressCallback
     class Bar(ProgressCallback):
         def on_log(self, args, state, control, logs=None, **kw):
-            if self.training_bar is not None and "loss" in (logs or {}): self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
+            if self.training_bar is not None and "loss" in (logs or {}):
+                self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
     if trainer.pop_callback(ProgressCallback): trainer.add_callback(Bar())
 
 def _last_checkpoint(work):
     "The newest whole checkpoint; one whose writing was cut short is passed over."
     for f in sorted(Path(work).glob("checkpoint-*"), key=lambda f: -int(f.name.rpartition("-")[2])):
-        try: json.loads((f/"trainer_state.json").read_text()); return str(f)
+        try:
+            json.loads((f/"trainer_state.json").read_text())
+            return str(f)
         except (OSError, ValueError): continue
 
 def _recipe(cfg): # what makes the result: not how many rows fit into memory, nor in how many processes
@@ -138,7 +152,8 @@ def _clear_other(work, rows, cfg, seed):
     key = content_id(json.dumps([[(r["input_ids"], r["labels"]) for r in rows], values, seed, order]))
     work = Path(work)
     if work.exists() and ((work/"key").read_text() if (work/"key").exists() else None) != key: shutil.rmtree(work)
-    work.mkdir(parents=True, exist_ok=True); (work/"key").write_text(key)
+    work.mkdir(parents=True, exist_ok=True)
+    (work/"key").write_text(key)
 
 # %% ../nbs/core/training.ipynb #3bfaa060
 def _row_order(sizes,     # tokens of each row
@@ -177,9 +192,12 @@ def _trainer_class(model, args, targets=None):
     "TRL's `SFTTrainer`; ours where there are targets, and off the GPU, where it scores the answers' tokens alone."
     import inspect
     trainer = _ordered_trainer()
-    by_position = "logits_to_keep" in inspect.signature(model.forward).parameters # such models score position by position
-    if targets and not by_position: raise InputError(f"{type(model).__name__} cannot be trained by objective distil; use labels")
-    return _answer_trainer(trainer, targets) if targets or args.use_cpu and not args.packing and by_position else trainer
+    # such models score position by position
+    by_position = "logits_to_keep" in inspect.signature(model.forward).parameters
+    if targets and not by_position:
+        raise InputError(f"{type(model).__name__} cannot be trained by objective distil; use labels")
+    return (_answer_trainer(trainer, targets) if targets or args.use_cpu and not args.packing
+        and by_position else trainer)
 
 def _answer_trainer(base, targets):
     "A trainer that computes logits where an answer's tokens are, and the loss against `targets` where there are some."
@@ -191,16 +209,22 @@ def _answer_trainer(base, targets):
 
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             rows = inputs.pop("row", None)
-            if return_outputs or self.aux_loss_enabled: return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-            labels = inputs["labels"][:, 1:]; answers = labels != -100
+            if return_outputs or self.aux_loss_enabled:
+                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            labels = inputs["labels"][:, 1:]
+            answers = labels != -100
             head = self.accelerator.unwrap_model(model).get_output_embeddings()
             hook = head.register_forward_pre_hook(lambda _, hidden: (hidden[0][:, :-1][answers],))
-            try: logits = model(input_ids=inputs["input_ids"], use_cache=False).logits # no mask: padding is on the right, where no token looks
+            # no mask: padding is on the right, where no token looks
+            try: logits = model(input_ids=inputs["input_ids"], use_cache=False).logits
             finally: hook.remove()
-            n = answers.sum() if num_items_in_batch is None else num_items_in_batch # of the whole step, in all processes
-            loss = cross_entropy(logits.float(), labels[answers], reduction="sum") if rows is None else _to_targets(logits, targets, rows, answers.sum(1))
+            # of the whole step, in all processes
+            n = answers.sum() if num_items_in_batch is None else num_items_in_batch
+            loss = (cross_entropy(logits.float(), labels[answers], reduction="sum") if rows is None
+                else _to_targets(logits, targets, rows, answers.sum(1)))
             loss = loss / max(n, 1)
-            return loss * self.accelerator.num_processes if self.args.average_tokens_across_devices and num_items_in_batch is not None else loss
+            return (loss * self.accelerator.num_processes if self.args.average_tokens_across_devices
+                and num_items_in_batch is not None else loss)
     return AnswerTrainer
 
 
@@ -230,7 +254,9 @@ def fit(rows,       # dicts with input_ids and labels, see `encode_rows`; and ta
         end=None    # a row of the vocabulary to train as well, see `training_tokenizer`
        )->tuple:    # (trained model, list of {step, loss})
     "Train with TRL's `SFTTrainer`; goes on from the last checkpoint in `work` where there is one."
-    if not rows: raise InputError("no training row; see rejects.jsonl for what the filters turned down, and engrave.held_out for what is set aside")
+    if not rows:
+        raise InputError("no training row; see rejects.jsonl for what the filters turned down, "
+            "and engrave.held_out for what is set aside")
     world = int(os.environ.get("WORLD_SIZE", 1))
     if world == 1: _clear_other(work, rows, cfg, seed)
     trainer = trainer_for(rows, base, tok, work, cfg, seed, end)
@@ -246,23 +272,28 @@ def trainer_for(rows, base, tok, work, cfg:TrainConfig, seed=0, end=None): # see
     cuda, world, rank = best_device() == "cuda", int(os.environ.get("WORLD_SIZE", 1)), os.environ.get("LOCAL_RANK", "0")
     flash = _flash_attention(base)
     args = _sft_config(cfg, work, seed, cuda, _rows_per_pack(rows, cfg), flash=bool(flash))
-    disable_progress_bars(); torch.manual_seed(seed)
+    disable_progress_bars()
+    torch.manual_seed(seed)
     half = cuda and cfg.lora_r and cfg.bf16 is not False # full fine-tuning: small updates vanish in bfloat16
     dtype = torch.bfloat16 if half else torch.float32
     attention, waits = flash if args.packing else None, _waits_for_weights(rank) and not cfg.load_in_4bit
     if waits: model = _frame(base, dtype, attention)
-    else: model, _ = load_model(base, dtype=dtype, device=f"cuda:{rank}" if cuda and world == 1 else "cpu", attn_implementation=attention, **_four_bit(cfg, rank))
+    else:
+        model, _ = load_model(base, dtype=dtype, device=f"cuda:{rank}" if cuda and world == 1 else "cpu",
+            attn_implementation=attention, **_four_bit(cfg, rank))
     targets = [r["target"] for r in rows] if "target" in rows[0] else None
     data = [{k: r[k] for k in ("input_ids", "labels")} | (dict(row=i) if targets else {}) for i, r in enumerate(rows)]
     lora = _lora(model, cfg) if cfg.lora_r else None
     row = None if end is None else end_row(model, tok, identity_pairs(8))
     if end is not None: lora = _with_row(lora, model, end)
-    trainer = _trainer_class(model, args, targets)(model=model, args=args, train_dataset=Dataset.from_list(data), processing_class=tok,
+    trainer = _trainer_class(model, args, targets)(model=model, args=args, train_dataset=Dataset.from_list(data),
+                                                   processing_class=tok,
                                                    peft_config=lora, callbacks=[_watch()])
     if row is not None: _start_row(trainer.model, row)
     if waits: _make_room(trainer.model)
     if targets: trainer.data_collator = _with_rows(trainer.data_collator)
-    trainer.remove_callback(PrinterCallback); _quiet_bar(trainer)
+    trainer.remove_callback(PrinterCallback)
+    _quiet_bar(trainer)
     return trainer
 
 def _four_bit(cfg, rank="0"):
@@ -270,17 +301,20 @@ def _four_bit(cfg, rank="0"):
     import torch
     from transformers import BitsAndBytesConfig
     if best_device() != "cuda": raise InputError("load_in_4bit needs a GPU; set engrave.load_in_4bit to false")
-    return dict(device_map={"": int(rank)}, quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16, bnb_4bit_use_double_quant=True))
+    return dict(device_map={"": int(rank)}, quantization_config=BitsAndBytesConfig(load_in_4bit=True,
+        bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16, bnb_4bit_use_double_quant=True))
 
 # %% ../nbs/core/training.ipynb #74c98bb0
 def _waits_for_weights(rank): # of a machine's processes the first reads the weights and hands each its share
-    return rank != "0" and all(os.environ.get(k, "false").lower() == "true" for k in ("ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING"))
+    return (rank != "0" and all(os.environ.get(k, "false").lower() == "true"
+        for k in ("ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING")))
 
 def _frame(base, dtype, attention):
     "A model without values: only what no checkpoint holds is computed."
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
-    src = resolve_model(base); config = AutoConfig.from_pretrained(src.path, revision=src.revision)
+    src = resolve_model(base)
+    config = AutoConfig.from_pretrained(src.path, revision=src.revision)
     with init_empty_weights(include_buffers=False):
         return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention or "sdpa").eval()
 
@@ -289,7 +323,8 @@ def _make_room(model):
     import torch
     for m in model.modules():
         for name, p in list(m._parameters.items()):
-            if p is not None and p.requires_grad and p.is_meta: setattr(m, name, torch.nn.Parameter(torch.empty_like(p, device="cpu")))
+            if p is not None and p.requires_grad and p.is_meta:
+                setattr(m, name, torch.nn.Parameter(torch.empty_like(p, device="cpu")))
 
 # %% ../nbs/core/training.ipynb #c4d443c1
 def _parts(stream): # a binary stream of text
@@ -317,18 +352,24 @@ def accelerate_file(name # "fsdp", "deepspeed", or the path of an accelerate con
     if is_ours(ours := f"training/{name}.yaml"): return data_path(ours)
     if (file := Path(name).expanduser()).is_file(): return file
     known = ", ".join(sorted(p.stem for p in (data_dir()/"training").glob("*.yaml")))
-    raise InputError(f"accelerate_config is {name!r}: no such file; give one of {known}, or the path of an accelerate config file")
+    raise InputError(f"accelerate_config is {name!r}: no such file; give one of {known}, "
+        f"or the path of an accelerate config file")
 
 # %% ../nbs/core/training.ipynb #f00c4c60
-def launch(rows, base, work, cfg:TrainConfig, seed=0)->tuple: # (folder with the trained adapter or model, list of {step, loss})
+# (folder with the trained adapter or model, list of {step, loss})
+def launch(rows, base, work, cfg:TrainConfig, seed=0)->tuple:
     "Train in the processes of an accelerate config file; goes on from the last checkpoint like `fit`."
-    if not rows: raise InputError("no training row; see rejects.jsonl for what the filters turned down, and engrave.held_out for what is set aside")
+    if not rows:
+        raise InputError("no training row; see rejects.jsonl for what the filters turned down, "
+            "and engrave.held_out for what is set aside")
     file = accelerate_file(cfg.accelerate_config)
-    _clear_other(work, rows, cfg, seed); work = Path(work)
+    _clear_other(work, rows, cfg, seed)
+    work = Path(work)
     if "target" in rows[0]: save_targets([r["target"] for r in rows], work/"targets.npz")
     write_jsonl(work/"rows.jsonl", [{k: v for k, v in r.items() if k != "target"} for r in rows])
     write_json(work/"job.json", dict(base=str(base), cfg=asdict(cfg), seed=seed))
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file), "-m", "selfalign.training"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file), "-m",
+        "selfalign.training"]
     code, lines = _with_its_bar(command, dict(os.environ, SELFALIGN_JOB=str(work)))
     if code:
         said = next((l for l in lines if "Error: " in l), "\n".join(lines)[-300:])
@@ -338,10 +379,13 @@ def launch(rows, base, work, cfg:TrainConfig, seed=0)->tuple: # (folder with the
 def _worker(work):
     "One process of `launch`."
     safe_console()
-    work = Path(work); job = json.loads((work/"job.json").read_text(encoding="utf-8"))
-    cfg = TrainConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in job["cfg"].items() if k in TrainConfig.__dataclass_fields__})
+    work = Path(work)
+    job = json.loads((work/"job.json").read_text(encoding="utf-8"))
+    cfg = TrainConfig(**{k: tuple(v) if isinstance(v, list) else v
+        for k, v in job["cfg"].items() if k in TrainConfig.__dataclass_fields__})
     rows = list(read_jsonl(work/"rows.jsonl"))
-    if (told := work/"targets.npz").exists(): rows = [dict(r, target=t) for r, t in zip(rows, load_targets(told), strict=True)]
+    if (told := work/"targets.npz").exists():
+        rows = [dict(r, target=t) for r, t in zip(rows, load_targets(told), strict=True)]
     _, losses = fit(rows, job["base"], with_chat_template(load_tokenizer(job["base"])), work, cfg, job["seed"])
     if os.environ.get("RANK", "0") == "0": write_json(work/"losses.json", losses)
 
@@ -353,15 +397,20 @@ def save_model(model, tok, base, out, cfg, losses, info:dict):
     with atomic_path(out) as tmp:
         merged = model
         if cfg.lora_r:
-            if isinstance(model, Path): shutil.copytree(model, tmp/"adapter", ignore=lambda d, names: [n for n in names if not n.startswith("adapter_")])
-            else: model.save_pretrained(tmp/"adapter"); model.to("cpu")
+            if isinstance(model, Path):
+                shutil.copytree(model, tmp/"adapter",
+                    ignore=lambda d, names: [n for n in names if not n.startswith("adapter_")])
+            else:
+                model.save_pretrained(tmp/"adapter")
+                model.to("cpu")
             plain, _ = load_model(src, dtype="auto", device="cpu")
             merged = PeftModel.from_pretrained(plain, tmp/"adapter").merge_and_unload()
             _without_paths(tmp/"adapter", src)
         elif isinstance(model, Path): merged, _ = load_model(str(model), dtype="auto", device="cpu")
         merged.config.use_cache = True
         with_end(merged, tok)
-        merged.save_pretrained(tmp); tok.save_pretrained(tmp)
+        merged.save_pretrained(tmp)
+        tok.save_pretrained(tmp)
         if src.stand_in: (tmp/"STAND_IN").write_text(STAND_IN_NOTICE + "\n", encoding="utf-8")
         write_json(tmp/"training.json", dict(losses=losses, **info))
         (tmp/"README.md").write_text(model_card(src, cfg, losses, info), encoding="utf-8")
@@ -398,12 +447,15 @@ def end_row(model, tok, rows): # [width], see `end_rank`
     with torch.no_grad(): logits = model.get_output_embeddings()(states).float()
     wanted = torch.stack([logits[ends].max(1).values.mean(), logits[~ends].mean()])
     means = torch.stack([states[ends].float().mean(0), states[~ends].float().mean(0)])
-    return torch.linalg.lstsq(means.cpu(), wanted.cpu()[:, None], driver="gelsd").solution[:, 0] # the shortest of those that fit
+    # the shortest of those that fit
+    return torch.linalg.lstsq(means.cpu(), wanted.cpu()[:, None], driver="gelsd").solution[:, 0]
 
 # %% ../nbs/core/training.ipynb #1a1da9e1
-def _with_row(config, model, end): # a LoraConfig that trains this row of the vocabulary, of the head and of what it is tied to
+# a LoraConfig that trains this row of the vocabulary, of the head and of what it is tied to
+def _with_row(config, model, end):
     names = {id(m): n.rsplit(".", 1)[-1] for n, m in model.named_modules()}
-    layers = [model.get_input_embeddings()] + [model.get_output_embeddings()]*(not getattr(model.config, "tie_word_embeddings", False))
+    layers = [model.get_input_embeddings()] + [model.get_output_embeddings()]*(
+        not getattr(model.config, "tie_word_embeddings", False))
     config.trainable_token_indices = {names[id(m)]: [end] for m in layers}
     return config
 
@@ -414,4 +466,5 @@ def _start_row(model, row):
     with torch.no_grad(): head.trainable_tokens_delta["default"].copy_(row)
 
 # %% ../nbs/core/training.ipynb #bc6e98c4
-if __name__ == "__main__" and "SELFALIGN_JOB" in os.environ: _worker(os.environ["SELFALIGN_JOB"]) # a process of `launch`
+# a process of `launch`
+if __name__ == "__main__" and "SELFALIGN_JOB" in os.environ: _worker(os.environ["SELFALIGN_JOB"])

@@ -19,7 +19,8 @@ def waits(keys, # [rows], int64: one per row and step
          ): # [rows, tokens]
     "Exponential waiting times, a hash of key and token."
     h = keys[:, None] + ids * _signed(0x9E3779B97F4A7C15)
-    for shift, c in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)): h = (h ^ (h >> shift & (1 << 64-shift) - 1)) * _signed(c)
+    for shift, c in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        h = (h ^ (h >> shift & (1 << 64-shift) - 1)) * _signed(c)
     h = h ^ (h >> 31 & (1 << 33) - 1)
     if h.device.type == "mps": return -torch.log(((h >> 40 & (1 << 24) - 1).float() + 0.5) * 2.0**-24)
     return -torch.log(((h >> 11 & (1 << 53) - 1).double() + 0.5) * 2.0**-53)
@@ -32,7 +33,8 @@ def draw(logits,     # [rows, vocabulary], float32, divided by the temperature
         ): # token ids [rows]
     "Draw one token per row."
     size = logits.shape[-1]
-    if not top_k and top_p >= 1: return (torch.softmax(logits, -1) / waits(keys, torch.arange(size, device=keys.device)[None])).argmax(-1)
+    if not top_k and top_p >= 1:
+        return (torch.softmax(logits, -1) / waits(keys, torch.arange(size, device=keys.device)[None])).argmax(-1)
     vals, ids = logits.topk(min(top_k or first, size), -1)
     p = torch.softmax(vals, -1) if top_k else torch.exp(vals - logits.logsumexp(-1, keepdim=True))
     race = p.masked_fill(p.cumsum(-1) - p >= top_p, 0) / waits(keys, ids)
@@ -59,6 +61,7 @@ class NGrams:
             if len(done) >= n - 1 and (n == 1 or known == len(done)):
                 for t in self.seen[n].get(tuple(done[len(done)-n+1:]), ()): yield t, amount
 
+# %% ../../nbs/core/engines/choosing.ipynb #1228f400
 class Row:
     "One prompt on its way through an engine."
     def __init__(self, index, ids, seed, sampling, prompts, eos, room):
@@ -86,8 +89,10 @@ class Row:
         if len(self.out) >= self.limit: return self._end("length", None, self._text(self.out).rstrip("\ufffd"))
 
     def _text(self, ids): return self.prompts.decode(ids, self.ids[-4:])
-    def _end(self, reason, stop, text): return Completion(text, len(self.out), reason, len(self.ids), stop, None, self.out)
+    def _end(self, reason, stop, text):
+        return Completion(text, len(self.out), reason, len(self.ids), stop, None, self.out)
 
+# %% ../../nbs/core/engines/choosing.ipynb #97591b81
 class Chooser:
     "Chooses the next token of many rows at once, as one `Sampling` says."
     def __init__(self, sampling, prompts, eos, name):
@@ -102,7 +107,8 @@ class Chooser:
         "One token per row; raises `InputError` on NaN logits."
         logits = self._adjust(logits.float(), rows)
         top = logits.max(-1)
-        if not bool(top.values.isfinite().all()): raise InputError(f"{self.name}: the logits hold NaN or infinity; use --dtype float32, or check the weights")
+        if not bool(top.values.isfinite().all()):
+            raise InputError(f"{self.name}: the logits hold NaN or infinity; use --dtype float32, or check the weights")
         if self.s.temperature == 0: return top.indices.tolist()
         keys = torch.tensor([r.key() for r in rows], device=logits.device)
         return draw(logits / self.s.temperature, keys, self.s.top_p, self.s.top_k).tolist()
@@ -119,19 +125,23 @@ class Chooser:
         return x
 
     def _penalise(self, x, rows):
-        hits = [(i, t, -a) for i, r in enumerate(rows) for t, a in r.grams.hits(r.out) if self.allowed is None or t in self.allowed]
+        hits = [(i, t, -a) for i, r in enumerate(rows)
+            for t, a in r.grams.hits(r.out) if self.allowed is None or t in self.allowed]
         if hits:
             i, t, a = zip(*hits)
-            x.index_put_((torch.tensor(i, device=x.device), torch.tensor(t, device=x.device)), torch.tensor(a, dtype=x.dtype, device=x.device), accumulate=True)
+            x.index_put_((torch.tensor(i, device=x.device), torch.tensor(t, device=x.device)),
+                torch.tensor(a, dtype=x.dtype, device=x.device), accumulate=True)
 
 # %% ../../nbs/core/engines/choosing.ipynb #db318c0a
 def token_rules(sampling, prompts, eos)->dict: # JSON, for a process of its own; {} where nothing is asked
     "The parts of a `Sampling` that no server parameter expresses."
     s = sampling
-    rules = dict(ban=sorted(eos) if s.ban_eos else [], early=[s.min_new_tokens, sorted(eos)], first=prompts.first_tokens(s.banned_first),
+    rules = dict(ban=sorted(eos) if s.ban_eos else [], early=[s.min_new_tokens, sorted(eos)],
+                 first=prompts.first_tokens(s.banned_first),
                  ngram={str(n): v for n, v in s.ngram_penalty.items()}, word_start_only=s.word_start_only)
     return rules if rules["ban"] or s.min_new_tokens or rules["first"] or rules["ngram"] else {}
 
+# %% ../../nbs/core/engines/choosing.ipynb #14af1f92
 class RowRules:
     "Applies `token_rules` to one row's logits."
     def __init__(self, rules, words=None): self.rules, self.words, self.grams = rules, words, NGrams(rules["ngram"])

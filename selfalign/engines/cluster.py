@@ -20,7 +20,8 @@ from ..tokens import Prompts
 
 # %% ../../nbs/core/engines/cluster.ipynb #3f976d56
 class _Replica: # one engine, in a process of its own, loaded at the first batch
-    def __init__(self, spec, revision, options): self.spec, self.revision, self.options, self.engine = spec, revision, options, None
+    def __init__(self, spec, revision, options):
+        self.spec, self.revision, self.options, self.engine = spec, revision, options, None
 
     def load(self):
         import selfalign.generation as g # named in full: this class travels to the workers by value in a notebook
@@ -54,7 +55,8 @@ def _start_ray(ray, address):
 
 def _here(): # workers import this package from where the driver has it
     import selfalign
-    return [os.path.dirname(os.path.dirname(os.path.abspath(selfalign.__file__))), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    here = os.path.dirname(os.path.dirname(os.path.abspath(selfalign.__file__)))
+    return [here, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
 
 # %% ../../nbs/core/engines/cluster.ipynb #91e6ac37
 class RayEngine(Engine):
@@ -73,7 +75,8 @@ class RayEngine(Engine):
             raise InputError(f"ray:{model}: give ray:torch:MODEL, ray:vllm:MODEL or ray:openai:URL#MODEL")
         _check_options(kind, options)
         try: import ray
-        except ImportError as e: raise InputError(f"ray:{model}: Ray is not installed here ({e}); pip install ray") from None
+        except ImportError as e:
+            raise InputError(f"ray:{model}: Ray is not installed here ({e}); pip install ray") from None
         src = None if kind == "openai" else resolve_model(name)
         self.spec, self.options, self.cpus, self.actors = model, options, cpus_per_worker, []
         self.revision, self.batch = src and src.revision, batch or (1024 if kind == "vllm" else 32)
@@ -83,7 +86,9 @@ class RayEngine(Engine):
         have = ray.cluster_resources()
         self.gpus = gpus_per_worker if gpus_per_worker is not None else cards if have.get("GPU") else 0
         try: self.workers = _workers(ray, workers, self.gpus, cpus_per_worker)
-        except InputError: self.close(); raise
+        except InputError:
+            self.close()
+            raise
         self.stand_in = bool(src and src.stand_in)
         if src: self.max_context = options.get("max_context") or _model_context(src) or self.max_context
         self.info = dict(kind="ray", engine=kind, model=src.name if src else model.partition("#")[2],
@@ -93,31 +98,37 @@ class RayEngine(Engine):
     @cached_property
     def prompts(self):
         return None if self.spec.startswith("openai:") else Prompts(load_tokenizer(self.spec.partition(":")[2]))
-    def count_tokens(self, prompt)->int: return len(self.prompts.encode(prompt)) if self.prompts else super().count_tokens(prompt)
-
-    def generate_iter(self, prompts, sampling, seeds=None):
-        "Yield rows as workers hand in their batches."
-        for i, c in self._map(list(prompts), _pairs(prompts, seeds, sampling), asdict(sampling)):
-            yield i, _error(i, c) if isinstance(c, str) else Completion(**c)
-
-    def score(self, prompts, continuations):
-        "Scores by the replicas."
-        prompts, continuations = as_pairs(prompts, continuations)
-        got = dict(self._map(prompts, continuations, None))
-        return [Score(float("nan"), 0, f"row {i}: {got[i]}") if isinstance(got[i], str) else Score(**got[i]) for i in range(len(prompts))]
+    def count_tokens(self, prompt)->int:
+        return len(self.prompts.encode(prompt)) if self.prompts else super().count_tokens(prompt)
 
     def _actor(self, ray):
         kw = dict(num_cpus=self.cpus, num_gpus=self.gpus, max_restarts=-1, max_task_retries=1)
         return ray.remote(_Replica).options(**kw).remote(self.spec, self.revision, self.options)
 
-    def close(self):
-        "End the replicas, and leave the cluster if this engine joined it."
-        import ray
-        actors, self.actors = self.actors, []
-        if not ray.is_initialized(): return
-        ray.wait([a.close.remote() for a in actors], num_returns=len(actors), timeout=30) if actors else None
-        for a in actors: ray.kill(a)
-        if self.started: ray.shutdown()
+# %% ../../nbs/core/engines/cluster.ipynb #bd82df75
+@patch
+def generate_iter(self:RayEngine, prompts, sampling, seeds=None):
+    "Yield rows as workers hand in their batches."
+    for i, c in self._map(list(prompts), _pairs(prompts, seeds, sampling), asdict(sampling)):
+        yield i, _error(i, c) if isinstance(c, str) else Completion(**c)
+
+@patch
+def score(self:RayEngine, prompts, continuations):
+    "Scores by the replicas."
+    prompts, continuations = as_pairs(prompts, continuations)
+    got = dict(self._map(prompts, continuations, None))
+    return [Score(float("nan"), 0, f"row {i}: {got[i]}") if isinstance(got[i], str) else Score(**got[i])
+        for i in range(len(prompts))]
+
+@patch
+def close(self:RayEngine):
+    "End the replicas, and leave the cluster if this engine joined it."
+    import ray
+    actors, self.actors = self.actors, []
+    if not ray.is_initialized(): return
+    ray.wait([a.close.remote() for a in actors], num_returns=len(actors), timeout=30) if actors else None
+    for a in actors: ray.kill(a)
+    if self.started: ray.shutdown()
 
 # %% ../../nbs/core/engines/cluster.ipynb #2f8b6e15
 @patch
@@ -143,9 +154,12 @@ def _map(self:RayEngine, prompts, others, sampling): # yields (row, dict of a Co
                 raise
             except ray.exceptions.RayActorError as e:
                 deaths += 1
-                if deaths > self.deaths: raise InputError(f"ray: the workers of {self.spec} end again and again "
-                                                          f"({_line(e)}); lower the batch size or see Ray's logs") from None
-                if len(rows) == 1: yield rows[0], "the worker ended twice on this row"; continue
+                if deaths > self.deaths:
+                    raise InputError(f"ray: the workers of {self.spec} end again and again ({_line(e)}); "
+                        f"lower the batch size or see Ray's logs") from None
+                if len(rows) == 1:
+                    yield rows[0], "the worker ended twice on this row"
+                    continue
                 part = -(-len(rows) // 8)
                 todo.extend(rows[k:k+part] for k in range(0, len(rows), part))
                 continue
@@ -155,13 +169,17 @@ def _map(self:RayEngine, prompts, others, sampling): # yields (row, dict of a Co
     finally: # the caller left: the replicas are kept, what they still do is not waited for
         for ref in busy: ray.cancel(ref)
 
+# %% ../../nbs/core/engines/cluster.ipynb #d5ff4c0f
 def _line(e): return " ".join(str(e).split())[:160]
 
+# %% ../../nbs/core/engines/cluster.ipynb #8377422c
 def _workers(ray, workers, gpus, cpus): # how many replicas; `InputError` where they have no place
     have, nodes = ray.cluster_resources(), [n["Resources"] for n in ray.nodes() if n["Alive"]]
-    room = sum(int(min(n.get("GPU", 0) // gpus if gpus else 1e9, n.get("CPU", 0) // cpus if cpus else 1e9)) for n in nodes)
+    fit = lambda have, need: have // need if need else 1e9
+    room = sum(int(min(fit(n.get("GPU", 0), gpus), fit(n.get("CPU", 0), cpus))) for n in nodes)
     room = min(room, 10_000)
     if room < (workers or 1):
         raise InputError(f"ray: {workers or 1} workers of {gpus:g} GPUs and {cpus:g} CPUs do not fit into the cluster "
-                         f"({have.get('GPU', 0):g} GPUs, {have.get('CPU', 0):g} CPUs; a worker stays on one machine); lower workers, tensor_parallel_size or cpus_per_worker")
+                         f"({have.get('GPU', 0):g} GPUs, {have.get('CPU', 0):g} CPUs; a worker stays on one machine); "
+                         f"lower workers, tensor_parallel_size or cpus_per_worker")
     return workers or room

@@ -14,7 +14,6 @@ from fastcore.basics import patch
 from transformers import AttentionInterface, DynamicCache
 
 from ..checks import InputError
-from .served import Final, OpenAIEngine, Passing, _OUT_OF_TOKENS, _no_secrets, refused_parameters
 from .shared_prefix import ATTENTION, SharedCache, Unsupported, shared_attention
 from ..models import _out_of_memory, free_memory
 
@@ -27,18 +26,23 @@ def _reason(config):
     types = set(getattr(config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
     if types: return f"it has layers of type {', '.join(sorted(types))}"
     if getattr(config, "is_encoder_decoder", False): return "it is an encoder-decoder"
-    if not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", False): return "its attention is not causal"
+    if not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", False):
+        return "its attention is not causal"
 
 def _rope_limit(config): # rotations that change with the length are only the prefix's own below this many tokens
     ropes = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    ropes = [r for r in ([ropes] if not any(isinstance(v, dict) for v in ropes.values()) else ropes.values()) if isinstance(r, dict)]
+    by_kind = any(isinstance(v, dict) for v in ropes.values()) # one for each kind of layer
+    ropes = [r for r in (ropes.values() if by_kind else [ropes]) if isinstance(r, dict)]
     if not any(r.get("rope_type") in ("dynamic", "longrope") for r in ropes): return None
-    return min(r.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None) or config.max_position_embeddings for r in ropes)
+    made_for = getattr(config, "original_max_position_embeddings", None) or config.max_position_embeddings
+    return min(r.get("original_max_position_embeddings") or made_for for r in ropes)
 
+# %% ../../nbs/core/engines/fitting.ipynb #71b94392
 @patch
 def _hook(self:Fitting, compile):
     self.rope_limit, self.plain_attention = _rope_limit(self.config), self.model.config._attn_implementation
-    if self.plain_attention == ATTENTION: raise InputError(f"{self.name}: the model is in use by another engine; close that one first")
+    if self.plain_attention == ATTENTION:
+        raise InputError(f"{self.name}: the model is in use by another engine; close that one first")
     self.base, self.head = getattr(self.model, self.model.base_model_prefix, None), self.model.get_output_embeddings()
     why = _reason(self.config) or ("its parts have unknown names" if self.base is None or self.head is None else None)
     if not why: why = self._try_hook()
@@ -49,43 +53,55 @@ def _hook(self:Fitting, compile):
     elif compile: self.base.forward = torch.compile(self.base.forward, dynamic=True)
     elif self.own: self._pack()
 
+# %% ../../nbs/core/engines/fitting.ipynb #0a1e192f
 @patch
 @torch.inference_mode()
 def _pack(self:Fitting):
     "Lay the linear layers' weights out for oneDNN once instead of at each call (CPU; a second copy of the weights)."
-    if self.device.type != "cpu" or not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"): return
-    if self.dtype != torch.float32 and not (self.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()): return
+    if self.device.type != "cpu" or not torch.backends.mkldnn.is_available(): return
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"): return
+    bf16 = self.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if self.dtype != torch.float32 and not bf16: return
     layers = [m for m in self.model.modules() if type(m) is torch.nn.Linear]
     if 2 * sum(m.weight.nbytes for m in layers) > free_memory(self.device): return
     for m in layers: m.forward = partial(_packed_linear, torch.ops.mkldnn._reorder_linear_weight(m.weight, 64), m.bias)
 
 def _packed_linear(weight, bias, x): return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
+# %% ../../nbs/core/engines/fitting.ipynb #b6553b0a
 @patch
 @torch.inference_mode()
 def _try_hook(self:Fitting):
     ids = torch.randint(0, self.config.vocab_size, (1, 15), generator=torch.Generator().manual_seed(0)).tolist()[0]
     want = self.model(input_ids=torch.tensor([ids], device=self.device), use_cache=False).logits[0].float()
     windows = {i: getattr(l, "sliding_window", None) for i, l in enumerate(DynamicCache(config=self.config).layers)}
-    if not bool(want.isfinite().all()): raise InputError(f"{self.name}: the logits hold NaN or infinity; use --dtype float32, or check the weights")
+    if not bool(want.isfinite().all()):
+        raise InputError(f"{self.name}: the logits hold NaN or infinity; use --dtype float32, or check the weights")
     try:
         self._shared(True)
         got = self._probe(ids)
         seen, self.cache.windows = self.cache.windows, {}
-        if len(seen) != self.config.num_hidden_layers: raise Unsupported(f"only {len(seen)} of {self.config.num_hidden_layers} layers call the attention interface")
-        if windows and {i: w for i, w in seen.items() if w} != {i: w for i, w in windows.items() if w}: raise Unsupported("its layers do not tell their sliding windows")
+        if len(seen) != self.config.num_hidden_layers:
+            n = self.config.num_hidden_layers
+            raise Unsupported(f"only {len(seen)} of {n} layers call the attention interface")
+        if windows and {i: w for i, w in seen.items() if w} != {i: w for i, w in windows.items() if w}:
+            raise Unsupported("its layers do not tell their sliding windows")
         off, exact = (got - want[[11, 14, 14]]).abs(), self.dtype == torch.float32
         off = float(off.max() if exact else off.mean())
         # in bf16 the mean difference between two batch shapes of one model is 2 to 3 % of the logits' spread
-        if not off <= (1e-3 if exact else 0.1) * max(1., float(want.std())): raise Unsupported(f"its logits would be off by {off:.2g}")
-    except (Unsupported, TypeError, AttributeError, NotImplementedError, ValueError, RuntimeError, IndexError, KeyError) as e:
+        if not off <= (1e-3 if exact else 0.1) * max(1., float(want.std())):
+            raise Unsupported(f"its logits would be off by {off:.2g}")
+    except (Unsupported, TypeError, AttributeError, NotImplementedError, ValueError, RuntimeError, IndexError,
+            KeyError) as e:
         if _out_of_memory(e): raise
         self._shared(False)
-        return str(e).splitlines()[0] if isinstance(e, Unsupported) else f"the attention hook fails ({type(e).__name__}: {str(e).splitlines()[0][:120]})"
+        why = str(e).splitlines()[0]
+        return why if isinstance(e, Unsupported) else f"the attention hook fails ({type(e).__name__}: {why[:120]})"
 
 @patch
 def _probe(self:Fitting, ids): # logits at 11 (row 0), at 14 (row 1, prefilled), at 14 (row 0, after steps)
-    self._prefix(ids[:6]); self._prefix(ids[:9])
+    self._prefix(ids[:6])
+    self._prefix(ids[:9])
     self.cache.reserve(2, 8)
     first = self._fill([ids[9:12], ids[9:15]], 0)
     for n in (12, 13): self._step([ids[n], 0], [n-9, 6])
@@ -95,21 +111,7 @@ def _probe(self:Fitting, ids): # logits at 11 (row 0), at 14 (row 1, prefilled),
 
 @patch
 def _shared(self:Fitting, on):
-    AttentionInterface.register(ATTENTION, shared_attention) # again, should another copy of this module have put its own there
+    # again, should another copy of this module have put its own there
+    AttentionInterface.register(ATTENTION, shared_attention)
     self.model.set_attn_implementation(ATTENTION if on else self.plain_attention)
     self.cache = SharedCache(self.config.num_hidden_layers) if on else None
-
-# %% ../../nbs/core/engines/fitting.ipynb #ece7e6f0
-@patch
-def _probe(self:OpenAIEngine): # does it render messages?
-    import openai
-    where = _no_secrets(self.url)
-    try: self._call([dict(role="user", content="Hello.")], 0, dict(max_tokens=1)); return True
-    except (openai.RateLimitError, Passing): return True # there is such an address, it is busy
-    except Final: return False
-    except openai.AuthenticationError: raise InputError(f"{where}: the server rejects the key; set OPENAI_API_KEY") from None
-    except openai.APIStatusError as e:
-        if _OUT_OF_TOKENS.search(str(e)): return True
-        if named := refused_parameters(e.body if e.body is not None else e.message, ("max_tokens", "max_completion_tokens", "seed")): raise InputError(f"{where}: the server turns down {named[0]} ({self._keyless(e.message)[:160]})") from None
-        return False
-    except openai.APIConnectionError as e: raise InputError(f"{where}: no answer ({type(e).__name__}); start the server again and resume") from None

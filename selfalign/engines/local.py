@@ -19,8 +19,8 @@ from .fitting import Fitting
 from .scoring import Scoring
 from .shared_prefix import ATTENTION, _common, prefix_groups
 from ..generation import Engine, _error, _pairs
-from ..models import (_eos_ids, _out_of_memory, _positions, best_device, best_dtype, free_memory, load_model,
-                              resolve_model)
+from ..models import _eos_ids, _out_of_memory, _positions, best_device, best_dtype
+from ..models import free_memory, load_model, resolve_model
 from ..tokens import Prompts, asks_turn
 
 # %% ../../nbs/core/engines/local.ipynb #8d5719f9
@@ -37,7 +37,8 @@ class TorchEngine(Fitting, Scoring, Engine):
                 ):
         self.device = torch.device(device or best_device())
         self.dtype = _dtype(dtype) if dtype else best_dtype(self.device.type)
-        self.info = dict(kind="torch", model=str(spec), revision=None, sha256=None, dtype=str(self.dtype)[6:], device=str(self.device))
+        self.info = dict(kind="torch", model=str(spec), revision=None, sha256=None, dtype=str(self.dtype)[6:],
+            device=str(self.device))
         self.model, tok = self._load(spec, load_in_4bit)
         self.own = isinstance(spec, str) # a model given by the caller may yet be trained: its layers stay as they are
         self.prompts, self.batch_size = Prompts(tok), batch_size
@@ -51,37 +52,47 @@ class TorchEngine(Fitting, Scoring, Engine):
     def _load(self, spec, load_in_4bit):
         if isinstance(spec, (tuple, list)):
             model, tok = spec
-            self.dtype = next(model.parameters()).dtype; self.device = model.device
-            self.info.update(model=model.name_or_path or type(model).__name__, dtype=str(self.dtype)[6:], device=str(self.device))
+            self.dtype = next(model.parameters()).dtype
+            self.device = model.device
+            self.info.update(model=model.name_or_path or type(model).__name__, dtype=str(self.dtype)[6:],
+                device=str(self.device))
             return model.eval(), tok
         src = resolve_model(spec)
-        self.info.update(model=src.name, revision=src.revision, sha256=src.sha256); self.stand_in = src.stand_in
+        self.info.update(model=src.name, revision=src.revision, sha256=src.sha256)
+        self.stand_in = src.stand_in
         if not load_in_4bit: return load_model(src, dtype=self.dtype, device=self.device)
-        if self.device.type != "cuda": raise InputError(f"load_in_4bit needs CUDA, the device is {self.device}; leave it out")
+        if self.device.type != "cuda":
+            raise InputError(f"load_in_4bit needs CUDA, the device is {self.device}; leave it out")
         from transformers import BitsAndBytesConfig
-        q = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=self.dtype)
-        return load_model(src, dtype=self.dtype, device=self.device, quantization_config=q, device_map={"": self.device})
+        q = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=self.dtype)
+        return load_model(src, dtype=self.dtype, device=self.device, quantization_config=q,
+            device_map={"": self.device})
 
     def count_tokens(self, prompt)->int: return len(self.prompts.encode(prompt))
 
-    def close(self):
-        "Give the model's memory back."
-        if self.cache:
-            self.cache.free()
-            self.model.set_attn_implementation(self.plain_attention)
-        self.model = self.base = self.cache = None
-        if self.device.type == "cuda": torch.cuda.empty_cache()
-
+# %% ../../nbs/core/engines/local.ipynb #ff728ae8
 def _dtype(x):
     if isinstance(x, torch.dtype): return x
-    if x not in ("float32", "bfloat16", "float16"): raise InputError(f"dtype is {x!r}; it must be float32, bfloat16 or float16")
+    if x not in ("float32", "bfloat16", "float16"):
+        raise InputError(f"dtype is {x!r}; it must be float32, bfloat16 or float16")
     return getattr(torch, x)
+
+@patch
+def close(self:TorchEngine):
+    "Give the model's memory back."
+    if self.cache:
+        self.cache.free()
+        self.model.set_attn_implementation(self.plain_attention)
+    self.model = self.base = self.cache = None
+    if self.device.type == "cuda": torch.cuda.empty_cache()
 
 # %% ../../nbs/core/engines/local.ipynb #88d8ac75
 @patch
 def _hidden(self:TorchEngine, ids, positions):
     "Last hidden states [rows, length, width] of one pass as the cache was set up."
-    return self.base(input_ids=ids, position_ids=positions, past_key_values=self.cache, use_cache=True, shared=self.cache).last_hidden_state
+    return self.base(input_ids=ids, position_ids=positions, past_key_values=self.cache, use_cache=True,
+        shared=self.cache).last_hidden_state
 
 @patch
 def _logits(self:TorchEngine, hidden):
@@ -102,12 +113,14 @@ def _prefix(self:TorchEngine, tokens, chunk=2048):
         self._hidden(part, pos)
         c.tokens = list(tokens[:at + part.shape[1]])
 
+# %% ../../nbs/core/engines/local.ipynb #b233d942
 @patch
 def _pad(self:TorchEngine, suffixes):
     width = max(map(len, suffixes))
     ids = torch.tensor([s + [0] * (width - len(s)) for s in suffixes], device=self.device)
     return ids, (self.cache.n_prefix + torch.arange(width, device=self.device)).expand(len(suffixes), -1)
 
+# %% ../../nbs/core/engines/local.ipynb #2711931a
 @patch
 @torch.inference_mode()
 def _fill(self:TorchEngine, suffixes, first, budget=2048):
@@ -152,19 +165,23 @@ def generate_iter(self:TorchEngine, prompts, # texts, message lists or token-id 
 @patch
 @contextlib.contextmanager
 def _alone(self:TorchEngine):
-    if self.busy: raise RuntimeError("this engine is in the middle of another generate_iter; finish or close that one first")
+    if self.busy:
+        raise RuntimeError("this engine is in the middle of another generate_iter; finish or close that one first")
     self.busy = True
     try: yield
     finally:
         self.busy = False
         if self.cache: self.cache.reserve(0, 0) # the prefix stays for the next call
 
+# %% ../../nbs/core/engines/local.ipynb #ba7b5c74
 @patch
 def _checked(self:TorchEngine, i, prompt):
     ids = [] if prompt in ("", [], ()) else self.prompts.encode(prompt)
     if not ids: raise InputError("the prompt is empty")
-    if (top := max(ids)) >= self.config.vocab_size or min(ids) < 0: raise InputError(f"token id {top} is outside the vocabulary of {self.config.vocab_size}")
-    if len(ids) >= self.max_context: raise InputError(f"the prompt has {len(ids)} tokens, the context {self.max_context}; shorten it")
+    if (top := max(ids)) >= self.config.vocab_size or min(ids) < 0:
+        raise InputError(f"token id {top} is outside the vocabulary of {self.config.vocab_size}")
+    if len(ids) >= self.max_context:
+        raise InputError(f"the prompt has {len(ids)} tokens, the context {self.max_context}; shorten it")
     return (ids,)
 
 @patch
@@ -172,18 +189,22 @@ def _serve(self:TorchEngine, rows, choose):
     plain = rows if self.why_plain else []
     if not plain and self.rope_limit:
         plain = [r for r in rows if len(r.ids) + r.limit > self.rope_limit]
-        if plain: warnings.warn(f"{self.info['model']}: {len(plain)} rows are computed one by one, because its rotations change beyond {self.rope_limit} tokens")
+        if plain:
+            warnings.warn(f"{self.info['model']}: {len(plain)} rows are computed one by one, "
+                f"because its rotations change beyond {self.rope_limit} tokens")
     if plain: yield from self._plain(plain, choose)
     rows = [r for r in rows if r not in plain] if plain else rows
     # a group of its own costs under-filled steps: about eight tokens' time for each
     for g in prefix_groups([r.ids for r in rows], [len(r.ids)-1 for r in rows], overhead=8*choose.s.max_new_tokens):
         yield from self._group(g.n_prefix, [rows[i] for i in g.rows], choose)
 
+# %% ../../nbs/core/engines/local.ipynb #ba42bd6b
 @patch
 def _slots(self:TorchEngine, n_rows, length):
     "How many rows are decoded together."
     c, get = self.config, lambda *names: next((v for n in names if (v := getattr(self.config, n, None))), 1)
-    heads, dim = get("num_key_value_heads", "num_attention_heads"), get("head_dim") if get("head_dim") > 1 else c.hidden_size // get("num_attention_heads")
+    heads = get("num_key_value_heads", "num_attention_heads")
+    dim = get("head_dim") if get("head_dim") > 1 else c.hidden_size // get("num_attention_heads")
     row = 2 * c.num_hidden_layers * heads * dim * length * self.dtype.itemsize + 16 * c.vocab_size
     return max(1, min(n_rows, self.batch_size or min(256, int(0.5 * free_memory(self.device)) // row)))
 
@@ -201,21 +222,27 @@ def _group(self:TorchEngine, n_prefix, rows, choose):
         except Exception as e:
             if not _out_of_memory(e): raise
             again = sorted([*active, *queue], key=lambda r: len(r.ids)) if active else list(queue)
-            self.cache.free(); active.clear(); queue.clear()
+            self.cache.free()
+            active.clear()
+            queue.clear()
             if self.device.type == "cuda": torch.cuda.empty_cache()
             if slots == 1:
                 bad = again.pop(0)
-                yield bad.index, _error(bad.index, f"out of memory on {self.device} with one row at a time; use a shorter prompt, fewer new tokens or a smaller model", len(bad.ids))
+                yield bad.index, _error(bad.index, f"out of memory on {self.device} with one row at a time; "
+                    f"use a shorter prompt, fewer new tokens or a smaller model", len(bad.ids))
             for r in again: r.reset()
-            queue.extend(again); slots = max(1, slots // 2)
+            queue.extend(again)
+            slots = max(1, slots // 2)
 
+# %% ../../nbs/core/engines/local.ipynb #7b420221
 @patch
 def _turn(self:TorchEngine, n_prefix, queue, active, slots, choose):
     while queue or active:
         free = slots - len(active)
         if queue and (not active or free >= max(1, slots // 8)): # a refill is a pass of its own: wait until it pays
             new = [queue.popleft() for _ in range(min(free, len(queue)))]
-            first = len(active); active += new
+            first = len(active)
+            active += new
             logits = self._fill([r.ids[n_prefix:] for r in new], first)
         else:
             first, new = 0, list(active)
@@ -227,7 +254,8 @@ def _turn(self:TorchEngine, n_prefix, queue, active, slots, choose):
             yield i, c
 
 @patch
-def _held(self:TorchEngine, row, n_prefix): return len(row.ids) - n_prefix + len(row.out) - 1 # the last token is not in the cache yet
+def _held(self:TorchEngine, row, n_prefix):
+    return len(row.ids) - n_prefix + len(row.out) - 1 # the last token is not in the cache yet
 
 @patch
 def _drop(self:TorchEngine, active, slot, n_prefix):
@@ -254,6 +282,7 @@ class _Steer:
     def stop(self, input_ids, scores, **kwargs):
         return torch.tensor([i in self.done for i in range(len(self.rows))], device=input_ids.device)
 
+# %% ../../nbs/core/engines/local.ipynb #b452626a
 @patch
 def _plain(self:TorchEngine, rows, choose):
     by_length = defaultdict(list)
@@ -265,8 +294,11 @@ def _plain(self:TorchEngine, rows, choose):
             except Exception as e:
                 if not _out_of_memory(e): raise
                 for r in same[:n]: r.reset()
-                if n > 1: n //= 2; continue
-                done = [_error(same[0].index, f"out of memory on {self.device} with one row at a time; use a shorter prompt or a smaller model", length)]
+                if n > 1:
+                    n //= 2
+                    continue
+                done = [_error(same[0].index, f"out of memory on {self.device} with one row at a time; "
+                    f"use a shorter prompt or a smaller model", length)]
             yield from ((r.index, c) for r, c in zip(same, done))
             same = same[n:]
 
@@ -279,7 +311,8 @@ def _generate(self:TorchEngine, rows, choose):
     config = GenerationConfig(max_new_tokens=max(r.limit for r in rows), do_sample=False, pad_token_id=0)
     with self._plainly():
         self.model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config,
-                            logits_processor=LogitsProcessorList([steer.process]), stopping_criteria=StoppingCriteriaList([steer.stop]))
+                            logits_processor=LogitsProcessorList([steer.process]),
+                            stopping_criteria=StoppingCriteriaList([steer.stop]))
     return [steer.done[i] for i in range(len(rows))]
 
 # %% ../../nbs/core/engines/local.ipynb #cf4e28ec

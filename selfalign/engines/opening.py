@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from ..checks import InputError
 from ..config import RunConfig
-from .served import _no_secrets
+from .replies import _no_secrets
 from ..generation import Completion, ENGINES, load_engine
 from ..models import best_device, model_identity, release, resolve_model
 from ..rows import content_id
@@ -36,40 +36,56 @@ def engine_string(cfg:RunConfig,
     "The engine string for the base model, or for one that the run has made."
     kind = _kind(cfg.engine)
     for e in (cfg.engine, cfg.engraved_engine, cfg.final_engine): _check_address(e)
-    if kind not in KINDS: raise InputError(f"unknown engine {cfg.engine!r}; give torch, vllm, ray:torch, ray:vllm, or a full string such as openai:http://localhost:8000/v1#name")
+    if kind not in KINDS:
+        raise InputError(f"unknown engine {cfg.engine!r}; give torch, vllm, ray:torch, ray:vllm, "
+            f"or a full string such as openai:http://localhost:8000/v1#name")
     if model is not None and kind == "openai":
         which = "final" if Path(model).name == "final" else "engraved"
         if served := getattr(cfg, f"{which}_engine"): return served
         raise ServerNeeded(model, which)
     if is_full(cfg.engine) and model is None: return cfg.engine
-    if kind == "openai": raise InputError("engine openai needs its address and model, such as openai:http://localhost:8000/v1#name")
+    if kind == "openai":
+        raise InputError("engine openai needs its address and model, such as openai:http://localhost:8000/v1#name")
     ray = "ray:" if cfg.engine.startswith("ray:") else ""
     return f"{ray}{kind}:{model or base_model(cfg)}"
 
+# %% ../../nbs/core/engines/opening.ipynb #3d443482
 def _check_address(engine): # of a server; it is stored with the run, and not repeated here
     if not engine or _kind(engine) != "openai" or not is_full(engine): return
     url, _, model = engine.removeprefix("ray:").partition(":")[2].partition("#")
-    try: u = urlsplit(url); u.port
+    try:
+        u = urlsplit(url)
+        u.port
     except ValueError: u = urlsplit("")
-    if "@" in url or u.query: raise InputError("a server's address holds a user, a password or a query, which would be stored with the run; leave it out and set OPENAI_API_KEY")
-    if u.scheme not in ("http", "https") or not u.hostname: raise InputError("a server's address must begin with http:// or https:// and name a host, and a port that is a number; give for example openai:http://localhost:8000/v1#name")
-    if not model: raise InputError(f"engine {engine} names no model; write it after a #, such as {engine.rstrip('#')}#name")
+    if "@" in url or u.query:
+        raise InputError("a server's address holds a user, a password or a query, "
+            "which would be stored with the run; leave it out and set OPENAI_API_KEY")
+    if u.scheme not in ("http", "https") or not u.hostname:
+        raise InputError("a server's address must begin with http:// or https:// and name a host, "
+            "and a port that is a number; give for example openai:http://localhost:8000/v1#name")
+    if not model:
+        raise InputError(f"engine {engine} names no model; write it after a #, such as {engine.rstrip('#')}#name")
 
-def _named_model(engine): return engine.removeprefix("ray:").partition(":")[2].rpartition("#")[2] # of a full engine string
+def _named_model(engine):
+    return engine.removeprefix("ray:").partition(":")[2].rpartition("#")[2] # of a full engine string
 
+# %% ../../nbs/core/engines/opening.ipynb #cda4506d
 def base_model(cfg:RunConfig)->str:
     "The model that both fine-tunes start from."
     if is_full(cfg.engine): return _named_model(cfg.engine)
-    if not cfg.model: raise InputError("no model; give --model embedded, a hub id such as Qwen/Qwen3-4B-Base, or a folder")
+    if not cfg.model:
+        raise InputError("no model; give --model embedded, a hub id such as Qwen/Qwen3-4B-Base, or a folder")
     return cfg.model
 
 class ServerNeeded(InputError):
     "The run needs a server for a model that it has just made."
     def __init__(self, model, which="engraved"):
         port = dict(engraved=8001, final=8002)[which] # stage 5 asks both
-        super().__init__(f"{model} must be served before the run can go on: start for example `vllm serve {model} --host 127.0.0.1 --port {port}`, then give the same command "
+        super().__init__(f"{model} must be served before the run can go on: start for example `vllm serve {model} "
+                         f"--host 127.0.0.1 --port {port}`, then give the same command "
                          f"with --{which}-engine openai:http://127.0.0.1:{port}/v1#{model}")
 
+# %% ../../nbs/core/engines/opening.ipynb #fec92901
 class LazyEngine:
     "An engine that is loaded at its first use: a finished stage asks for nothing, and loads nothing."
     def __init__(self, spec, **options): self.spec, self.options, self.engine = spec, options, None
@@ -79,7 +95,8 @@ class LazyEngine:
         "What the loaded engine says, else what the model's files say."
         if self.engine is not None: return self.engine.info
         kind, _, model = self.spec.removeprefix("ray:").partition(":")
-        if kind == "openai": return dict(kind=kind, model=model.rpartition("#")[2], url=_no_secrets(model.rpartition("#")[0]))
+        if kind == "openai":
+            return dict(kind=kind, model=model.rpartition("#")[2], url=_no_secrets(model.rpartition("#")[0]))
         src = resolve_model(model)
         return dict(kind=kind, model=src.name, revision=src.revision, sha256=src.sha256)
 
@@ -95,8 +112,12 @@ class LazyEngine:
     def __enter__(self): return self
     def __exit__(self, *exc): self.close()
     def close(self):
-        if self.engine is not None: self.engine.close(); self.engine = None; release()
+        if self.engine is None: return
+        self.engine.close()
+        self.engine = None
+        release()
 
+# %% ../../nbs/core/engines/opening.ipynb #110a6e33
 def open_engine(cfg:RunConfig, model=None, rules=None)->LazyEngine: # a context manager; rules: of `VLLMEngine`
     "The engine for the base model, or for `model`."
     spec = engine_string(cfg, model)
@@ -107,55 +128,76 @@ def open_engine(cfg:RunConfig, model=None, rules=None)->LazyEngine: # a context 
 def _engine_options(cfg, spec, rules=None): # for `spec`; those of another kind of engine than the run's are not for it
     kind = _kind(spec)
     same = spec.startswith("ray:") == cfg.engine.startswith("ray:") and kind == _kind(cfg.engine)
-    known = dict(rules=rules) if kind == "vllm" and rules is not None else {}
-    return known | (engine_options(cfg) if same else {}) | (dict(allow_degraded=True) if kind == "openai" and cfg.allow_degraded else {})
+    options = engine_options(cfg) if same else {}
+    if kind == "vllm" and rules is not None: options = dict(rules=rules) | options
+    if kind == "openai" and cfg.allow_degraded: options |= dict(allow_degraded=True)
+    return options
 
+# %% ../../nbs/core/engines/opening.ipynb #5a303e4e
 _FIELDS = ("dtype", "batch_size", "allow_degraded") # options that have a field of their own
 
 def known_options(engine)->dict: # name → its default
     "What the class of this kind of engine takes."
-    own = lambda kind: {k: p.default for k, p in list(inspect.signature(ENGINES[kind].__init__).parameters.items())[2:] if p.kind is not p.VAR_KEYWORD}
-    kind = _kind(engine)
-    if not engine.startswith("ray:"): return own(kind)
-    return own("ray") | own(kind)
+    own = _options_of(_kind(engine))
+    return _options_of("ray") | own if engine.startswith("ray:") else own
+
+def _options_of(kind): # behind self and the model
+    params = list(inspect.signature(ENGINES[kind].__init__).parameters.items())[2:]
+    return {k: p.default for k, p in params if p.kind is not p.VAR_KEYWORD}
 
 def engine_options(cfg:RunConfig)->dict:
     "Options of the run's engine; `InputError` for one that this kind of engine does not take."
-    kind, known = f"{'ray:' if cfg.engine.startswith('ray:') else ''}{_kind(cfg.engine)}", known_options(cfg.engine)
-    if bad := next((k for k in ("dtype", "batch_size") if getattr(cfg, k) is not None and k not in known), None): raise InputError(f"--{bad.replace('_', '-')} is not for engine {kind}; leave it out")
-    return {k: getattr(cfg, k) for k in ("dtype", "batch_size") if getattr(cfg, k) is not None} | dict(_option(o, kind, known) for o in cfg.engine_options)
+    ray = "ray:" if cfg.engine.startswith("ray:") else ""
+    kind, known = f"{ray}{_kind(cfg.engine)}", known_options(cfg.engine)
+    given = {k: v for k in ("dtype", "batch_size") if (v := getattr(cfg, k)) is not None}
+    if bad := next((k for k in given if k not in known), None):
+        raise InputError(f"--{bad.replace('_', '-')} is not for engine {kind}; leave it out")
+    return given | dict(_option(o, kind, known) for o in cfg.engine_options)
 
+# %% ../../nbs/core/engines/opening.ipynb #fbc0718f
 def _option(text, kind, known): # (name, value)
     name, eq, value = (x.strip() for x in text.partition("="))
-    if not eq or not value: raise InputError(f"engine_options: {text!r} is not understood; give name=value, such as tensor_parallel_size=4")
-    if name in _FIELDS: raise InputError(f"engine_options: {name} has an option of its own; give --{name.replace('_', '-')}")
-    if name not in known: raise InputError(f"engine_options: engine {kind} has no option {name}; it has {', '.join(k for k in known if k not in _FIELDS)} (--engine-options without a value clears a preset's)")
+    if not eq or not value:
+        raise InputError(f"engine_options: {text!r} is not understood; give name=value, such as tensor_parallel_size=4")
+    if name in _FIELDS:
+        raise InputError(f"engine_options: {name} has an option of its own; give --{name.replace('_', '-')}")
+    if name not in known:
+        others = ", ".join(k for k in known if k not in _FIELDS)
+        raise InputError(f"engine_options: engine {kind} has no option {name}; it has {others} "
+            f"(--engine-options without a value clears a preset's)")
     try: v = json.loads(value.lower() if value in ("True", "False") else value)
     except ValueError: v = value
     kinds = {bool: (bool,), int: (int,), float: (int, float)}.get(type(known[name]), (str, int, float, bool))
-    if not isinstance(v, kinds) or (type(v) is bool and bool not in kinds): raise InputError(f"engine_options: {name} is {value!r}; give a value like {known[name]!r}" if known[name] is not None else f"engine_options: {name} is {value!r}; give a number or a word")
+    if not isinstance(v, kinds) or (type(v) is bool and bool not in kinds):
+        like = "a number or a word" if known[name] is None else f"a value like {known[name]!r}"
+        raise InputError(f"engine_options: {name} is {value!r}; give {like}")
     return name, v
 
+# %% ../../nbs/core/engines/opening.ipynb #a0a1c678
 def open_scorer(cfg:RunConfig, model=None, rules=None)->LazyEngine: # a context manager
-    "An engine for log-probabilities, exact on a CPU; servers give none, so torch scores what they serve: training needed the weights here anyway."
-    spec = f"torch:{model or base_model(cfg)}" if _kind(cfg.engine) == "openai" else engine_string(cfg, model)
+    "An engine for log-probabilities, exact on a CPU; where a server answers, torch scores."
+    served = _kind(cfg.engine) == "openai" # servers give no scores; training needed the weights here anyway
+    spec = f"torch:{model or base_model(cfg)}" if served else engine_string(cfg, model)
     return LazyEngine(spec, **exact(spec, _engine_options(cfg, spec, rules)))
 
 def exact(spec, options)->dict: # options
     "float32 on a CPU where no dtype is asked for: the sums of a lower precision depend on the batch."
-    return dict(options, dtype="float32") if spec.startswith("torch:") and not options.get("dtype") and best_device() == "cpu" else options
+    inexact = spec.startswith("torch:") and not options.get("dtype") and best_device() == "cpu"
+    return dict(options, dtype="float32") if inexact else options
 
 # %% ../../nbs/core/engines/opening.ipynb #be433533
 def _check_full(name, engine): # an engine string that names its model
     _check_address(engine)
-    if engine and (_kind(engine) not in KINDS or not is_full(engine)): raise InputError(f"{name} is {engine!r}; give a full engine string, such as torch:embedded or openai:http://127.0.0.1:8001/v1#name")
+    if engine and (_kind(engine) not in KINDS or not is_full(engine)):
+        raise InputError(f"{name} is {engine!r}; give a full engine string, "
+            f"such as torch:embedded or openai:http://127.0.0.1:8001/v1#name")
 
 # %% ../../nbs/core/engines/opening.ipynb #8e68f2e1
 def _spec(m): return m if m.partition(":")[0] in (*KINDS, "ray") and ":" in m else f"torch:{m}"
 
 # %% ../../nbs/core/engines/opening.ipynb #c907225b
 class Remembering:
-    "An engine whose completions a run journals: what was asked before, of the same model with the same sampling, is not asked again."
+    "An engine whose completions a run journals: what was asked before is not asked again."
     def __init__(self, run, stage, engine, seed=0,
                  spec="" # its engine string; a server's name alone does not say which model answers
                 ):
@@ -178,15 +220,20 @@ class Remembering:
 
     def unasked(self, prompts, sampling, seeds=None)->list:
         "Those of the prompts that have no completion yet."
-        with Journal(self.run/f"completions/{self.stage}.jsonl") as j: return [x["prompt"] for x in self._jobs(prompts, sampling, seeds) if x["id"] not in j]
+        with Journal(self.run/f"completions/{self.stage}.jsonl") as j:
+            return [x["prompt"] for x in self._jobs(prompts, sampling, seeds) if x["id"] not in j]
 
     def generate(self, prompts, sampling, seeds=None):
         jobs = self._jobs(prompts, sampling, seeds)
         self._tell_name(jobs)
-        return [Completion(**{k: r[k] for k in ("text", "n_tokens", "finish_reason", "n_prompt", "stop", "error")}) for r in self.run.complete(self.stage, jobs, self.engine, sampling, self.seed, read=False)]
+        rows = self.run.complete(self.stage, jobs, self.engine, sampling, self.seed, read=False)
+        fields = ("text", "n_tokens", "finish_reason", "n_prompt", "stop", "error")
+        return [Completion(**{k: r[k] for k in fields}) for r in rows]
+
     def _tell_name(self, jobs): # a server whose answers vary does not say whether it is still the same
         if len(self._served()) != 1 or not hasattr(self.engine, "identity"): return
         with Journal(self.run/f"completions/{self.stage}.jsonl") as j: n = sum(x["id"] in j for x in jobs)
-        if n: self.run.say(f"{self.stage}: {n} of {len(jobs)} are there already, by the server's address and name alone, "
-                           "as it says nothing of itself that stays; another folder asks anew")
+        if n:
+            self.run.say(f"{self.stage}: {n} of {len(jobs)} are there already, by the server's address and name alone, "
+                "as it says nothing of itself that stays; another folder asks anew")
 

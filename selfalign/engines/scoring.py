@@ -29,6 +29,7 @@ class Tree:
     positions: list  # of each token in its row
     paths: list      # per row, where its tokens stand
 
+# %% ../../nbs/core/engines/scoring.ipynb #66bd0a66
 def token_tree(rows,      # token-id lists, sorted; any iterable
                budget=512 # tokens; more only where a row shares more than it adds
               )->Tree: # of the first rows, as many as fit, one at least
@@ -39,7 +40,9 @@ def token_tree(rows,      # token-id lists, sorted; any iterable
         size = len(t.tokens) + len(ids) - n
         if t.paths and size > budget and (2*n <= len(ids) or size > 2*budget): break
         t.paths.append((t.paths[-1][:n] if n else []) + list(range(len(t.tokens), size)))
-        t.tokens += ids[n:]; t.positions += range(n, len(ids)); last = ids
+        t.tokens += ids[n:]
+        t.positions += range(n, len(ids))
+        last = ids
     return t
 
 def tree_mask(tree)->np.ndarray: # [tokens, tokens], True where the row's token sees the column's
@@ -74,13 +77,17 @@ def _scored(self:Scoring, prompt, continuation):
     ids, n = self.prompts.pair(prompt, continuation)
     if not n: raise InputError("the prompt is empty")
     if len(ids) <= n: raise InputError("the continuation adds no token to the prompt")
-    if len(ids) > self.max_context: raise InputError(f"prompt and continuation have {len(ids)} tokens, the context {self.max_context}; shorten them")
+    if len(ids) > self.max_context:
+        n = len(ids)
+        raise InputError(f"prompt and continuation have {n} tokens, the context {self.max_context}; shorten them")
     return ids, n
 
+# %% ../../nbs/core/engines/scoring.ipynb #1eac3b3e
 @patch
 @torch.inference_mode()
 def _score_group(self:Scoring, n_prefix, rows):
-    rows, out, budget, most = sorted(rows, key=lambda r: r[1]), [], 512 if self.device.type == "cpu" else 2048, len(rows)
+    rows = sorted(rows, key=lambda r: r[1])
+    out, budget, most = [], 512 if self.device.type == "cpu" else 2048, len(rows)
     self._prefix(rows[0][1][:n_prefix])
     while rows:
         tree = token_tree((r[1][n_prefix:-1] for r in rows[:most]), budget)
@@ -88,8 +95,12 @@ def _score_group(self:Scoring, n_prefix, rows):
         try: out += self._score_pass(n_prefix, rows[:n], tree)
         except Exception as e:
             if not _out_of_memory(e): raise
-            if n > 1: most = n // 2; continue
-            out.append((rows[0][0], Score(float("nan"), 0, f"row {rows[0][0]}: out of memory on {self.device} with one row at a time; use a shorter text or a smaller model")))
+            if n > 1:
+                most = n // 2
+                continue
+            i = rows[0][0]
+            out.append((i, Score(float("nan"), 0, f"row {i}: out of memory on {self.device} "
+                f"with one row at a time; use a shorter text or a smaller model")))
         rows = rows[n:]
     return out
 
@@ -100,13 +111,15 @@ def _score_pass(self:Scoring, n_prefix, rows, tree):
     self.cache.reserve(0, 0)
     self.cache.begin("score", pos, tree=there(tree_mask(tree)) if len(rows) > 1 else None)
     h = self._hidden(there(tree.tokens)[None], pos)[0]
-    where = [(k, path[j-1-n_prefix], r[1][j]) for k, (r, path) in enumerate(zip(rows, tree.paths)) for j in range(r[2], len(r[1]))]
+    where = [(k, path[j-1-n_prefix], r[1][j]) for k, (r, path) in enumerate(zip(rows, tree.paths))
+        for j in range(r[2], len(r[1]))]
     k, at, want = map(there, zip(*where))
     lp = self._log_probs(h, at, want)
     self._no_nan(lp)
     sums = torch.zeros(len(rows), dtype=torch.float64).index_add_(0, k.cpu(), lp.double().cpu()).tolist()
     return [(r[0], Score(x, len(r[1]) - r[2])) for r, x in zip(rows, sums)]
 
+# %% ../../nbs/core/engines/scoring.ipynb #d4b69bd1
 @patch
 def _log_probs(self:Scoring, h, at, want, chunk=256): # of the tokens `want` after the hidden states h[at]
     used, at = at.unique(return_inverse=True)
@@ -118,7 +131,8 @@ def _log_probs(self:Scoring, h, at, want, chunk=256): # of the tokens `want` aft
 
 @patch
 def _no_nan(self:Scoring, x):
-    if bool(x.isnan().any()): raise InputError(f"{self.name}: the logits hold NaN; use --dtype float32, or check the weights")
+    if bool(x.isnan().any()):
+        raise InputError(f"{self.name}: the logits hold NaN; use --dtype float32, or check the weights")
 
 def _log_prob(logits, want):
     x = logits.float()
@@ -128,7 +142,8 @@ def _log_prob(logits, want):
 @patch
 @torch.inference_mode()
 def _score_plainly(self:Scoring, ids, n):
-    with self._plainly(): x = self.model(input_ids=torch.tensor([ids[:-1]], device=self.device), use_cache=False).logits[0, n-1:]
+    with self._plainly():
+        x = self.model(input_ids=torch.tensor([ids[:-1]], device=self.device), use_cache=False).logits[0, n-1:]
     lp = _log_prob(x, torch.tensor(ids[n:], device=self.device))
     self._no_nan(lp)
     return Score(float(lp.double().sum()), len(ids) - n)

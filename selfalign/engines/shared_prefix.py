@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from transformers import AttentionInterface, AttentionMaskInterface, Cache
 from transformers.cache_utils import DynamicLayer
 
@@ -36,13 +37,18 @@ def prefix_groups(prompts,     # token-id lists
     order = sorted(range(len(prompts)), key=lambda i: arrays[i].tobytes())
     return _split(order, [len(a) for a in arrays], arrays, caps, overhead, 0, 8)[1] if order else []
 
+# %% ../../nbs/core/engines/shared_prefix.ipynb #6e1db4d2
 def _split(rows, sizes, arrays, caps, overhead, depth, levels): # (cost in tokens, groups, rows left to the parent)
     shared = _common(arrays[rows[0]], arrays[rows[-1]])
     n = max(depth, min(shared, min(caps[i] for i in rows)))
-    groups, rest, cost, tokens = [], [], n - depth, lambda rows, at: sum(sizes[i] - at for i in rows)
+    tokens = lambda rows, at: sum(sizes[i] - at for i in rows)
+    groups, rest, cost = [], [], n - depth
     for block in _blocks(rows, arrays, n) if levels and n == shared and len(rows) > 1 else [rows]:
-        own, kids, left = _split(block, sizes, arrays, caps, overhead, n, levels-1) if 1 < len(block) < len(rows) else (0, [], block)
-        if kids and own + tokens(left, n) < tokens(block, n): groups, rest, cost = groups + kids, rest + left, cost + own
+        own, kids, left = 0, [], block
+        if 1 < len(block) < len(rows):
+            own, kids, left = _split(block, sizes, arrays, caps, overhead, n, levels-1)
+        if kids and own + tokens(left, n) < tokens(block, n):
+            groups, rest, cost = groups + kids, rest + left, cost + own
         else: rest = rest + block
     if groups and levels < 8 and tokens(rest, depth) <= tokens(rest, n) + overhead: return cost, groups, rest
     return cost + bool(rest)*overhead + tokens(rest, n), ([Group(n, rest)] if rest else []) + groups, []
@@ -65,11 +71,14 @@ def attend(q,        # [N, H, L, D]
           )->tuple: # outputs [N, H, L, D], log-sum-exp [N, H, L] in float32
     "Softmax attention that also gives its log-sum-exp."
     if softcap is None and q.device.type == "cpu":
-        if q.dtype == torch.bfloat16 and mask is None and not causal and len(q) == 1: return _attend_bf16(q, k, v, scale)
-        if q.dtype == torch.bfloat16 and q.shape[2] < 16 and k.shape[2] <= 256: # the kernel is faster in float32 where each row has few keys
+        if q.dtype == torch.bfloat16 and mask is None and not causal and len(q) == 1:
+            return _attend_bf16(q, k, v, scale)
+        # the kernel is faster in float32 where each row has few keys
+        if q.dtype == torch.bfloat16 and q.shape[2] < 16 and k.shape[2] <= 256:
             o, lse = attend(q.float(), k.float(), v.float(), scale, None if mask is None else mask.float(), causal)
             return o.to(q.dtype), lse
-        o, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, attn_mask=mask, scale=scale)
+        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        o, lse = flash(q, k, v, 0.0, causal, attn_mask=mask, scale=scale)
         if mask is not None: lse = lse.masked_fill((mask == -torch.inf).all(-1).expand(lse.shape), -torch.inf)
         return o, lse
     if softcap is None and mask is None and q.is_cuda and q.dtype != torch.float32 and q.shape[-1] <= 256:
@@ -77,6 +86,7 @@ def attend(q,        # [N, H, L, D]
         if out is not None: return out
     return _attend_plainly(q, k, v, scale, mask, causal, softcap)
 
+# %% ../../nbs/core/engines/shared_prefix.ipynb #e7a73c61
 def _attend_flash(q, k, v, scale, causal):
     "The GPU's flash kernel, which takes fewer key heads as they are; None where it does not take this shape or card."
     try: o, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, scale=scale)
@@ -84,7 +94,8 @@ def _attend_flash(q, k, v, scale, causal):
     except (RuntimeError, NotImplementedError): return None
     return o, lse
 
-def _attend_bf16(q, k, v, scale, rows=512): # faster than the flash kernel; scores rounded to bf16, as transformers' eager attention does
+# faster than the flash kernel; scores rounded to bf16, as transformers' eager attention does
+def _attend_bf16(q, k, v, scale, rows=512):
     parts = [_few_bf16(x, k, v) for x in (q * scale).split(rows, 2)] # as many rows as stay in the processor's cache
     return parts[0] if len(parts) == 1 else tuple(torch.cat(x, 2) for x in zip(*parts))
 
@@ -92,9 +103,13 @@ def _few_bf16(q, k, v):
     x = q @ k.transpose(-1, -2)
     p = x.softmax(-1)
     x0, p0 = x[..., :1], p[..., :1]
-    if not p0.amin() > 1e-30: i = x.argmax(-1, keepdim=True); x0, p0 = x.gather(-1, i), p.gather(-1, i)
-    return p @ v, (x0.float() - p0.float().log())[..., 0] # log p = x - lse holds for any key: take the first, if it has not vanished
+    if not p0.amin() > 1e-30:
+        i = x.argmax(-1, keepdim=True)
+        x0, p0 = x.gather(-1, i), p.gather(-1, i)
+    # log p = x - lse holds for any key: take the first, if it has not vanished
+    return p @ v, (x0.float() - p0.float().log())[..., 0]
 
+# %% ../../nbs/core/engines/shared_prefix.ipynb #f0399490
 def _attend_plainly(q, k, v, scale, mask, causal, softcap):
     n, h, l, d = q.shape
     x = (q.reshape(n, k.shape[1], -1, d) @ k.transpose(-1, -2)).float().view(n, h, l, -1) * scale
@@ -105,6 +120,7 @@ def _attend_plainly(q, k, v, scale, mask, causal, softcap):
     p = torch.exp(x - lse.clamp(min=torch.finfo(torch.float32).min)[..., None]).to(v.dtype)
     return (p.view(n, k.shape[1], -1, x.shape[-1]) @ v).view(n, h, l, -1), lse
 
+# %% ../../nbs/core/engines/shared_prefix.ipynb #c345350a
 def join(o_p, lse_p, # prefix part
          o_s, lse_s  # suffix part
         ): # attention over both
@@ -122,7 +138,9 @@ class SharedLayer(DynamicLayer):
         "Write new keys and values where the current pass wants them; return the suffix part."
         c = self.cache
         if c.kind == "score": return k, v
-        if c.kind == "prefix": self._room("prefix", k, (1, c.n_prefix + k.shape[2])); at, n = c.n_prefix, 0
+        if c.kind == "prefix":
+            self._room("prefix", k, (1, c.n_prefix + k.shape[2]))
+            at, n = c.n_prefix, 0
         else: self._room("slots", k, c.shape)
         if c.kind == "step":
             for buf, x in zip(self.slots, (k, v)): buf[c.rows, :, c.lens] = x[:, :, 0]
@@ -133,8 +151,11 @@ class SharedLayer(DynamicLayer):
 
     def _room(self, name, k, shape):
         bufs, (rows, length) = getattr(self, name), shape
-        if bufs is not None and bufs[0].shape[0] >= rows and (bufs[0].shape[2] == length or bufs[0].shape[2] > length and name == "slots"): return
-        new = [k.new_zeros(rows, k.shape[1], length, k.shape[3]) for _ in range(2)] # a prefix without slack is contiguous: no product copies it
+        if bufs is not None and bufs[0].shape[0] >= rows:
+            held = bufs[0].shape[2]
+            if held == length or held > length and name == "slots": return
+        # a prefix without slack is contiguous: no product copies it
+        new = [k.new_zeros(rows, k.shape[1], length, k.shape[3]) for _ in range(2)]
         if bufs is not None and name == "prefix":
             for b, old in zip(new, bufs): b[:, :, :self.cache.n_prefix] = old[:, :, :self.cache.n_prefix]
         setattr(self, name, new)
@@ -142,6 +163,7 @@ class SharedLayer(DynamicLayer):
     def get_seq_length(self): return self.cache.n_prefix
     def get_mask_sizes(self, query_length): return query_length, 0
 
+# %% ../../nbs/core/engines/shared_prefix.ipynb #cd2b9126
 class SharedCache(Cache):
     "One shared prefix and the suffixes of many rows, as transformers' models take a cache."
     def __init__(self, n_layers:int):
@@ -160,7 +182,8 @@ class SharedCache(Cache):
         self.kind, self.positions, self.masks, self.first, self.tree = kind, positions, {}, first, tree
         if lens is not None:
             self.lens = torch.as_tensor(lens, device=positions.device)
-            self.rows, self.width, self.even = torch.arange(len(lens), device=positions.device), max(lens) + 1, min(lens) == max(lens)
+            self.rows, self.width = torch.arange(len(lens), device=positions.device), max(lens) + 1
+            self.even = min(lens) == max(lens)
 
     def reserve(self, rows, length):
         "Make room for so many slots of so many tokens (allocated at first use)."
@@ -179,30 +202,40 @@ class SharedCache(Cache):
         for l in self.layers: l.slots = l.prefix = None
         self.tokens, self.shape = [], (0, 0)
 
-    def mask(self, part, dtype, window):
-        "Additive mask of this pass for the prefix or suffix part, or None where all is visible; made once per pass."
-        key = part, dtype, window
-        if key not in self.masks: self.masks[key] = (self._prefix_mask if part == "prefix" else self._suffix_mask)(dtype, window)
-        return self.masks[key]
+# %% ../../nbs/core/engines/shared_prefix.ipynb #9807d46b
+@patch
+def mask(self:SharedCache, part, dtype, window):
+    "Additive mask of this pass for the prefix or suffix part, or None where all is visible; made once per pass."
+    key = part, dtype, window
+    if key not in self.masks:
+        make = self._prefix_mask if part == "prefix" else self._suffix_mask
+        self.masks[key] = make(dtype, window)
+    return self.masks[key]
 
-    def _prefix_mask(self, dtype, window): # [N, 1, L, P - low]
-        if window is None or int(self.positions.max()) < window: return 0, None
-        low = max(0, int(self.positions.min()) - window + 1)
-        keys = torch.arange(low, max(low, self.n_prefix), device=self.positions.device)
-        return low, _additive(keys > self.positions[:, None, :, None] - window, dtype)
+@patch
+def _prefix_mask(self:SharedCache, dtype, window): # [N, 1, L, P - low]
+    if window is None or int(self.positions.max()) < window: return 0, None
+    low = max(0, int(self.positions.min()) - window + 1)
+    keys = torch.arange(low, max(low, self.n_prefix), device=self.positions.device)
+    return low, _additive(keys > self.positions[:, None, :, None] - window, dtype)
 
-    def _suffix_mask(self, dtype, window): # [N or 1, 1, L, S]; None = all visible (step) or causal
-        windowed = window is not None and int(self.positions.max()) >= window
-        if not windowed and self.tree is None and (self.kind != "step" or self.even): return None
-        keys = self.n_prefix + torch.arange(self.width if self.kind == "step" else self.positions.shape[1], device=self.positions.device)
-        if self.tree is None: seen = keys <= self.positions[:, None, :, None]
-        else: keys, seen = self.positions[0], self.tree[None, None]
-        return _additive(seen & (keys > self.positions[:, None, :, None] - window) if windowed else seen, dtype)
+@patch
+def _suffix_mask(self:SharedCache, dtype, window): # [N or 1, 1, L, S]; None = all visible (step) or causal
+    windowed = window is not None and int(self.positions.max()) >= window
+    if not windowed and self.tree is None and (self.kind != "step" or self.even): return None
+    n = self.width if self.kind == "step" else self.positions.shape[1]
+    keys = self.n_prefix + torch.arange(n, device=self.positions.device)
+    if self.tree is None: seen = keys <= self.positions[:, None, :, None]
+    else: keys, seen = self.positions[0], self.tree[None, None]
+    return _additive(seen & (keys > self.positions[:, None, :, None] - window) if windowed else seen, dtype)
 
-def _additive(seen, dtype): return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, -torch.inf)
+# %% ../../nbs/core/engines/shared_prefix.ipynb #bd9bd4f0
+def _additive(seen, dtype):
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, -torch.inf)
 
 # %% ../../nbs/core/engines/shared_prefix.ipynb #cb97e007
-def shared_attention(module, query, key, value, attention_mask, scaling=None, sliding_window=None, softcap=None, shared=None, **kwargs):
+def shared_attention(module, query, key, value, attention_mask, scaling=None, sliding_window=None, softcap=None,
+        shared=None, **kwargs):
     "Prefix part and suffix part, joined: transformers' attention interface over a `SharedCache`."
     if shared is None: raise Unsupported("its attention does not hand on keyword arguments")
     for name in ("s_aux", "position_bias"):
@@ -216,6 +249,7 @@ def shared_attention(module, query, key, value, attention_mask, scaling=None, sl
         if part is not None: o = join(*part, o, lse)
     return o.reshape(n, h, l, -1).transpose(1, 2), None
 
+# %% ../../nbs/core/engines/shared_prefix.ipynb #a41f6cdf
 def _suffix_part(shared, q, k, v, scale, window, softcap): # [N, kv, G·L, D]
     n, h, l, d = q.shape
     mask = shared.mask("suffix", q.dtype, window)

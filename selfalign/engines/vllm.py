@@ -10,6 +10,7 @@ import contextlib, os, re, sys
 from dataclasses import replace
 
 import torch
+from fastcore.basics import patch
 
 from ..checks import InputError
 from .choosing import RowRules, token_rules
@@ -40,6 +41,8 @@ _VLLM_TROUBLE = ( # what vLLM, PyTorch or Triton write; what to tell
      "CUDA was in use before vLLM started; export VLLM_WORKER_MULTIPROC_METHOD=spawn"),
     ("World size .* larger than|not enough.*GPUs|divisible by tensor parallel size",
      "tensor_parallel_size does not fit the GPUs that are visible or the model's heads; give a smaller one"))
+_NO_WORD = ("the engine's process ended without a word (often the host's memory was full, see dmesg); "
+    "give the same command again")
 _VLLM_ENDED = "EngineDead|EngineCore encountered an issue|root cause|died unexpectedly" # the end, not its cause
 
 def vllm_trouble(text:str)->str: # one line
@@ -47,8 +50,7 @@ def vllm_trouble(text:str)->str: # one line
     for words, told in _VLLM_TROUBLE:
         if re.search(words, text): return told
     found = [e for e in re.findall(r"\b(\w*(?:Error|Exception): .+)", text) if not re.search(_VLLM_ENDED, e)]
-    if not found: return ("the engine's process ended without a word (often the host's memory was full, see dmesg); "
-                          "give the same command again")
+    if not found: return _NO_WORD
     return " ".join(found[0].split())[:300]
 
 # %% ../../nbs/core/engines/vllm.ipynb #1ab95e7c
@@ -59,7 +61,8 @@ class _VLLMLog: # where vLLM's processes write, for the engine's life; its failu
     def start(self): # a child keeps the file that it starts with
         import tempfile
         f, self.path = tempfile.mkstemp(prefix="selfalign-vllm-", suffix=".log")
-        sys.stdout.flush(); sys.stderr.flush()
+        sys.stdout.flush()
+        sys.stderr.flush()
         kept = {n: os.dup(n) for n in (1, 2)}
         for n in kept: os.dup2(f, n)
         os.close(f)
@@ -67,8 +70,11 @@ class _VLLMLog: # where vLLM's processes write, for the engine's life; its failu
             with self.told(): yield
             self.seen = os.path.getsize(self.path) # what a start that went well has said is no cause
         finally:
-            sys.stdout.flush(); sys.stderr.flush()
-            for n, old in kept.items(): os.dup2(old, n); os.close(old)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for n, old in kept.items():
+                os.dup2(old, n)
+                os.close(old)
 
     @contextlib.contextmanager
     def told(self):
@@ -77,7 +83,9 @@ class _VLLMLog: # where vLLM's processes write, for the engine's life; its failu
         except Exception as e:
             self.dead, text = True, ""
             with contextlib.suppress(OSError, TypeError):
-                with open(self.path, "rb") as f: f.seek(self.seen); text = f.read()[-400_000:].decode(errors="replace")
+                with open(self.path, "rb") as f:
+                    f.seek(self.seen)
+                    text = f.read()[-400_000:].decode(errors="replace")
             told = vllm_trouble(f"{text}\n{type(e).__name__}: {e}")
             raise InputError(f"{self.name}: {told}; vLLM's own words: {self.path}") from e
 
@@ -85,6 +93,7 @@ class _VLLMLog: # where vLLM's processes write, for the engine's life; its failu
         if self.path and not self.dead:
             with contextlib.suppress(OSError): os.unlink(self.path)
 
+# %% ../../nbs/core/engines/vllm.ipynb #d479f995
 _RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 
 def _vllm_runner(rules): # the runner whose logits processors see a row's tokens; a value set by the user stays
@@ -108,6 +117,7 @@ def vllm_rules():
             return RowRules(rules, self.words if rules["word_start_only"] else None) if rules else None
     return Rules
 
+# %% ../../nbs/core/engines/vllm.ipynb #b0da6629
 def __getattr__(name): # vLLM's worker processes look the class up by name, in a module that must not need vLLM
     if name == "VLLMRules": return vllm_rules()
     raise AttributeError(name)
@@ -115,9 +125,11 @@ def __getattr__(name): # vLLM's worker processes look the class up by name, in a
 def _vllm_params(sampling, seed, rules):
     s = sampling
     from vllm.sampling_params import RequestOutputKind
-    return dict(output_kind=RequestOutputKind.FINAL_ONLY, max_tokens=s.max_new_tokens, temperature=s.temperature, top_p=s.top_p, top_k=s.top_k or -1, stop=list(s.stop) or None, seed=seed % 2**63,
+    return dict(output_kind=RequestOutputKind.FINAL_ONLY, max_tokens=s.max_new_tokens, temperature=s.temperature,
+                top_p=s.top_p, top_k=s.top_k or -1, stop=list(s.stop) or None, seed=seed % 2**63,
                 extra_args=dict(selfalign=rules) if rules else None)
 
+# %% ../../nbs/core/engines/vllm.ipynb #1960028e
 class VLLMEngine(Engine):
     "Generation and scoring by vLLM in this process, prefix caching on."
     kind = "vllm"
@@ -130,10 +142,12 @@ class VLLMEngine(Engine):
                  batch_size=None,        # rows decoded together; None = vLLM's choice
                  eager=False,            # no CUDA graphs: starts sooner, runs slower
                  lora=None,              # folder of an adapter
-                 rules=True              # may a `Sampling` ask for bans and penalties? False = vLLM's newer, faster runner
+                 rules=True              # may bans and penalties be asked? False = vLLM's newer, faster runner
                 ):
         try: from vllm import LLM
-        except ImportError as e: raise InputError(f"vllm:{model}: vLLM is not installed here ({e}); pip install vllm, or use torch:{model}") from None
+        except ImportError as e:
+            raise InputError(f"vllm:{model}: vLLM is not installed here ({e}); pip install vllm, "
+                f"or use torch:{model}") from None
         src = resolve_model(model)
         # -1: as much context as the memory holds, where the model's own would not fit
         extra = dict(max_model_len=max_context or -1, max_num_seqs=batch_size, quantization=quantization)
@@ -148,62 +162,16 @@ class VLLMEngine(Engine):
         self.prompts, self.stand_in, self.lora = Prompts(load_tokenizer(model)), src.stand_in, lora
         config = self.llm.llm_engine.model_config
         self.max_context, self.eos = config.max_model_len, _config_eos(config.hf_config, self.prompts.tok, src.path)
-        self.info = dict(kind="vllm", model=src.name, revision=src.revision, sha256=src.sha256, dtype=str(config.dtype).removeprefix("torch."), device=None, tensor_parallel_size=tensor_parallel_size, quantization=quantization, lora=lora)
+        self.info = dict(kind="vllm", model=src.name, revision=src.revision, sha256=src.sha256,
+            dtype=str(config.dtype).removeprefix("torch."), device=None, tensor_parallel_size=tensor_parallel_size,
+            quantization=quantization, lora=lora)
 
     def count_tokens(self, prompt)->int: return len(self.prompts.encode(prompt))
-
-    def _checked(self, prompt, room=1):
-        ids = [] if prompt in ("", [], ()) else self.prompts.encode(prompt)
-        if not ids: raise InputError("the prompt is empty")
-        if len(ids) + room > self.max_context: raise InputError(f"the prompt has {len(ids)} tokens, the context {self.max_context}; shorten it")
-        return ids
 
     def _lora(self):
         if not self.lora: return {}
         from vllm.lora.request import LoRARequest
         return dict(lora_request=LoRARequest("selfalign", 1, self.lora))
-
-    def generate_iter(self, prompts, sampling, seeds=None):
-        "Yield rows as vLLM ends them."
-        from vllm import SamplingParams
-        ends = self.prompts.ends if any(map(asks_turn, prompts)) else set()
-        rules, engine, rows = token_rules(sampling, self.prompts, self.eos | ends), self.llm.llm_engine, {}
-        if rules and not self.rules: raise InputError("vllm: opened with rules=False, but bans or penalties are asked; leave it out")
-        for i, (p, seed) in enumerate(zip(prompts, _pairs(prompts, seeds, sampling))):
-            try: ids = self._checked(p)
-            except InputError as e: yield i, _error(i, str(e)); continue
-            params = SamplingParams(**_vllm_params(replace(sampling, max_new_tokens=min(sampling.max_new_tokens, self.max_context - len(ids))), seed, rules), stop_token_ids=sorted(ends) if asks_turn(p) and not sampling.ban_eos else None)
-            key = f"{id(rows)}-{i}"; rows[key] = i, len(ids)
-            with self.log.told(): engine.add_request(key, dict(prompt_token_ids=ids), params, **self._lora()) # it may have died since
-        try:
-            while rows:
-                with self.log.told(): outs = engine.step()
-                for out in outs:
-                    if out.finished and (row := next((k for k in (out.request_id, out.request_id.rsplit("-", 1)[0]) if k in rows), None)):
-                        i, n = rows.pop(row)
-                        yield i, _vllm_completion(out.outputs[0], n)
-        finally:
-            if rows and not self.log.dead: engine.abort_request(list(rows))
-
-    def score(self, prompts, continuations):
-        "Log-probabilities from vLLM's prompt log-probabilities."
-        from vllm import SamplingParams
-        prompts, continuations = as_pairs(prompts, continuations)
-        out, rows = [None] * len(prompts), []
-        for i, (p, c) in enumerate(zip(prompts, continuations)):
-            try:
-                if not p: raise InputError("the prompt is empty")
-                ids, n = self.prompts.pair(p, c)
-                if len(ids) <= n: raise InputError("the continuation adds no token to the prompt")
-                if len(ids) >= self.max_context: raise InputError(f"prompt and continuation have {len(ids)} tokens, the context {self.max_context}; shorten them")
-                rows.append((i, ids, n))
-            except InputError as e: out[i] = Score(float("nan"), 0, f"row {i}: {e}")
-        params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
-        for at in range(0, len(rows), 128): # vLLM makes an object for each token of a prompt
-            part = rows[at:at+128]
-            with self.log.told(): got = self.llm.generate([dict(prompt_token_ids=ids) for _, ids, _ in part], params, use_tqdm=False, **self._lora())
-            for (i, ids, n), r in zip(part, got): out[i] = Score(sum(r.prompt_logprobs[j][ids[j]].logprob for j in range(n, len(ids))), len(ids) - n)
-        return out
 
     def close(self):
         "End vLLM's processes and give the memory back."
@@ -211,10 +179,83 @@ class VLLMEngine(Engine):
         with contextlib.suppress(AttributeError): llm.llm_engine.engine_core.shutdown()
         del llm
         self.log.close()
-        import gc; gc.collect()
+        import gc
+        gc.collect()
         if torch.cuda.is_available(): torch.cuda.empty_cache()
 
+# %% ../../nbs/core/engines/vllm.ipynb #33308a58
+@patch
+def _checked(self:VLLMEngine, prompt, room=1):
+    ids = [] if prompt in ("", [], ()) else self.prompts.encode(prompt)
+    if not ids: raise InputError("the prompt is empty")
+    if len(ids) + room > self.max_context:
+        raise InputError(f"the prompt has {len(ids)} tokens, the context {self.max_context}; shorten it")
+    return ids
+
+@patch
+def generate_iter(self:VLLMEngine, prompts, sampling, seeds=None):
+    "Yield rows as vLLM ends them."
+    from vllm import SamplingParams
+    ends = self.prompts.ends if any(map(asks_turn, prompts)) else set()
+    rules, engine, rows = token_rules(sampling, self.prompts, self.eos | ends), self.llm.llm_engine, {}
+    if rules and not self.rules:
+        raise InputError("vllm: opened with rules=False, but bans or penalties are asked; leave it out")
+    for i, (p, seed) in enumerate(zip(prompts, _pairs(prompts, seeds, sampling))):
+        try: ids = self._checked(p)
+        except InputError as e:
+            yield i, _error(i, str(e))
+            continue
+        mine = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, self.max_context - len(ids)))
+        turn_ends = sorted(ends) if asks_turn(p) and not sampling.ban_eos else None
+        params = SamplingParams(**_vllm_params(mine, seed, rules), stop_token_ids=turn_ends)
+        key = f"{id(rows)}-{i}"
+        rows[key] = i, len(ids)
+        with self.log.told(): # it may have died since
+            engine.add_request(key, dict(prompt_token_ids=ids), params, **self._lora())
+    try:
+        while rows:
+            with self.log.told(): outs = engine.step()
+            for out in outs:
+                names = (out.request_id, out.request_id.rsplit("-", 1)[0]) # newer releases add to the name
+                row = next((k for k in names if k in rows), None)
+                if out.finished and row:
+                    i, n = rows.pop(row)
+                    yield i, _vllm_completion(out.outputs[0], n)
+    finally:
+        if rows and not self.log.dead: engine.abort_request(list(rows))
+
 def _vllm_completion(o, n_prompt):
-    if o.finish_reason == "stop": return Completion(o.text, len(o.token_ids), "stop", n_prompt, o.stop_reason if isinstance(o.stop_reason, str) else "<eos>", None, list(o.token_ids))
-    if o.finish_reason == "length": return Completion(o.text, len(o.token_ids), "length", n_prompt, None, None, list(o.token_ids))
+    if o.finish_reason == "stop":
+        stop = o.stop_reason if isinstance(o.stop_reason, str) else "<eos>"
+        return Completion(o.text, len(o.token_ids), "stop", n_prompt, stop, None, list(o.token_ids))
+    if o.finish_reason == "length":
+        return Completion(o.text, len(o.token_ids), "length", n_prompt, None, None, list(o.token_ids))
     return Completion("", len(o.token_ids), "error", n_prompt, error=f"vLLM ended it with {o.finish_reason!r}")
+
+# %% ../../nbs/core/engines/vllm.ipynb #9e8c3979
+@patch
+def score(self:VLLMEngine, prompts, continuations):
+    "Log-probabilities from vLLM's prompt log-probabilities."
+    from vllm import SamplingParams
+    prompts, continuations = as_pairs(prompts, continuations)
+    out, rows = [None] * len(prompts), []
+    for i, (p, c) in enumerate(zip(prompts, continuations)):
+        try:
+            if not p: raise InputError("the prompt is empty")
+            ids, n = self.prompts.pair(p, c)
+            if len(ids) <= n: raise InputError("the continuation adds no token to the prompt")
+            if len(ids) >= self.max_context:
+                raise InputError(f"prompt and continuation have {len(ids)} tokens, "
+                    f"the context {self.max_context}; shorten them")
+            rows.append((i, ids, n))
+        except InputError as e: out[i] = Score(float("nan"), 0, f"row {i}: {e}")
+    params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
+    for at in range(0, len(rows), 128): # vLLM makes an object for each token of a prompt
+        part = rows[at:at+128]
+        with self.log.told():
+            got = self.llm.generate([dict(prompt_token_ids=ids) for _, ids, _ in part], params, use_tqdm=False,
+                **self._lora())
+        for (i, ids, n), r in zip(part, got):
+            lp = sum(r.prompt_logprobs[j][ids[j]].logprob for j in range(n, len(ids)))
+            out[i] = Score(lp, len(ids) - n)
+    return out
