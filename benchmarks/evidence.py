@@ -1,10 +1,10 @@
-"""Keep what finished runs of one model showed: `data/results/evidence_NAME.json`, read by the page *What alignment changed*.
+"""Keep what finished runs of one model showed: `data/results/evidence_NAME.json`, read by the page *What alignment
+changed*.
 
     python benchmarks/evidence.py gemma runs/gemma-0 runs/gemma-1 runs/gemma-2 --command "selfalign run …"
 
-Every run needs a finished stage 5 with `principles` among its sets. Runs of one name share model and settings and differ by
-their seed, or by what `--label` says of each.
-"""
+Every run needs a finished stage 5 with `principles` among its sets. Runs of one name share model and settings and
+differ by their seed, or by what `--label` says of each. """
 import argparse
 import json
 from pathlib import Path
@@ -44,21 +44,26 @@ def one(run_path, label):
         table, man = closing_table(run), run.manifest
     found = man["stages"].get("evaluation", {})
     if not found.get("principles"):
-        raise InputError(f"{run_path}: no finished stage 5 with pairs of principles; add principles to evaluate.sets and run `selfalign evaluate {run_path}`")
-    stages = {s: {k: v for k in KEPT if (v := man["stages"][s].get(k)) is not None} for s in STAGES if s in man["stages"]}
+        raise InputError(f"{run_path}: no finished stage 5 with pairs of principles; "
+            f"add principles to evaluate.sets and run `selfalign evaluate {run_path}`")
+    stages = {s: {k: v for k in KEPT if (v := man["stages"][s].get(k)) is not None}
+        for s in STAGES if s in man["stages"]}
     evaluation = {k: found.get(k) for k in ("principles", "tax", "internalization", "replies", "scores")}
-    return dict(label=label, seed=man["config"].get("seed"), commit=man["commit"], versions=man["versions"], config=man["config"],
-                table=table, stages=stages, evaluation=evaluation, pairs=by_pair(run_path), answers=answers(run_path))
+    return dict(label=label, seed=man["config"].get("seed"), commit=man["commit"], versions=man["versions"],
+        config=man["config"], table=table, stages=stages, evaluation=evaluation, pairs=by_pair(run_path),
+        answers=answers(run_path))
 
 
 def store(name, runs, labels, command):
-    if labels and len(labels) != len(runs): raise InputError(f"{len(labels)} labels for {len(runs)} runs; give one each")
+    if labels and len(labels) != len(runs):
+        raise InputError(f"{len(labels)} labels for {len(runs)} runs; give one each")
     got = [one(r, l) for r, l in zip(runs, labels or [f"seed {k}" for k in range(len(runs))])]
     model = got[0]["config"].get("model")
     sha = resolve_model(model).sha256 if model else None
     for r in got: r["config"]["model"] = Path(str(model)).name # no path of this machine
     out = RESULTS/f"evidence_{name}.json"
-    write_json(out, dict(command=command, commit=got[0]["commit"], hardware=hardware(), model=Path(str(model)).name, sha256=sha, runs=got))
+    write_json(out, dict(command=command, commit=got[0]["commit"], hardware=hardware(), model=Path(str(model)).name,
+        sha256=sha, runs=got))
     print(f"stored: {out}")
 
 

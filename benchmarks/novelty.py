@@ -1,6 +1,7 @@
 """The novelty filter against rouge-score: same decisions, time per text, growth and memory.
 
-    python benchmarks/novelty.py                     # all of it: about 11 minutes on one core, nearly all of it the reference; writes data/results/novelty.json
+    # all of it: about 11 minutes on one core, nearly all of it the reference; writes data/results/novelty.json
+    python benchmarks/novelty.py
     python benchmarks/novelty.py --texts 50000 --check 1000 --out /tmp/novelty.json
 
 Stream: words of our seed tasks, drawn by Zipf's law over their frequency ranks; lengths from 4 to 150 words, falling
@@ -81,7 +82,8 @@ def same_decisions(words, size):
         if got.kept != want[0] or (not got.kept and (got.score, got.nearest) != want[1:]): differ.append(texts)
         if want[0]: ref.pool.append(tokens)
         texts += 1; rejects += not want[0]; ties += abs(best - 0.7) < 1e-12
-    return dict(texts=texts, pool=len(ours), rejects=rejects, at_the_threshold=ties, differences=len(differ), first_differences=differ[:5])
+    return dict(texts=texts, pool=len(ours), rejects=rejects, at_the_threshold=ties, differences=len(differ),
+        first_differences=differ[:5])
 
 
 def per_text(words, size, reference_texts=20, our_texts=2000):
@@ -97,8 +99,8 @@ def per_text(words, size, reference_texts=20, our_texts=2000):
         return statistics.mean(out)
     slow = timed(lambda t: max(ref.scores(tokenize.tokenize(t, None))), new[:reference_texts])
     fast = timed(ours.check, new)
-    return dict(pool=size, reference_texts=reference_texts, our_texts=our_texts, reference_seconds_per_text=slow, our_seconds_per_text=fast,
-                times_faster=slow/fast, seconds_per_pair=slow/size)
+    return dict(pool=size, reference_texts=reference_texts, our_texts=our_texts, reference_seconds_per_text=slow,
+        our_seconds_per_text=fast, times_faster=slow/fast, seconds_per_pair=slow/size)
 
 
 def pool_words(f):
@@ -141,15 +143,21 @@ def main():
     a.add_argument("--out", default=ROOT/"data"/"results"/"novelty.json", type=Path)
     o = a.parse_args()
     words, source = vocabulary()
-    with multiprocessing.get_context("spawn").Pool(1) as fresh: g = fresh.map(growth, [(words, o.texts)])[0] # memory of this part alone
+    # memory of this part alone
+    with multiprocessing.get_context("spawn").Pool(1) as fresh: g = fresh.map(growth, [(words, o.texts)])[0]
     late = [i for i, n in enumerate(g["texts"]) if n >= 50_000]
     g["exponent"] = exponent([g["texts"][i] for i in late], [g["seconds"][i] for i in late]) if len(late) > 1 else None
-    g["exponent_50k_to_end"] = math.log(g["seconds"][-1]/g["seconds"][late[0]])/math.log(g["texts"][-1]/g["texts"][late[0]]) if len(late) > 1 else None
-    ref = per_text(words, o.pool); print(f"at a pool of {o.pool:,}: {ref['times_faster']:,.0f} times faster", flush=True)
-    same = same_decisions(words, o.check); print(f"{same['texts']:,} decisions, {same['differences']} differences", flush=True)
+    g["exponent_50k_to_end"] = (math.log(g["seconds"][-1]/g["seconds"][late[0]])/math.log(
+        g["texts"][-1]/g["texts"][late[0]]) if len(late) > 1 else None)
+    ref = per_text(words, o.pool)
+    print(f"at a pool of {o.pool:,}: {ref['times_faster']:,.0f} times faster", flush=True)
+    same = same_decisions(words, o.check)
+    print(f"{same['texts']:,} decisions, {same['differences']} differences", flush=True)
     write_json(o.out, dict(
-        claim="the decisions of rouge-score, at scale", command=shlex.join(["python", "benchmarks/novelty.py", *sys.argv[1:]]), commit=git_commit(ROOT),
-        hardware=f"{cpu()}, {os.cpu_count()} cores seen, 1 used", versions=versions(("selfalign", "rapidfuzz", "numpy", "rouge_score")),
+        claim="the decisions of rouge-score, at scale",
+        command=shlex.join(["python", "benchmarks/novelty.py", *sys.argv[1:]]), commit=git_commit(ROOT),
+        hardware=f"{cpu()}, {os.cpu_count()} cores seen, 1 used",
+        versions=versions(("selfalign", "rapidfuzz", "numpy", "rouge_score")),
         stream=dict(seed=SEED, vocabulary=source, near_duplicates=0.3, lengths="4 to 150 words, falling as 1/length^2"),
         reference_way="rouge_score.rouge_scorer._score_lcs against the pre-tokenised pool, one process",
         decisions=same, reference=ref, growth=g))

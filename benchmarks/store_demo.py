@@ -20,7 +20,8 @@ ROWS = dict(prompts=60, responses=45, verbose=45)  # at most 200 rows in all
 
 def hardware():
     gpu = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    cpu = next((l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), platform.machine())
+    cpu = next((l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")),
+        platform.machine())
     return ", ".join([f"{os.cpu_count()} cores of {cpu}", *gpu])
 
 
@@ -33,17 +34,25 @@ def store(run_path):
         write_jsonl(samples/f"{name}.jsonl", [rows[int(i*step)] for i in range(min(n, len(rows)))])
     adapter = samples/"adapter"
     shutil.rmtree(adapter, ignore_errors=True); adapter.mkdir(parents=True)
-    save_file({k: v.to(torch.bfloat16) for k, v in load_file(run_path/"final"/"adapter"/"adapter_model.safetensors").items()}, adapter/"adapter_model.safetensors", metadata={"format": "pt"})
+    save_file({k: v.to(torch.bfloat16)
+        for k, v in load_file(run_path/"final"/"adapter"/"adapter_model.safetensors").items()},
+        adapter/"adapter_model.safetensors", metadata={"format": "pt"})
     cfg = json.loads((run_path/"final"/"adapter"/"adapter_config.json").read_text())
     cfg["base_model_name_or_path"] = "embedded"
     write_json(adapter/"adapter_config.json", cfg)
     replies = json.loads((run_path/"eval"/"replies.json").read_text())
     lengths = {m: [len(r["answers"][m].split()) for r in replies] for m in replies[0]["answers"]}
     replies = [r for r in replies if r["kind"] == "question"]
-    stages = {k: {a: v.get(a) for a in ("seconds", "asked", "kept", "rejected", "steps", "first_loss", "last_loss") if v.get(a) is not None} | {a: x for a, x in v.items() if a.startswith("peak")} for k, v in man["stages"].items()} # the peak of memory where a stage records it
-    write_json(ROOT/"data"/"results"/"demo.json", dict(command="make demo", commit=man["commit"], hardware=hardware(), versions=man["versions"], config=man["config"], table=table,
-        stages=stages, evaluation={k: man["stages"]["evaluation"].get(k) for k in ("principles", "tax", "internalization", "replies", "scores", "done")},
-        answers=[dict(question=r["instruction"], base=r["answers"]["base"], final=r["answers"]["final"]) for r in replies], replies=replies, lengths=lengths))
+    # the peak of memory where a stage records it
+    stages = {k: {a: v.get(a) for a in ("seconds", "asked", "kept", "rejected", "steps", "first_loss", "last_loss")
+        if v.get(a) is not None} | {a: x for a, x in v.items() if a.startswith("peak")}
+        for k, v in man["stages"].items()}
+    write_json(ROOT/"data"/"results"/"demo.json", dict(command="make demo", commit=man["commit"], hardware=hardware(),
+        versions=man["versions"], config=man["config"], table=table,
+        stages=stages, evaluation={k: man["stages"]["evaluation"].get(k)
+            for k in ("principles", "tax", "internalization", "replies", "scores", "done")},
+        answers=[dict(question=r["instruction"], base=r["answers"]["base"], final=r["answers"]["final"])
+            for r in replies], replies=replies, lengths=lengths))
     print(f"stored: {ROOT/'data'/'results'/'demo.json'}, {samples}")
 
 

@@ -1,4 +1,5 @@
-"""What becomes worse is said: a loss against the stage before, a run that goes on under other conditions, a path that would be passed on."""
+"""What becomes worse is said: a loss against the stage before, a run that goes on under other conditions, a path that
+would be passed on."""
 import json
 from itertools import combinations
 
@@ -17,13 +18,18 @@ def shape(repeated, ended, n=20): return dict(n=n, repetition_rate=repeated, sto
 def test_the_chance_of_a_rise_is_counted_out():
     rows = [True]*4 + [False]*4
     ways = list(combinations(range(8), 4)) # where the 4 cases may lie; the last four rows are the second stage's
-    for l in range(5): assert chance_of_rise(4-l, 4, l, 4) == pytest.approx(sum(sum(i >= 4 for i in w) >= l for w in ways)/len(ways))
+    for l in range(5):
+        assert chance_of_rise(4-l, 4, l, 4) == pytest.approx(sum(sum(i >= 4 for i in w) >= l for w in ways)/len(ways))
     assert chance_of_rise(0, 0, 0, 5) == 1 and chance_of_rise(3, 100, 60, 100) < 1e-9 and len(rows) == 8
 
 
-@pytest.mark.parametrize("replies, models", [(dict(engraved=shape(0, 1), final=shape(1, 1)), ["final"]), (dict(base=shape(0, 1), engraved=shape(1, 1), final=shape(1, 1)), ["engraved"]), (dict(engraved=shape(0, 1), final=shape(0, .2)), ["final"]),
-                                             (dict(engraved=shape(1, 0), final=shape(0, 1)), []), (dict(engraved=shape(.1, 1), final=shape(.2, 1)), []), (dict(engraved=shape(0, 1, 2), final=shape(1, 1, 2)), []), ({}, []), (None, []), (dict(engraved=shape(None, None), final=shape(1, 0)), [])])
-def test_only_a_significant_loss_against_the_stage_before_is_told(replies, models): assert list(reply_losses(replies)) == models
+@pytest.mark.parametrize("replies, models", [(dict(engraved=shape(0, 1), final=shape(1, 1)), ["final"]),
+    (dict(base=shape(0, 1), engraved=shape(1, 1), final=shape(1, 1)), ["engraved"]),
+    (dict(engraved=shape(0, 1), final=shape(0, .2)), ["final"]), (dict(engraved=shape(1, 0), final=shape(0, 1)), []),
+    (dict(engraved=shape(.1, 1), final=shape(.2, 1)), []), (dict(engraved=shape(0, 1, 2), final=shape(1, 1, 2)), []),
+    ({}, []), (None, []), (dict(engraved=shape(None, None), final=shape(1, 0)), [])])
+def test_only_a_significant_loss_against_the_stage_before_is_told(replies, models):
+    assert list(reply_losses(replies)) == models
 
 
 def test_a_loss_stands_in_the_table_and_in_the_card():
@@ -31,16 +37,21 @@ def test_a_loss_stands_in_the_table_and_in_the_card():
     known = dict(words=9, tokens=9)
     replies = dict(engraved=shape(0, 1) | known, final=shape(1, 0) | known)
     told = [v for k, v in _reply_rows(replies) if k == "worse than the stage before"]
-    assert len(told) == 2 and "repetition rose from 0% (engraved) to 100% (final)" in told[0] and "length limit" in told[1]
-    assert [x.rstrip(".") for x in _findings(dict(replies=replies), "final")] == told and not list(_findings(dict(replies=replies), "engraved"))
+    assert len(told) == 2 and "repetition rose from 0% (engraved) to 100% (final)" in told[0]
+    assert "length limit" in told[1]
+    assert [x.rstrip(".") for x in _findings(dict(replies=replies), "final")] == told
+    assert not list(_findings(dict(replies=replies), "engraved"))
 
 
-@pytest.mark.parametrize("second, marked", [(dict(dtype="bfloat16"), True), (dict(batch_size=2), True), (dict(), False), (dict(kind="vllm"), True)])
+@pytest.mark.parametrize("second, marked",
+    [(dict(dtype="bfloat16"), True), (dict(batch_size=2), True), (dict(), False), (dict(kind="vllm"), True)])
 def test_a_resume_under_other_conditions_is_marked(tmp_path, second, marked):
     notes, jobs = [], [dict(id=str(i), prompt="x") for i in range(4)]
     def go(todo, info, batch):
         engine = ScriptedEngine(lambda *a: "y"); engine.info = dict(engine.info, dtype="float32") | info
-        with Run(tmp_path / "r", config=dict(batch_size=batch), say=notes.append) as run: run.complete("responses", todo, engine, Sampling()); return run.manifest["stages"]["responses"]["generation"]
+        with Run(tmp_path / "r", config=dict(batch_size=batch), say=notes.append) as run:
+            run.complete("responses", todo, engine, Sampling())
+            return run.manifest["stages"]["responses"]["generation"]
     first = go(jobs[:2], {}, None)
     assert "changes" not in first and first["made_with"]["dtype"] == "float32"
     again = go(jobs, {k: v for k, v in second.items() if k != "batch_size"}, second.get("batch_size"))
@@ -48,7 +59,9 @@ def test_a_resume_under_other_conditions_is_marked(tmp_path, second, marked):
     assert "changes" not in first and len(go(jobs, {}, 7).get("changes", [])) == marked # nothing was left to do
 
 
-@pytest.mark.parametrize("name, want", [("Qwen/Qwen3-4B", "Qwen/Qwen3-4B"), ("embedded", "embedded"), ("/secret/customer/model", "model"), ("../customer/model/", "model"), ("a/b/model", "model"), ("./model", "model"), ("~/customer/model", "model")])
+@pytest.mark.parametrize("name, want",
+    [("Qwen/Qwen3-4B", "Qwen/Qwen3-4B"), ("embedded", "embedded"), ("/secret/customer/model", "model"),
+    ("../customer/model/", "model"), ("a/b/model", "model"), ("./model", "model"), ("~/customer/model", "model")])
 def test_a_folder_is_called_by_its_own_name(name, want): assert public_name(name) == want
 
 
@@ -56,12 +69,14 @@ def test_no_path_of_this_machine_is_passed_on(tmp_path):
     base, adapter = tmp_path / "customer" / "model", tmp_path / "adapter"
     base.mkdir(parents=True); adapter.mkdir()
     (base / "config.json").write_text("{}"); (base / "model.safetensors").write_bytes(b"x")
-    (adapter / "adapter_config.json").write_text(json.dumps(dict(base_model_name_or_path=str(base), r=8))); (adapter / "README.md").write_text(str(base))
+    (adapter / "adapter_config.json").write_text(json.dumps(dict(base_model_name_or_path=str(base), r=8)))
+    (adapter / "README.md").write_text(str(base))
     src = resolve_model(str(base))
     _without_paths(adapter, src)
     assert json.loads((adapter / "adapter_config.json").read_text()) == dict(base_model_name_or_path="model", r=8)
     card = model_card(src, TrainConfig(), [dict(loss=1.0)], {})
-    assert "customer" not in card and "`model`" in card and not [p for p in adapter.iterdir() if "customer" in p.read_text()]
+    assert "customer" not in card and "`model`" in card
+    assert not [p for p in adapter.iterdir() if "customer" in p.read_text()]
 
 
 # ---- rules of tokens under a schedule that runs ahead

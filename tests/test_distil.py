@@ -43,7 +43,8 @@ def test_targets_are_what_the_model_says_behind_the_prompt(encoded):
     with load_engine("torch:embedded", dtype="float32") as e:
         ids, n = e.prompts.pair(behind(ROWS[0]), " " + ROWS[0]["answer"])
         got = top_logprobs(e, [(ids, n)], 8)[0]
-        with torch.inference_mode(), e._plainly(): plain = e.model(input_ids=torch.tensor([ids[:-1]])).logits[0, n-1:].log_softmax(-1).topk(8, -1)
+        with torch.inference_mode(), e._plainly():
+            plain = e.model(input_ids=torch.tensor([ids[:-1]])).logits[0, n-1:].log_softmax(-1).topk(8, -1)
     assert np.abs(got.logprobs - plain.values.numpy()).max() < 1e-3
     size = min(len(got.ids), len(rows[0]["target"].ids) - 1)
     assert (got.ids[1:size] == rows[0]["target"].ids[1:size]).all()
@@ -77,5 +78,6 @@ def test_settings():
 
 def test_context_is_checked_before_the_first_pass(encoded):
     tok, _, rows = encoded
-    with load_engine("torch:embedded", dtype="float32", max_context=40) as e, pytest.raises(InputError, match="context 40"):
+    with load_engine("torch:embedded", dtype="float32", max_context=40) as e, pytest.raises(InputError,
+            match="context 40"):
         answer_targets(e, [behind(r) for r in ROWS], [r["answer"] for r in ROWS], rows, 4)

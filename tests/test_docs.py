@@ -1,4 +1,5 @@
-"The site builds without a fault, has the pages it should, loads nothing from elsewhere; README, workflows and metadata are as they say."
+"""The site builds without a fault, has the pages it should, loads nothing from elsewhere; README, workflows and
+metadata are as they say."""
 import importlib, inspect, json, os, re, shutil, subprocess, sys
 from pathlib import Path
 
@@ -10,14 +11,17 @@ from selfalign.docs import build_site, demo_markdown, load_result, page_name, re
 
 ROOT = Path(__file__).resolve().parent.parent
 LAST = "core/docs.ipynb" # of the sidebar
-MODULES = sorted(".".join(p.relative_to(ROOT/"selfalign").with_suffix("").parts) for p in (ROOT/"selfalign").rglob("[a-z]*.py"))
-NOTEBOOKS = [p.relative_to(ROOT/"nbs").as_posix() for p in (ROOT/"nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts]
+MODULES = sorted(".".join(p.relative_to(ROOT/"selfalign").with_suffix("").parts)
+    for p in (ROOT/"selfalign").rglob("[a-z]*.py"))
+NOTEBOOKS = [p.relative_to(ROOT/"nbs").as_posix()
+    for p in (ROOT/"nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts]
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     "Built on a copy. Strict: a dead link or an unknown option is an error."
     copy = tmp_path_factory.mktemp("docs")/"repo"
-    shutil.copytree(ROOT, copy, symlinks=True, ignore=shutil.ignore_patterns(".git", ".venv*", "_docs", "runs", "build", "dist", "node_modules", "__pycache__", "*.egg-info", ".*cache", ".hypothesis"))
+    shutil.copytree(ROOT, copy, symlinks=True, ignore=shutil.ignore_patterns(".git", ".venv*", "_docs", "runs", "build",
+        "dist", "node_modules", "__pycache__", "*.egg-info", ".*cache", ".hypothesis"))
     return build_site(copy, quarto=False)
 
 def test_a_page_for_each_notebook(site):
@@ -63,7 +67,8 @@ def test_settings_say_what_they_mean(site):
     assert "__main__" not in text and "PromptsConfig(…)" in re.sub(r"<[^>]+>", "", text)
 
 def test_search_knows_internalization(site):
-    hits = [e for e in json.loads((site/"search.json").read_text()) if "internalization" in (e["title"] + e["section"] + e["text"]).lower()]
+    hits = [e for e in json.loads((site/"search.json").read_text())
+        if "internalization" in (e["title"] + e["section"] + e["text"]).lower()]
     assert {h["href"].partition("#")[0] for h in hits} >= {"guides/reading_the_evidence.html", "evaluation.html"}
 
 def test_every_notebook_links_to_its_source_and_neighbours(site):
@@ -88,7 +93,8 @@ def test_a_stage_has_a_configuration_cell_and_something_to_see(n):
 def test_a_notebook_shows_a_plot_or_a_table(n):
     cells = json.loads((ROOT/"nbs"/n).read_text())["cells"]
     shown = {d for c in cells for o in c.get("outputs", []) for d in o.get("data", {})}
-    assert {"image/png", "text/html", "text/markdown"} & shown or any("| --- |" in "".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+    assert ({"image/png", "text/html", "text/markdown"} & shown
+        or any("| --- |" in "".join(c["source"]) for c in cells if c["cell_type"] == "markdown"))
 
 def fake_quarto(folder, code): # an executable that stands where quarto would and keeps what it was asked
     exe = folder/"quarto"
@@ -100,7 +106,8 @@ pathlib.Path({str(folder/'asked.json')!r}).write_text(json.dumps(dict(args=sys.a
     exe.chmod(0o755)
     return folder
 
-QUARTO_WRITES = "out = pathlib.Path(sys.argv[sys.argv.index('--output-dir') + 1]); out.mkdir(parents=True); (out/'index.html').write_text('<a href=\"%s\">x</a>')"
+QUARTO_WRITES = ("out = pathlib.Path(sys.argv[sys.argv.index('--output-dir') + 1]); out.mkdir(parents=True); "
+    "(out/'index.html').write_text('<a href=\"%s\">x</a>')")
 
 @pytest.fixture
 def processed(monkeypatch, tmp_path):
@@ -119,11 +126,13 @@ def test_quarto_renders_where_it_is_on_the_path(processed, monkeypatch):
     assert {"index.ipynb", "topic_prompting.ipynb", "_quarto.yml"} <= set(asked["files"])
     cfg = yaml.safe_load(asked["config"])
     assert cfg["format"]["html"]["grid"]["body-width"] == "900px"
-    assert cfg["project"]["type"] == "website" and cfg["website"]["title"] == "selfalign" and "metadata-files" not in cfg
+    assert cfg["project"]["type"] == "website" and cfg["website"]["title"] == "selfalign"
+    assert "metadata-files" not in cfg
     listed = re.findall(r"[\w/]+\.ipynb", asked["config"])
     assert "topic_prompting.ipynb" in listed and not [x for x in listed if re.search(r"(^|/)\d+_", x)]
 
-@pytest.mark.parametrize("code, words", [(QUARTO_WRITES % "gone.html", "dead link in index.html: gone.html"), ("sys.exit('YAML is not to my taste')", "quarto: YAML is not to my taste")])
+@pytest.mark.parametrize("code, words", [(QUARTO_WRITES % "gone.html", "dead link in index.html: gone.html"),
+    ("sys.exit('YAML is not to my taste')", "quarto: YAML is not to my taste")])
 def test_what_quarto_gets_wrong_is_told(processed, monkeypatch, code, words):
     monkeypatch.setenv("PATH", f"{fake_quarto(processed, code)}:{os.environ['PATH']}")
     with pytest.raises(InputError, match=words): build_site(ROOT, processed/"site")
@@ -135,7 +144,8 @@ def test_readme_is_current():
 
 def test_index_shows_the_stored_results():
     nb = json.loads((ROOT/"nbs"/"index.ipynb").read_text())
-    shown = ["".join(o["data"].get("text/markdown", "")) for c in nb["cells"] for o in c.get("outputs", []) if "data" in o]
+    shown = ["".join(o["data"].get("text/markdown", "")) for c in nb["cells"]
+        for o in c.get("outputs", []) if "data" in o]
     assert demo_markdown(load_result("demo")) in shown, "data/results/demo.json is newer: run nbs/index.ipynb again"
 
 def test_readme_says_what_was_run():
@@ -143,12 +153,14 @@ def test_readme_says_what_was_run():
     assert text.index("make demo") < text.index("make test") < text.index("## How it works")
     assert "largest model run end to end" in text
 
-SCHEMAS = [*(("vendor.github-workflows", p) for p in sorted((ROOT/".github"/"workflows").glob("*.yml"))), ("vendor.citation-file-format", ROOT/"CITATION.cff")]
+SCHEMAS = [*(("vendor.github-workflows", p) for p in sorted((ROOT/".github"/"workflows").glob("*.yml"))),
+    ("vendor.citation-file-format", ROOT/"CITATION.cff")]
 
 @pytest.mark.parametrize("schema, path", SCHEMAS, ids=lambda x: getattr(x, "name", x))
 def test_file_keeps_its_schema(schema, path):
     "By the published schemas that check-jsonschema carries."
-    r = subprocess.run([sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema, path], capture_output=True, text=True)
+    r = subprocess.run([sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema, path],
+        capture_output=True, text=True)
     assert r.returncode == 0, r.stdout
 
 @pytest.mark.parametrize("path", sorted((ROOT/".github"/"workflows").glob("*.yml")), ids=lambda p: p.name)
@@ -160,7 +172,9 @@ def test_workflow_commands_are_sound(path):
         assert set([needs] if isinstance(needs, str) else needs) <= set(flow["jobs"])
         if "uses" in job: assert (ROOT/job["uses"]).exists()
         for s in job.get("steps", []):
-            if "run" in s: assert subprocess.run(["bash", "-n", "-c", re.sub(r"\$\{\{[^}]*\}\}", "x", s["run"])]).returncode == 0, s["run"]
+            if "run" in s:
+                assert subprocess.run(["bash", "-n", "-c",
+                    re.sub(r"\$\{\{[^}]*\}\}", "x", s["run"])]).returncode == 0, s["run"]
 
 def test_workflows_run_the_ci_and_quarto():
     text = "".join(p.read_text() for p in (ROOT/".github"/"workflows").glob("*.yml"))
@@ -168,7 +182,8 @@ def test_workflows_run_the_ci_and_quarto():
 
 def test_citation_and_licence():
     cff = yaml.safe_load((ROOT/"CITATION.cff").read_text())
-    assert cff["cff-version"] and cff["license"] == "Apache-2.0" and cff["references"][0]["title"].startswith("Principle-Driven")
+    assert cff["cff-version"] and cff["license"] == "Apache-2.0"
+    assert cff["references"][0]["title"].startswith("Principle-Driven")
     assert "Apache License" in (ROOT/"LICENSE").read_text() and len((ROOT/"LICENSE").read_text()) > 10_000
 
 @pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
@@ -177,23 +192,33 @@ def test_make_dev_installs_hooks(tmp_path):
     assert "nbdev-install-hooks" in (ROOT/"Makefile").read_text()
     for f in ("pyproject.toml", "settings.ini"): shutil.copy(ROOT/f, tmp_path)
     (tmp_path/"nbs").mkdir(); subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
-    env = dict(os.environ, HOME=str(tmp_path), JUPYTER_CONFIG_DIR=str(tmp_path/"jupyter"), GIT_CONFIG_GLOBAL=str(tmp_path/"global"))
-    done = subprocess.run([Path(sys.executable).parent/"nbdev-install-hooks"], cwd=tmp_path, env=env, capture_output=True, text=True)
+    env = dict(os.environ, HOME=str(tmp_path), JUPYTER_CONFIG_DIR=str(tmp_path/"jupyter"),
+        GIT_CONFIG_GLOBAL=str(tmp_path/"global"))
+    done = subprocess.run([Path(sys.executable).parent/"nbdev-install-hooks"], cwd=tmp_path, env=env,
+        capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "nbdev" in (tmp_path/".git"/"hooks"/"post-merge").read_text() and "*.ipynb merge=" in (tmp_path/".gitattributes").read_text() and (tmp_path/".gitconfig").exists()
-    assert {".gitattributes", ".gitconfig"} <= set((ROOT/".gitignore").read_text().split()) # what the hooks write is no change of the repository
+    assert "nbdev" in (tmp_path/".git"/"hooks"/"post-merge").read_text()
+    assert "*.ipynb merge=" in (tmp_path/".gitattributes").read_text() and (tmp_path/".gitconfig").exists()
+    # what the hooks write is no change of the repository
+    assert {".gitattributes", ".gitconfig"} <= set((ROOT/".gitignore").read_text().split())
 
 
 def test_links_of_the_readme_lead_somewhere():
     "Also those in what a cell of the home page displays."
     links = re.findall(r"\]\((?!\w+:|#)([^)\s#]+)", (ROOT/"README.md").read_text(encoding="utf-8"))
     assert len(links) > 15 and not [l for l in links if not (ROOT/l).exists()]
-    assert docs.output_markdown(dict(output_type="display_data", data={"text/markdown": "[x](guides/y.ipynb)"})) == "[x](nbs/guides/y.ipynb)"
+    assert docs.output_markdown(dict(output_type="display_data",
+        data={"text/markdown": "[x](guides/y.ipynb)"})) == "[x](nbs/guides/y.ipynb)"
 
 
 def test_a_closing_table_is_folded():
     "Trainings take a row for all models, refusals stand with the scores."
-    rows = [["training rows, engraved", "23; lost, as no answer token fits max_length: 0; truncated, so without their end: 0"], ["training rows, final", "34; lost, as no answer token fits max_length: 2; truncated, so without their end: 1"],
-            ["training loss, engraved", "2 → 1"], ["refusals (answer, chat) refused benign, base", "0.1"], ["refusals (answer, chat) refused benign, final", "0.2"], ["time", "1"]]
-    assert docs.compact_table(rows) == [["training rows: engraved, final", "23; 34 (2 lost, 1 truncated)"], ["training loss: engraved", "2 → 1"], ["time", "1"]]
+    rows = [["training rows, engraved",
+            "23; lost, as no answer token fits max_length: 0; truncated, so without their end: 0"],
+            ["training rows, final",
+            "34; lost, as no answer token fits max_length: 2; truncated, so without their end: 1"],
+            ["training loss, engraved", "2 → 1"], ["refusals (answer, chat) refused benign, base", "0.1"],
+            ["refusals (answer, chat) refused benign, final", "0.2"], ["time", "1"]]
+    assert docs.compact_table(rows) == [["training rows: engraved, final", "23; 34 (2 lost, 1 truncated)"],
+        ["training loss: engraved", "2 → 1"], ["time", "1"]]
     assert "| refusals (answer, chat) refused benign | 0.1 | 0.2 |" in docs.score_table(rows)

@@ -47,7 +47,8 @@ def test_our_sets_are_not_the_benchmarks():
     assert not [n for n in names if any(b in n for b in ("truthful", "vicuna")) or n == "hhh"]
 
 def test_choices_cover_the_subsets():
-    for rows in (E.load_benchmark("choices"), E.load_benchmark(HHH)): assert {r["subset"] for r in rows} == set(E.SUBSETS)
+    for rows in (E.load_benchmark("choices"), E.load_benchmark(HHH)):
+        assert {r["subset"] for r in rows} == set(E.SUBSETS)
 
 def test_sets_share_no_question():
     texts = [E.question_text(r) for s in (*E.OUR_SETS, MC, HHH, VICUNA) for r in E.load_benchmark(s)]
@@ -63,7 +64,8 @@ def test_benchmarks_from_the_folder(monkeypatch, tmp_path):
 def test_offline_is_one_clear_line(monkeypatch):
     monkeypatch.delenv("SELFALIGN_BENCHMARKS", raising=False)
     def fail(name): raise ConnectionError("no route\nto host")
-    monkeypatch.setattr("selfalign.evals.sets._fetch", fail); monkeypatch.setattr("selfalign.evals.sets.hub_answers", lambda: True)
+    monkeypatch.setattr("selfalign.evals.sets._fetch", fail)
+    monkeypatch.setattr("selfalign.evals.sets.hub_answers", lambda: True)
     with pytest.raises(InputError) as e: E.load_benchmark("truthfulqa")
     assert "SELFALIGN_BENCHMARKS" in one_line(e)
 
@@ -78,7 +80,8 @@ def test_an_unreachable_hub_fails_fast_and_leaves_the_client_as_it_was(monkeypat
     for name in ("truthfulqa", "hhh"):
         with pytest.raises(InputError) as e: E.load_benchmark(name)
         assert "go online" in one_line(e)
-    assert time.monotonic() - start < 5 and not huggingface_hub.constants.HF_HUB_OFFLINE and not datasets.config.HF_HUB_OFFLINE
+    assert time.monotonic() - start < 5 and not huggingface_hub.constants.HF_HUB_OFFLINE
+    assert not datasets.config.HF_HUB_OFFLINE
 
 @pytest.mark.skipif("SELFALIGN_BENCHMARKS" not in __import__("os").environ, reason="SELFALIGN_BENCHMARKS is not set")
 def test_the_public_sets_pass_the_checks_and_hold_none_of_our_texts():
@@ -88,16 +91,22 @@ def test_the_public_sets_pass_the_checks_and_hold_none_of_our_texts():
 
 # --- bad rows
 
-def test_missing_label(bad_set): assert "3 labels" in bad_set(MC, put("mc1_targets", choices=list("abcd"), labels=[1, 0, 0]))
+def test_missing_label(bad_set):
+    assert "3 labels" in bad_set(MC, put("mc1_targets", choices=list("abcd"), labels=[1, 0, 0]))
 def test_no_labels(bad_set): assert "no labels" in bad_set(MC, lambda r: r["mc1_targets"].pop("labels"))
 def test_one_choice(bad_set): assert "1 choice" in bad_set(MC, put("mc1_targets", choices=["a"], labels=[1]))
-def test_two_right(bad_set): assert "marks 2 answers" in bad_set(MC, put("mc1_targets", choices=list("abc"), labels=[1, 1, 0]))
-def test_none_right(bad_set): assert "marks 0 answers" in bad_set(MC, put("mc1_targets", choices=list("abc"), labels=[0, 0, 0]))
-def test_empty_answer(bad_set): assert "choice 2 is empty" in bad_set(MC, put("mc2_targets", choices=["a", " "], labels=[1, 0]))
+def test_two_right(bad_set):
+    assert "marks 2 answers" in bad_set(MC, put("mc1_targets", choices=list("abc"), labels=[1, 1, 0]))
+def test_none_right(bad_set):
+    assert "marks 0 answers" in bad_set(MC, put("mc1_targets", choices=list("abc"), labels=[0, 0, 0]))
+def test_empty_answer(bad_set):
+    assert "choice 2 is empty" in bad_set(MC, put("mc2_targets", choices=["a", " "], labels=[1, 0]))
 def test_odd_label(bad_set): assert "label" in bad_set(MC, put("mc1_targets", choices=["a", "b"], labels=[1, "x"]))
-def test_all_right_in_mc2(bad_set): assert "right and wrong" in bad_set(MC, put("mc2_targets", choices=["a", "b"], labels=[1, 1]))
+def test_all_right_in_mc2(bad_set):
+    assert "right and wrong" in bad_set(MC, put("mc2_targets", choices=["a", "b"], labels=[1, 1]))
 def test_empty_question(bad_set): assert "question is empty" in bad_set(MC, lambda r: r.update(question=""))
-def test_hhh_three_choices(bad_set): assert "two choices" in bad_set(HHH, put("targets", choices=list("abc"), labels=[1, 0, 0]))
+def test_hhh_three_choices(bad_set):
+    assert "two choices" in bad_set(HHH, put("targets", choices=list("abc"), labels=[1, 0, 0]))
 def test_hhh_subset(bad_set): assert "subset" in bad_set(HHH, lambda r: r.update(subset="nice"))
 def test_vicuna_turns(bad_set): assert "turns" in bad_set(VICUNA, lambda r: r.update(turns=[]))
 
@@ -116,16 +125,20 @@ def test_percent_braces_and_newlines_are_text(format):
     seen = []
     rows = E.load_benchmark(MC)
     engine = ScriptedEngine(scores=lambda p, c: seen.append(p + c) or -1.0)
-    nasty = dict(rows[0], question="100%s of {question} {answer} %d\n\nQ: {0}?", mc1_targets=dict(choices=["{question}%", "b\n{}"], labels=[1, 0]))
+    nasty = dict(rows[0], question="100%s of {question} {answer} %d\n\nQ: {0}?",
+        mc1_targets=dict(choices=["{question}%", "b\n{}"], labels=[1, 0]))
     assert E.truthfulqa_mc(engine, [nasty], format).n == 1
-    assert all("100%s of {question} {answer} %d\n\nQ: {0}?" in s for s in seen) and any("{question}%" in s for s in seen)
+    assert all("100%s of {question} {answer} %d\n\nQ: {0}?" in s for s in seen)
+    assert any("{question}%" in s for s in seen)
 
 def test_the_place_of_the_right_answer_earns_nothing():
     "The data put the right answer first; a model without knowledge must not profit (defect 11)."
-    rows = [dict(question=f"Question {i}?", mc1_targets=dict(choices=[f"r{i}", f"w{i}"], labels=[1, 0]), mc2_targets=dict(choices=[f"r{i}", f"w{i}"], labels=[1, 0])) for i in range(400)]
+    rows = [dict(question=f"Question {i}?", mc1_targets=dict(choices=[f"r{i}", f"w{i}"], labels=[1, 0]),
+        mc2_targets=dict(choices=[f"r{i}", f"w{i}"], labels=[1, 0])) for i in range(400)]
     r = E.truthfulqa_mc(ScriptedEngine(scores=lambda p, c: -2.0), rows)
     assert 0.4 < r.mc1 < 0.6 and r.mc2 == pytest.approx(0.5) and r.mc1_as_released == 1.0
-    hh = [dict(subset="other", input=f"Input {i}", targets=dict(choices=[f"r{i}", f"w{i}"], labels=[1, 0])) for i in range(400)]
+    hh = [dict(subset="other", input=f"Input {i}", targets=dict(choices=[f"r{i}", f"w{i}"], labels=[1, 0]))
+        for i in range(400)]
     for f in E.HHH_FORMATS: assert 0.4 < E.hhh(ScriptedEngine(scores=lambda p, c: -2.0), hh, f).overall < 0.6
 
 def test_file_order_does_not_matter():
@@ -134,10 +147,13 @@ def test_file_order_does_not_matter():
     assert E.truthfulqa_mc(flat, rows).mc1 == E.truthfulqa_mc(flat, turned).mc1
 
 def test_as_released_sees_the_first_half():
-    row = dict(question="Q?", mc1_targets=dict(choices=["right", "w", "wr", "x"], labels=[1, 0, 0, 0]), mc2_targets=dict(choices=["right", "x"], labels=[1, 0]))
+    row = dict(question="Q?", mc1_targets=dict(choices=["right", "w", "wr", "x"], labels=[1, 0, 0, 0]),
+        mc2_targets=dict(choices=["right", "x"], labels=[1, 0]))
     r = E.truthfulqa_mc(ScriptedEngine(scores=lambda p, c: {" right": -2, " w": -3, " wr": -1, " x": -1.5}[c]), [row])
     assert (r.mc1, r.mc1_as_released) == (0, 1)
-    odd = dict(question="Q?", mc1_targets=dict(choices=["right", "wr", "x"], labels=[1, 0, 0]), mc2_targets=dict(choices=["right", "x"], labels=[1, 0])) # the half is rounded up
+    # the half is rounded up
+    odd = dict(question="Q?", mc1_targets=dict(choices=["right", "wr", "x"], labels=[1, 0, 0]),
+        mc2_targets=dict(choices=["right", "x"], labels=[1, 0]))
     r = E.truthfulqa_mc(ScriptedEngine(scores=lambda p, c: {" right": -2, " wr": -1, " x": -.5}[c]), [odd])
     assert (r.mc1, r.mc1_as_released) == (0, 0)
 
@@ -172,7 +188,8 @@ def test_equal_texts_are_scored_once():
 
 def test_paper_format_with_a_chat_template_cancels_the_cue():
     seen = []
-    r = E.truthfulqa_mc(ScriptedEngine(scores=lambda p, c: seen.append((p, c)) or -len(c)), E.load_benchmark(MC)[:2], "paper", chat=True, system="Be true.")
+    r = E.truthfulqa_mc(ScriptedEngine(scores=lambda p, c: seen.append((p, c)) or -len(c)), E.load_benchmark(MC)[:2],
+        "paper", chat=True, system="Be true.")
     assert r.format == "paper, chat" and isinstance(seen[0][0], list) and seen[0][0][0]["role"] == "system"
     assert {c for _, c in seen} == {"This answer is true", "This answer is false"}
 
@@ -211,7 +228,8 @@ def test_a_handful_of_rows_proves_nothing(n):
 
 def test_signs_flipped():
     assert E.sign_flip([.1]*6) == 2/2**6 and E.sign_flip([.1]*20) < 0.001 and E.sign_flip([.1, -.1]*20) > 0.5
-    assert "B is better" in E.paired_compare({i: .2 + i/100 for i in range(8)}, {i: .5 + i/90 for i in range(8)}).sentence
+    assert "B is better" in E.paired_compare({i: .2 + i/100 for i in range(8)},
+        {i: .5 + i/90 for i in range(8)}).sentence
 
 def test_results_come_back(tmp_path):
     r = E.hhh(flat, E.load_benchmark(HHH), "likelihood", set_name="hhh rows", name="flat")
@@ -235,15 +253,18 @@ def test_a_folder_of_several_models_cannot_be_compared(tmp_path):
 def test_evaluate_models_goes_on_where_it_was(tmp_path):
     calls = []
     engine = ScriptedEngine(lambda p, i, s: "I cannot help with that.", scores=lambda p, c: calls.append(1) or -len(c))
-    run = lambda **kw: E.evaluate_models({"m/1": engine}, sets=("facts", "choices", "refusals", "questions"), out_dir=tmp_path, n=4, say=None, **kw)
+    run = lambda **kw: E.evaluate_models({"m/1": engine}, sets=("facts", "choices", "refusals", "questions"),
+        out_dir=tmp_path, n=4, say=None, **kw)
     first = run(); n = len(calls); again = run()
     assert len(calls) == n and [r.scores for r in first] == [r.scores for r in again] and len(first) == 6
     run(seed=1); assert len(calls) > n
-    assert {(r.set, r.format) for r in first} >= {("facts", "lm-eval"), ("facts", "paper"), ("choices", "paper"), ("choices", "likelihood")}
+    assert {(r.set, r.format)
+        for r in first} >= {("facts", "lm-eval"), ("facts", "paper"), ("choices", "paper"), ("choices", "likelihood")}
 
 def test_an_engine_without_log_probabilities_is_left_out_aloud():
     said = []
-    r = E.evaluate_models(dict(server=ScriptedEngine(lambda p, i, s: "Well.")), sets=("facts", "refusals"), n=4, say=said.append)
+    r = E.evaluate_models(dict(server=ScriptedEngine(lambda p, i, s: "Well.")), sets=("facts", "refusals"), n=4,
+        say=said.append)
     assert [x.task for x in r] == ["refusals"] and sum("left out" in s for s in said) == 2
     with pytest.raises(InputError) as e: E.evaluate_models(dict(server=ScriptedEngine()), sets=("facts",), say=None)
     one_line(e)
@@ -281,13 +302,15 @@ def test_a_judge_that_answers_prose():
     judge, qs, a, b = played(100, 60, 40)
     talk = lambda p, i, s: "Both have their merits." if i % 8 == 0 else judge(p, i, s)
     r = E.judge_pairwise(ScriptedEngine(talk), qs, a, b, say=None)
-    assert r.unparsable == 50/400 and len(r.skipped) == 50 and r.skipped[0]["raw"] == "Both have their merits." and r.scores["win"].n == 150
+    assert r.unparsable == 50/400 and len(r.skipped) == 50 and r.skipped[0]["raw"] == "Both have their merits."
+    assert r.scores["win"].n == 150
 
 def test_a_judge_that_fails_now_and_then():
     judge, qs, a, b = played(10, 0, 0)
     lame = lambda p, i, s: Completion("", 0, "error", 1, error="row: timed out") if i == 3 else judge(p, i, s)
     r = E.judge_pairwise(ScriptedEngine(lame), qs, a, b, say=None)
-    assert r.win == 1.0 and r.scores["win"].n == 9 and r.skipped[0]["reason"] == "judge: row: timed out" and r.unparsable == 0
+    assert r.win == 1.0 and r.scores["win"].n == 9 and r.skipped[0]["reason"] == "judge: row: timed out"
+    assert r.unparsable == 0
 
 FAILED = Completion("", 0, "error", 1, error="row 1: the server answers 500")
 
@@ -295,14 +318,17 @@ def test_an_answer_that_failed_is_skipped_not_judged():
     judge, qs, a, b = played(3, 0, 0)
     asked = []
     engine = ScriptedEngine(lambda p, i, s: asked.append(p) or judge(p, i, s))
-    r = E.judge_pairwise(engine, qs, [a[0], FAILED, a[2]], [*b[:2], dict(answer="", error="lost")], names=("x", "y"), say=None)
-    assert (r.win, r.scores["win"].n, len(asked), r.unparsable) == (1.0, 1, 2, 0) and [s["reason"] for s in r.skipped] == ["x: row 1: the server answers 500", "y: lost"]
+    r = E.judge_pairwise(engine, qs, [a[0], FAILED, a[2]], [*b[:2], dict(answer="", error="lost")],
+        names=("x", "y"), say=None)
+    assert (r.win, r.scores["win"].n, len(asked), r.unparsable) == (1.0, 1, 2, 0)
+    assert [s["reason"] for s in r.skipped] == ["x: row 1: the server answers 500", "y: lost"]
     assert not any("(no answer)" in p for p in asked) and E.table(r)[0]["skipped"] == 2
     with pytest.raises(InputError) as e: E.judge_pairwise(engine, qs, [FAILED]*3, b, say=None)
     assert "all 3 questions were skipped" in one_line(e)
     yes = ScriptedEngine(lambda p, i, s: asked.append(p) or "Verdict: yes")
     t = E.truth_info_judge(yes, ["q1", "q2"], ["fine", FAILED], references=[None, ["x"]], say=None)
-    assert t.n == 1 and t.truthful_informative == 1 and t.skipped == [dict(id=t.skipped[0]["id"], reason="row 1: the server answers 500")]
+    assert t.n == 1 and t.truthful_informative == 1
+    assert t.skipped == [dict(id=t.skipped[0]["id"], reason="row 1: the server answers 500")]
     with pytest.raises(InputError) as e: E.truth_info_judge(yes, ["q"], [FAILED], say=None)
     one_line(e)
     rows = E.load_benchmark("refusals")[:3]
@@ -311,16 +337,19 @@ def test_an_answer_that_failed_is_skipped_not_judged():
     assert f.n == 2 and f.skipped[0]["reason"] == FAILED.error and f.refused_benign == 0
 
 def test_a_judge_that_fails_is_not_called_unparsable():
-    lame = ScriptedEngine(lambda p, i, s: Completion("", 0, "error", 1, error="timed out") if i == 1 else "Hm." if i == 2 else "Verdict: yes")
+    lame = ScriptedEngine(lambda p, i, s: Completion("", 0, "error", 1, error="timed out") if i == 1 else "Hm."
+        if i == 2 else "Verdict: yes")
     t = E.truth_info_judge(lame, ["q1", "q2", "q3"], ["a", "b", "c"], say=None)
     assert [s["reason"] for s in t.skipped] == ["judge: timed out", "unparsable verdict"] and t.unparsable == 1/5
-    f = E.refusal_rates(ScriptedEngine(lambda p, i, s: "So."), E.load_benchmark("refusals")[:4], judge_engine=lame, say=None)
+    f = E.refusal_rates(ScriptedEngine(lambda p, i, s: "So."), E.load_benchmark("refusals")[:4],
+        judge_engine=lame, say=None)
     assert [s["reason"] for s in f.skipped] == ["judge: timed out", "unparsable verdict"]
 
 def test_verdicts_carry_who_judged_and_how():
     judge, qs, a, b = played(2, 1, 0)
     said = []
-    r = E.judge_pairwise(ScriptedEngine(judge), qs, a, b, names=("x", "y"), say=said.append, price_in=1.0, price_out=2.0)
+    r = E.judge_pairwise(ScriptedEngine(judge), qs, a, b, names=("x", "y"), say=said.append, price_in=1.0,
+        price_out=2.0)
     assert all({"judge", "revision", "prompt", "model_a", "model_b", "seed", "raw", "order"} <= set(v) for v in r.rows)
     assert len(said) == 1 and "6 calls" in said[0] and "prices" in said[0]
     assert E.judge_pairwise(ScriptedEngine(judge), qs, a, b, seed=1, say=None).rows[0]["seed"] != r.rows[0]["seed"]
@@ -329,59 +358,79 @@ def test_unequal_lists_and_empty_answers():
     with pytest.raises(InputError) as e: E.judge_pairwise(flat, ["q"], ["a", "b"], ["c"])
     one_line(e)
     seen = []
-    r = E.judge_pairwise(ScriptedEngine(lambda p, i, s: seen.append(p) or "Verdict: tie"), ["q {a} %s", "r"], ["{b}", ""], ["{question}", "x"], say=None)
+    r = E.judge_pairwise(ScriptedEngine(lambda p, i, s: seen.append(p) or "Verdict: tie"), ["q {a} %s", "r"],
+        ["{b}", ""], ["{question}", "x"], say=None)
     assert "q {a} %s" in seen[0] and "{question}" in seen[0] and "{b}" in seen[0]
     assert len(seen) == 2 and [s["reason"] for s in r.skipped] == ["a: the reply is empty"]
 
-@pytest.mark.parametrize("text,want", [("Verdict: A", "A"), ("verdict - b.", "B"), ("**Verdict:** tie", "tie"), ("B", "B"), ("Verdict: neither", None), ("A is better", None), ("Verdict: [A]", "A"), ("", None),
-    ("Verdict: a tie", "tie"), ("Verdict: a slight edge to B", None), ("Verdict: A or B", None), ("Verdict: A\nThis verdict rests on the facts.", "A"), ("Verdict: A\nVerdict: A or B", None), ("Verdict: answer B.", "B"),
-    ("Verdict:\nB", "B"), ("A is wrong. **Verdict: B**", "B"), ("The verdict is hard: a tie?", None), ("Verdict: A's", None), ("Verdict: B, though A is close", None)])
+@pytest.mark.parametrize("text,want", [("Verdict: A", "A"), ("verdict - b.", "B"), ("**Verdict:** tie", "tie"),
+    ("B", "B"), ("Verdict: neither", None), ("A is better", None), ("Verdict: [A]", "A"), ("", None),
+    ("Verdict: a tie", "tie"), ("Verdict: a slight edge to B", None), ("Verdict: A or B", None),
+    ("Verdict: A\nThis verdict rests on the facts.", "A"), ("Verdict: A\nVerdict: A or B", None),
+    ("Verdict: answer B.", "B"),
+    ("Verdict:\nB", "B"), ("A is wrong. **Verdict: B**", "B"), ("The verdict is hard: a tie?", None),
+    ("Verdict: A's", None), ("Verdict: B, though A is close", None)])
 def test_parse_verdict(text, want): assert E.parse_verdict(text) == want
 
 def test_bradley_terry_finds_the_order():
     rng, strength, rows = random.Random(0), dict(a=4., b=2., c=1.), []
     for x, y in ("ab", "bc", "ac"):
-        for i in range(400): rows.append(dict(question_id=f"{x}{y}{i}", model_a=x, model_b=y, verdict="a" if rng.random() < strength[x]/(strength[x]+strength[y]) else "b"))
+        for i in range(400):
+            rows.append(dict(question_id=f"{x}{y}{i}", model_a=x, model_b=y,
+                verdict="a" if rng.random() < strength[x]/(strength[x]+strength[y]) else "b"))
     r = E.bradley_terry(rows, n_boot=50)
     assert list(r) == ["a", "b", "c"] and abs(r["a"].value - r["b"].value - 400*math.log10(2)) < 40
-    assert all(e.low <= e.value <= e.high for e in r.values()) and sum(e.value for e in r.values())/3 == pytest.approx(1000)
+    assert all(e.low <= e.value <= e.high for e in r.values())
+    assert sum(e.value for e in r.values())/3 == pytest.approx(1000)
     alone = E.bradley_terry([dict(question_id=i, model_a="w", model_b="l", verdict="a") for i in range(9)])
     assert math.isfinite(alone["w"].value)
 
 def test_truth_and_information():
     def judge(prompt, i, seed):
-        if "informative when" in prompt: return "Verdict: no" if "know" in prompt.split("[Answer]")[1] else "Verdict: yes"
+        if "informative when" in prompt:
+            return "Verdict: no" if "know" in prompt.split("[Answer]")[1] else "Verdict: yes"
         return "Hm." if "odd" in prompt else "Verdict: no" if "false" in prompt.split("[Answer]")[1] else "Verdict: yes"
-    r = E.truth_info_judge(ScriptedEngine(judge), ["q1", "q2", "q3", "q4"], ["I do not know.", "fine", "false", "odd"], references=[["x"], None, [], ["y", "z"]], say=None)
-    assert (r.truthful, r.truthful_informative, r.unparsable) == (2/3, 1/3, 1/8) and r.informative == 3/4 and len(r.skipped) == 1
+    r = E.truth_info_judge(ScriptedEngine(judge), ["q1", "q2", "q3", "q4"], ["I do not know.", "fine", "false", "odd"],
+        references=[["x"], None, [], ["y", "z"]], say=None)
+    assert (r.truthful, r.truthful_informative, r.unparsable) == (2/3, 1/3, 1/8) and r.informative == 3/4
+    assert len(r.skipped) == 1
 
 # --- answers
 
 def test_text_stats():
-    s = E.text_stats([Completion("one two three", 5, "stop", 1), Completion("w x y z a b c d " * 2, 20, "length", 1), dict(answer="a b", n_tokens=2, finish_reason="stop")])
+    s = E.text_stats([Completion("one two three", 5, "stop", 1), Completion("w x y z a b c d " * 2, 20, "length", 1),
+        dict(answer="a b", n_tokens=2, finish_reason="stop")])
     assert s == dict(n=3, words=7.0, tokens=9.0, stop_rate=0.6667, repetition_rate=0.3333)
 
 def test_refusal_rates():
     rows = E.load_benchmark("refusals")
     wise = lambda p, i, s: "I can't help with that." if i >= 25 else "Here is how."
     r = E.refusal_rates(ScriptedEngine(wise), rows)
-    assert (r.refused_benign, r.answered_harmful, r.as_wished) == (0, 0, 1) and r.scores["refused_benign"].n == 25 and r.scores["answered_harmful"].n == 15
+    assert (r.refused_benign, r.answered_harmful, r.as_wished) == (0, 0, 1) and r.scores["refused_benign"].n == 25
+    assert r.scores["answered_harmful"].n == 15
 
 def test_refusals_by_a_judge():
     rows = E.load_benchmark("refusals")
-    odd = ScriptedEngine(lambda p, i, s: "My grandmother would be sad." if i >= 25 else "Here is how.") # a refusal in unusual words
-    judge = ScriptedEngine(lambda p, i, s: "" if i == 0 else "It talks.\nVerdict: " + ("yes" if "grandmother" in p else "no"))
+    # a refusal in unusual words
+    odd = ScriptedEngine(lambda p, i, s: "My grandmother would be sad." if i >= 25 else "Here is how.")
+    judge = ScriptedEngine(lambda p, i, s: "" if i == 0
+        else "It talks.\nVerdict: " + ("yes" if "grandmother" in p else "no"))
     said = []
     r = E.refusal_rates(odd, rows, judge_engine=judge, say=said.append)
     assert E.refusal_rates(odd, rows).answered_harmful == 1.0 and (r.answered_harmful, r.refused_benign) == (0, 0)
-    assert r.n == len(rows) - 1 and r.skipped == [dict(row=1, id=r.skipped[0]["id"], reason="unparsable verdict", raw="")] and r.unparsable == 1/40
-    assert all(x["raw"].startswith("It talks.") and x["judge"] == "scripted" and x["prompt"] for x in r.rows) # each verdict keeps its text and its judge
-    assert r.format == "answer, judged" and r.config["prompt"] and r.config["judge"] == "scripted" and "40 calls" in said[0]
+    assert r.n == len(rows) - 1
+    assert r.skipped == [dict(row=1, id=r.skipped[0]["id"], reason="unparsable verdict", raw="")]
+    assert r.unparsable == 1/40
+    # each verdict keeps its text and its judge
+    assert all(x["raw"].startswith("It talks.") and x["judge"] == "scripted" and x["prompt"] for x in r.rows)
+    assert r.format == "answer, judged" and r.config["prompt"] and r.config["judge"] == "scripted"
+    assert "40 calls" in said[0]
 
 # --- internalization
 
 def engines(a, b, c, k=None):
-    nats = lambda without, with_: ScriptedEngine(scores=lambda p, t: -(with_ if "RULES" in str(p) else without)*len(t.split()))
+    nats = lambda without, with_: ScriptedEngine(
+        scores=lambda p, t: -(with_ if "RULES" in str(p) else without)*len(t.split()))
     return nats(a, b), nats(c, c), nats(k, k) if k else None
 ROWS = [dict(id=i, q=f"q{i}", answer="word " * (5 + i % 7)) for i in range(30)]
 without = lambda r: f"User: {r['q']}\n\nAster:"
@@ -408,7 +457,8 @@ def test_internalization_messages_and_functions_that_open_engines():
 
 def test_internalization_skips_and_refuses():
     base, eng, _ = engines(2.0, 1.5, 1.6)
-    assert E.internalization([*ROWS, dict(id="e", answer="")], base, eng, with_, without).skipped == [dict(id="e", reason="the answer is empty")]
+    assert E.internalization([*ROWS, dict(id="e", answer="")], base, eng, with_,
+        without).skipped == [dict(id="e", reason="the answer is empty")]
     with pytest.raises(InputError) as e: E.internalization([dict(id=1, answer=" ")], base, eng, with_, without)
     one_line(e)
 
@@ -416,7 +466,8 @@ def test_internalization_skips_and_refuses():
 
 def test_paper_results_are_those_of_the_text():
     get = lambda b, m, model: next(r["value"] for r in E.paper_results(b, m) if r["model"] == model)
-    assert get("truthfulqa", "mc1", "Dromedary") == 0.69 and get("hhh", "overall", "Dromedary final") == 0.83 and get("hhh", "harmless", "ChatGPT") == 0.95
+    assert get("truthfulqa", "mc1", "Dromedary") == 0.69 and get("hhh", "overall", "Dromedary final") == 0.83
+    assert get("hhh", "harmless", "ChatGPT") == 0.95
     assert len(E.paper_results("hhh")) == 27 and len(E.paper_results("truthfulqa")) == 17
 
 def test_plots_are_drawn():
@@ -437,7 +488,8 @@ def test_scores_of_checkpoints_whole_and_adapter(tmp_path):
     from selfalign.models import load_tokenizer
     torch.manual_seed(0)
     tok = load_tokenizer("embedded")
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tok), hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=2048))
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tok), hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+        num_attention_heads=2, max_position_embeddings=2048))
     for d in ("base", "work/checkpoint-10"): model.save_pretrained(tmp_path/d); tok.save_pretrained(tmp_path/d)
     tuned = get_peft_model(model, LoraConfig(r=2, target_modules=["v_proj"], init_lora_weights=False))
     tuned.save_pretrained(tmp_path/"work/checkpoint-20")
@@ -457,34 +509,48 @@ def test_evaluate_several_models_and_compare_from_the_command_line(tmp_path, cap
     tok = load_tokenizer("embedded")
     for name in ("one", "two"):
         torch.manual_seed(len(name) + ord(name[0]))
-        LlamaForCausalLM(LlamaConfig(vocab_size=len(tok), hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=2048)).save_pretrained(tmp_path/name)
+        LlamaForCausalLM(LlamaConfig(vocab_size=len(tok), hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+            num_attention_heads=2, max_position_embeddings=2048)).save_pretrained(tmp_path/name)
         tok.save_pretrained(tmp_path/name)
     said = []
-    score_command([str(tmp_path/"one"), str(tmp_path/"two"), "--sets", "facts", str(HHH), "--n", "4", "--out", str(tmp_path/"both")], said.append)
+    score_command([str(tmp_path/"one"), str(tmp_path/"two"), "--sets", "facts", str(HHH), "--n", "4", "--out",
+        str(tmp_path/"both")], said.append)
     shown = next(x for x in said if x.startswith("| model"))
     assert f"{tmp_path}/one" in shown and f"{tmp_path}/two" in shown and "lm-eval" in shown and "likelihood" in shown
     files = sorted((tmp_path/"both").glob("*.json"))
-    assert len(files) == 8 and E.load_results(files[0])[0].model["dtype"] == "float32" and E.load_results(files[0])[0].config["versions"]
-    for name in ("one", "two"): score_command([str(tmp_path/name), "--sets", "facts", "--n", "6", "--out", str(tmp_path/"out"/name)], said.append)
+    assert len(files) == 8 and E.load_results(files[0])[0].model["dtype"] == "float32"
+    assert E.load_results(files[0])[0].config["versions"]
+    for name in ("one", "two"):
+        score_command([str(tmp_path/name), "--sets", "facts", "--n", "6", "--out", str(tmp_path/"out"/name)],
+            said.append)
     told = []
     compare_command([str(tmp_path/"out"/"one"), str(tmp_path/"out"/"two")], told.append)
     assert len(told) == 4 and all("6 rows" in x and "difference" in x for x in told)
 
-@pytest.mark.parametrize("text", ["I can't wait to tell you how!", "I can’t recommend this enough.", "I cannot recommend this book highly enough.", "I can't help but smile.", "We can't help loving it.", "I can't thank you enough.", "I won't lie, it is hard.", "I couldn't agree more."])
+@pytest.mark.parametrize("text", ["I can't wait to tell you how!", "I can’t recommend this enough.",
+    "I cannot recommend this book highly enough.", "I can't help but smile.", "We can't help loving it.",
+    "I can't thank you enough.", "I won't lie, it is hard.", "I couldn't agree more."])
 def test_emphasis_is_no_refusal(text): assert not E.is_refusal(text)
 
-@pytest.mark.parametrize("text", ["I can't help with that.", "I can't recommend any such drug.", "I cannot wait with that answer: I won't give it.", "I can't do that. It is bad enough already.", "I can't tell you how to build it.", "I can not help you.", "Sorry. We cannot assist here."])
+@pytest.mark.parametrize("text", ["I can't help with that.", "I can't recommend any such drug.",
+    "I cannot wait with that answer: I won't give it.", "I can't do that. It is bad enough already.",
+    "I can't tell you how to build it.", "I can not help you.", "Sorry. We cannot assist here."])
 def test_refusals_are_still_found(text): assert E.is_refusal(text)
 
 def test_open_answers_carry_intervals():
-    r = E.evaluate_one(ScriptedEngine(lambda p, i, s: "word " * (1 + i)), E.load_benchmark("questions"), "answer", set_name="questions")
-    assert set(r.scores) == {"words", "tokens", "stop_rate", "repetition_rate"} and all(e.low is not None and e.low <= e.value <= e.high for e in r.scores.values())
+    r = E.evaluate_one(ScriptedEngine(lambda p, i, s: "word " * (1 + i)), E.load_benchmark("questions"), "answer",
+        set_name="questions")
+    assert set(r.scores) == {"words", "tokens", "stop_rate", "repetition_rate"}
+    assert all(e.low is not None and e.low <= e.value <= e.high for e in r.scores.values())
     assert r.scores["stop_rate"] == E.wilson(20, 20) and r.words == 10.5
 
 def test_over_seeds_keeps_models_apart():
-    make = lambda name, k, seed: E.Result("refusals", "s", "answer", dict(name=name), dict(as_wished=E.wilson(k, 10)), [], config=dict(seed=seed))
+    make = lambda name, k, seed: E.Result("refusals", "s", "answer", dict(name=name), dict(as_wished=E.wilson(k, 10)),
+        [], config=dict(seed=seed))
     t = E.over_seeds([make("a", 4, 0), make("b", 9, 0), make("a", 6, 1), make("b", 9, 1)])
-    assert [(r["model"], r["runs"], r["seeds"], round(r["mean"], 3)) for r in t] == [("a", 2, "0, 1", .5), ("b", 2, "0, 1", .9)] and t[1]["sd"] == 0
+    assert [(r["model"], r["runs"], r["seeds"], round(r["mean"], 3))
+        for r in t] == [("a", 2, "0, 1", .5), ("b", 2, "0, 1", .9)]
+    assert t[1]["sd"] == 0
 
 def test_another_template_is_another_evaluation(tmp_path, monkeypatch):
     calls, load = [], load_template
@@ -492,7 +558,9 @@ def test_another_template_is_another_evaluation(tmp_path, monkeypatch):
     run = lambda: E.evaluate_models({"m": engine}, sets=("facts", "choices"), out_dir=tmp_path, n=4, say=None)
     first = run(); n = len(calls); run()
     assert len(calls) == n
-    for room in ("evals.choices", "evals.harness"): monkeypatch.setattr(f"selfalign.{room}.load_template", lambda name, folder=None: "New. " + load(name, folder) if name == "eval_hhh_paper" else load(name, folder))
+    for room in ("evals.choices", "evals.harness"):
+        monkeypatch.setattr(f"selfalign.{room}.load_template", lambda name, folder=None: "New. " + load(name, folder)
+            if name == "eval_hhh_paper" else load(name, folder))
     again = run()
     assert len(calls) > n and all("New. " in p for p in calls[n:])
     assert [a.config["prompt"] == b.config["prompt"] for a, b in zip(first, again)] == [True, True, False, True]
@@ -505,12 +573,15 @@ def test_sets_and_models_of_the_same_name_keep_files_of_their_own(tmp_path):
     engines = {m: ScriptedEngine(scores=lambda p, c: calls.append(1) or -len(c)) for m in ("a/b", "a-b")}
     run = lambda: E.evaluate_models(engines, sets, tmp_path/"out", ("lm-eval",), say=None)
     first, n = run(), len(calls)
-    assert len(list((tmp_path/"out").glob("*.json"))) == 4 and {(r.name, r.set, r.n) for r in E.load_results(tmp_path/"out")} == {(m, s, k) for m in engines for s, k in zip(sets, (3, 4))}
+    assert len(list((tmp_path/"out").glob("*.json"))) == 4
+    assert {(r.name, r.set, r.n) for r in E.load_results(tmp_path/"out")} == {(m, s, k) for m in engines
+        for s, k in zip(sets, (3, 4))}
     assert [r.scores for r in run()] == [r.scores for r in first] and len(calls) == n
 
 def test_an_installed_package_does_not_record_the_commit_around_it(tmp_path, monkeypatch):
     import subprocess, selfalign
-    git = lambda *a: subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@y", *a], check=True, capture_output=True)
+    git = lambda *a: subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@y", *a],
+        check=True, capture_output=True)
     git("init"); (tmp_path/"mine.txt").write_text("x"); git("add", "."); git("commit", "-m", "mine")
     site = tmp_path/"venv"
     (site/"selfalign").mkdir(parents=True)
@@ -524,11 +595,14 @@ def test_hhh_rows_with_percent_braces_and_newlines_are_text(format):
     seen = []
     says, x, y = "100%s of {input} {a} %d\n\nHuman: {0}?", "{b} 5%\nA: {input}", "No %(a)s {}\n\n{answer}"
     nasty = dict(subset="other", input=says, targets=dict(choices=[x, y], labels=[1, 0]))
-    r = E.hhh(ScriptedEngine(scores=lambda p, c: seen.append((p, c)) or -float(len(c))), [nasty, E.load_benchmark(HHH)[0]], format)
+    r = E.hhh(ScriptedEngine(scores=lambda p, c: seen.append((p, c)) or -float(len(c))),
+        [nasty, E.load_benchmark(HHH)[0]], format)
     mine = [(p, c) for p, c in seen if says in p]
     assert r.n == 2 and not r.skipped and all(math.isfinite(s) for row in r.rows for s in row["scores"])
     if format == "likelihood": assert {c for _, c in mine} == {f" {x}", f" {y}"}
-    else: assert len(mine) == 4 and {c for _, c in mine} == {" A", " B"} and all(any(f"A: {a}\n\nB: {b}" in p for p, _ in mine) for a, b in ((x, y), (y, x)))
+    else:
+        assert len(mine) == 4 and {c for _, c in mine} == {" A", " B"}
+        assert all(any(f"A: {a}\n\nB: {b}" in p for p, _ in mine) for a, b in ((x, y), (y, x)))
 
 
 def test_a_chat_template_that_refuses_a_system_text_is_no_obstacle(tmp_path):
@@ -536,46 +610,60 @@ def test_a_chat_template_that_refuses_a_system_text_is_no_obstacle(tmp_path):
     from selfalign.models import load_tokenizer
     from selfalign.tokens import takes_system
     tok = load_tokenizer("embedded")
-    tok.chat_template = "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    tok.chat_template = ("{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% "
+        "endif %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}")
     random_llama(tmp_path/"m", tok)
     with load_engine(f"torch:{tmp_path/'m'}", dtype="float32") as engine:
         assert takes_system(engine.prompts.tok)
         one, = E.evaluate_models({"m": engine}, ["facts"], formats=("paper",), n=2, system="Be brief.", say=None)
         assert one.format == "paper, chat" and one.n == 2 and not one.skipped
-        assert "<|im_start|>user\nBe brief.\n\nWhy?" in tok.decode(engine.prompts.encode(E.dialog("Why?", "Be brief.", chat=True)))
+        assert "<|im_start|>user\nBe brief.\n\nWhy?" in tok.decode(
+            engine.prompts.encode(E.dialog("Why?", "Be brief.", chat=True)))
 
 
 # --- what a reviewer found
 
 def test_rows_all_alike_give_no_interval():
-    assert E.bootstrap([.5]*9) == E.Estimate(.5, None, None, 9) and E.bootstrap([.2]).low is None and E.bootstrap([0, 1]).low is not None
+    assert E.bootstrap([.5]*9) == E.Estimate(.5, None, None, 9) and E.bootstrap([.2]).low is None
+    assert E.bootstrap([0, 1]).low is not None
     base, eng, _ = engines(2.0, 1.5, 1.75)
     one = E.internalization(ROWS[:1], base, eng, with_, without)
-    assert one.gap_closed.low is None and all(e.low is None for e in one.nll.values()) and "one answer only" in one.sentence
+    assert one.gap_closed.low is None and all(e.low is None for e in one.nll.values())
+    assert "one answer only" in one.sentence
 
 @pytest.mark.parametrize("set_,key", [(MC, "mc1_targets"), (HHH, "targets")])
-def test_one_text_cannot_be_right_and_wrong(bad_set, set_, key): assert "as right and as wrong" in bad_set(set_, put(key, choices=["same", "same"], labels=[1, 0]))
-def test_a_choice_that_is_no_text(bad_set): assert "choice 2 is 5; write it as text" in bad_set(MC, put("mc1_targets", choices=["a", 5], labels=[1, 0]))
-def test_mc2_may_hold_a_text_on_both_sides(): assert E.check_rows([dict(E.load_benchmark(MC)[0], mc2_targets=dict(choices=["Unknown.", "Unknown.", "No."], labels=[1, 0, 0]))])
+def test_one_text_cannot_be_right_and_wrong(bad_set, set_, key):
+    assert "as right and as wrong" in bad_set(set_, put(key, choices=["same", "same"], labels=[1, 0]))
+def test_a_choice_that_is_no_text(bad_set):
+    assert "choice 2 is 5; write it as text" in bad_set(MC, put("mc1_targets", choices=["a", 5], labels=[1, 0]))
+def test_mc2_may_hold_a_text_on_both_sides():
+    assert E.check_rows(
+        [dict(E.load_benchmark(MC)[0], mc2_targets=dict(choices=["Unknown.", "Unknown.", "No."], labels=[1, 0, 0]))])
 
 def test_mc2_of_a_model_that_finds_nothing_true():
-    r = E.truthfulqa_mc(ScriptedEngine(scores=lambda p, c: -2000. if c.endswith("true") else -1.), E.load_benchmark(MC)[:3], "paper")
+    r = E.truthfulqa_mc(ScriptedEngine(scores=lambda p, c: -2000. if c.endswith("true") else -1.),
+        E.load_benchmark(MC)[:3], "paper")
     assert 0 < r.mc2 < 1
 
 def test_a_row_that_stands_twice_counts_twice_in_comparisons():
     rows = [dict(kind=k, question=q) for q, k in [("same?", "benign")]*5 + [("same?", "harmful"), ("other?", "benign")]]
     made = [E.refusals_of(rows, [a]*7) for a in ("Here.", "I can't help with that.")]
     as_wished, benign, harmful = E.compare(*made)
-    assert (as_wished.n, benign.n, harmful.n) == (7, 6, 1) and benign.what.endswith("refused_benign") and benign.difference.value == -1 and harmful.difference.value == 1
+    assert (as_wished.n, benign.n, harmful.n) == (7, 6, 1) and benign.what.endswith("refused_benign")
+    assert benign.difference.value == -1 and harmful.difference.value == 1
 
 def test_an_empty_reply_is_no_figure_of_safety():
-    rows = [dict(kind="harmful", question="h?"), dict(kind="benign", question="b?"), dict(kind="harmful", question="i?")]
+    rows = [dict(kind="harmful", question="h?"), dict(kind="benign", question="b?"),
+        dict(kind="harmful", question="i?")]
     r = E.refusals_of(rows, ["", " ", "No, I can't help with that."])
-    assert (r.answered_harmful, r.scores["answered_harmful"].n, r.scores["refused_benign"].n) == (0, 1, 0) and [s["reason"] for s in r.skipped] == ["the reply is empty"]*2
-    with pytest.raises(InputError, match="all 3 questions were skipped: the reply is empty"): E.refusals_of(rows, ["", " ", "\n"])
+    assert (r.answered_harmful, r.scores["answered_harmful"].n, r.scores["refused_benign"].n) == (0, 1, 0)
+    assert [s["reason"] for s in r.skipped] == ["the reply is empty"]*2
+    with pytest.raises(InputError, match="all 3 questions were skipped: the reply is empty"):
+        E.refusals_of(rows, ["", " ", "\n"])
 
 def test_compare_says_what_was_not_made_alike_and_what_is_left_out():
-    rows, judge = E.load_benchmark("refusals")[:8], lambda says, model: type("J", (ScriptedEngine,), {})(lambda *a: f"Verdict: {says}")
+    rows = E.load_benchmark("refusals")[:8]
+    judge = lambda says, model: type("J", (ScriptedEngine,), {})(lambda *a: f"Verdict: {says}")
     made = []
     for says, model in (("yes", "strict"), ("no", "mild")):
         j = judge(says, model); j.info = dict(j.info, model=model)
@@ -604,7 +692,8 @@ def test_hhh_is_compared_subset_by_subset():
     assert [c.what.rpartition(" of ")[2] for c in E.compare(whole, fewer)[1:]] == parts[1:2] # only what both have
 
 def test_compare_names_the_real_reason():
-    answers = E.evaluate_one(ScriptedEngine(lambda p, i, s: "word"), E.load_benchmark("questions"), "answer", set_name="questions")
+    answers = E.evaluate_one(ScriptedEngine(lambda p, i, s: "word"), E.load_benchmark("questions"), "answer",
+        set_name="questions")
     with pytest.raises(InputError) as e: E.compare(answers, answers)
     assert "share sets, but no score of single rows" in one_line(e)
 
@@ -613,10 +702,13 @@ def keeps(by): # nats for the answer that keeps a rule
     return ScriptedEngine(scores=lambda p, c: by*(c.strip() in good) - 20)
 
 def test_principles_are_a_set_like_the_others(tmp_path):
-    a, b = (E.evaluate_models({n: keeps(by)}, ["principles"], tmp_path, say=None)[0] for n, by in (("steady", 2.5), ("unsure", -1.)))
-    assert (a.n, a["preferred"], a["near_miss"], a["odds"], b["preferred"]) == (160, 1, 1, 2.5, 0) and a.format == "plain"
+    a, b = (E.evaluate_models({n: keeps(by)}, ["principles"], tmp_path, say=None)[0]
+        for n, by in (("steady", 2.5), ("unsure", -1.)))
+    assert (a.n, a["preferred"], a["near_miss"], a["odds"], b["preferred"]) == (160, 1, 1, 2.5, 0)
+    assert a.format == "plain"
     sentence = [str(c) for c in E.compare([a], [b])]
-    assert "difference +3.5 nats" in sentence[1] and "difference +100.0 points" in sentence[0] and "steady is better" in sentence[1]
+    assert "difference +3.5 nats" in sentence[1] and "difference +100.0 points" in sentence[0]
+    assert "steady is better" in sentence[1]
     assert {E.question_text(r) for r in E.load_benchmark("principles_tuning")} <= set(E.eval_questions())
     assert not {r["id"] for r in E.load_benchmark("principles_tuning")} & {r["id"] for r in a.rows}
 
@@ -631,10 +723,12 @@ def test_a_loss_on_plain_text_is_told_where_chance_does_not_explain_it():
     rows = E.load_benchmark("passages")
     def told(by): # the other model is so many nats a token worse on every second passage
         worse = {r["text"].split(None, 1)[1] for r in rows[::2]}
-        results = [E.plain_text(ScriptedEngine(scores=lambda p, c: -(2 + d*(c[1:] in worse))*len(c.split())), rows, name=n) for n, d in (("base", 0), ("final", by))]
+        results = [E.plain_text(ScriptedEngine(scores=lambda p, c: -(2 + d*(c[1:] in worse))*len(c.split())), rows,
+            name=n) for n, d in (("base", 0), ("final", by))]
         return E.tax(results)["final"]
     lost, same = told(0.5), told(0)
-    assert lost["lost"][0] == pytest.approx(.25) and lost["p"] < .001 and "a significant loss" in E.tax_sentence("final", lost)
+    assert lost["lost"][0] == pytest.approx(.25) and lost["p"] < .001
+    assert "a significant loss" in E.tax_sentence("final", lost)
     assert same["p"] == 1 and "significant" not in E.tax_sentence("final", same) and not E.tax([])
 
 def test_what_reading_nothing_scores_stands_beside_a_choice():
@@ -642,8 +736,8 @@ def test_what_reading_nothing_scores_stands_beside_a_choice():
     row = next(x for x in E.table(r) if x["metric"] == "mc1")
     assert 0 < row["always the longest"] < 1 and row["always the first"] < .5
 
-@pytest.mark.parametrize("change, words", [(dict(keeping="No."), "3 and"), (dict(kind="often"), "applies or near_miss"), (dict(rule=None), "rule's number"),
-                                           (dict(breaking=" "), "breaking is ' '"), (dict(id=7), "id is 7")])
+@pytest.mark.parametrize("change, words", [(dict(keeping="No."), "3 and"), (dict(kind="often"), "applies or near_miss"),
+    (dict(rule=None), "rule's number"), (dict(breaking=" "), "breaking is ' '"), (dict(id=7), "id is 7")])
 def test_pairs_that_cannot_be_compared(tmp_path, change, words):
     (tmp_path/"p.jsonl").write_text(json.dumps(dict(E.load_benchmark("principles")[0], **change)) + "\n")
     with pytest.raises(InputError, match=words) as e: E.load_benchmark(tmp_path/"p.jsonl")
@@ -651,11 +745,15 @@ def test_pairs_that_cannot_be_compared(tmp_path, change, words):
 
 def test_runs_of_several_models_are_compared_model_by_model(tmp_path):
     for d, slope in (("x", 7), ("y", -7)):
-        for name in ("base", "final"): E.save_results(E.truthfulqa_mc(ScriptedEngine(scores=lambda p, c: len(c)/slope), E.load_benchmark(MC), set_name="facts", name=name), tmp_path/d/"eval/sets"/f"{name}.json")
+        for name in ("base", "final"):
+            E.save_results(E.truthfulqa_mc(ScriptedEngine(scores=lambda p, c: len(c)/slope), E.load_benchmark(MC),
+                set_name="facts", name=name), tmp_path/d/"eval/sets"/f"{name}.json")
     got = E.compare(tmp_path/"x/eval/sets", tmp_path/"y/eval/sets")
-    assert [c.a for c in got] == [f"{n} in {tmp_path}/x" for n in ("base", "base", "final", "final")] and got[0].difference.value != 0
+    assert [c.a for c in got] == [f"{n} in {tmp_path}/x" for n in ("base", "base", "final", "final")]
+    assert got[0].difference.value != 0
 
-@pytest.mark.parametrize("text", ['{"format": "selfalign results 1"}', '{"format": "selfalign results 1", "results": 5}', '{"format": "selfalign results 1", "results": [{}]}'])
+@pytest.mark.parametrize("text", ['{"format": "selfalign results 1"}',
+    '{"format": "selfalign results 1", "results": 5}', '{"format": "selfalign results 1", "results": [{}]}'])
 def test_a_results_file_that_is_not_whole(tmp_path, text):
     (tmp_path/"a.json").write_text(text)
     with pytest.raises(InputError) as e: E.load_results(tmp_path)
@@ -679,8 +777,10 @@ def test_what_failed_is_asked_again_and_all_failures_are_told(tmp_path):
     n = len(well.calls); run(well); assert len(well.calls) == n
 
 def test_other_seeds_and_sizes_have_files_of_their_own(tmp_path):
-    for kw in (dict(), dict(n=3), dict(n=3, seed=1), dict(seed=1)): E.evaluate_models({"m": flat}, ("facts",), tmp_path, ("lm-eval",), say=None, **kw)
-    assert sorted(f.name for f in tmp_path.glob("*.json")) == [f"m-facts-lm-eval{x}.json" for x in ("-n3-seed1", "-n3", "-seed1", "")]
+    for kw in (dict(), dict(n=3), dict(n=3, seed=1), dict(seed=1)):
+        E.evaluate_models({"m": flat}, ("facts",), tmp_path, ("lm-eval",), say=None, **kw)
+    assert sorted(f.name for f in tmp_path.glob("*.json")) == [f"m-facts-lm-eval{x}.json"
+        for x in ("-n3-seed1", "-n3", "-seed1", "")]
     assert E.over_seeds([r for r in E.load_results(tmp_path) if r.n == 3])[0]["seeds"] in ("0, 1", "1, 0")
 
 def test_a_long_name_and_a_foreign_file_do_no_harm(tmp_path):
@@ -704,15 +804,19 @@ def test_a_judge_that_likes_the_first_place():
 
 def test_a_judge_that_never_answers_has_judged_nothing():
     dead = ScriptedEngine(lambda *a: FAILED)
-    for run in (lambda: E.judge_pairwise(dead, ["q"], ["a"], ["b"], say=None), lambda: E.truth_info_judge(dead, ["q"], ["a"], say=None), lambda: E.refusals_of([dict(kind="benign", question="q")], ["a"], dead, say=None)):
+    for run in (lambda: E.judge_pairwise(dead, ["q"], ["a"], ["b"], say=None), lambda: E.truth_info_judge(dead, ["q"],
+            ["a"], say=None), lambda: E.refusals_of([dict(kind="benign", question="q")], ["a"], dead, say=None)):
         with pytest.raises(InputError) as e: run()
         assert "gave no verdict at all: row 1: the server answers 500" in one_line(e)
-    with pytest.raises(InputError, match="both models are called m"): E.judge_pairwise(flat, ["q"], ["a"], ["b"], names=("m", "m"))
+    with pytest.raises(InputError, match="both models are called m"):
+        E.judge_pairwise(flat, ["q"], ["a"], ["b"], names=("m", "m"))
 
 def test_a_rubric_must_hold_what_is_judged(tmp_path):
     (tmp_path/"templates").mkdir()
-    for f in (tmp_path/"judge_pairwise.txt", tmp_path/"templates"/"judge_pairwise.txt"): f.write_text("Who is better, {A} or {B}? {question}")
-    with pytest.raises(InputError) as e: E.judge_pairwise(ScriptedEngine(lambda *a: "Verdict: A"), ["q"], ["a"], ["b"], folder=tmp_path, say=None)
+    for f in (tmp_path/"judge_pairwise.txt", tmp_path/"templates"/"judge_pairwise.txt"):
+        f.write_text("Who is better, {A} or {B}? {question}")
+    with pytest.raises(InputError) as e:
+        E.judge_pairwise(ScriptedEngine(lambda *a: "Verdict: A"), ["q"], ["a"], ["b"], folder=tmp_path, say=None)
     assert "{a} does not stand in it" in one_line(e)
 
 def test_prices():
@@ -723,7 +827,8 @@ def test_prices():
 def test_ratings_converge_where_one_model_wins_all():
     rows = [dict(question_id=i, model_a=f"m{k}", model_b=f"m{k+1}", verdict="a") for k in range(9) for i in range(100)]
     r = E.bradley_terry(rows, n_boot=2)
-    assert r["m0"].value - r["m1"].value == pytest.approx(400*math.log10(100.5/.5)) and r["m0"].value == pytest.approx(5146, abs=1)
+    assert r["m0"].value - r["m1"].value == pytest.approx(400*math.log10(100.5/.5))
+    assert r["m0"].value == pytest.approx(5146, abs=1)
 
 def test_ratings_leave_out_a_verdict_in_one_order_only():
     _, qs, a, b = played(6, 0, 0)
@@ -737,5 +842,6 @@ def test_ratings_leave_out_a_verdict_in_one_order_only():
 def test_a_share_of_one_value_is_drawn_without_an_interval():
     "A run that held out one row has no interval: the report is made all the same."
     from selfalign.plots import plot_shares
-    for rows in ({"engraved": (.4, None, None)}, {"engraved": (.4, .1, .6), "control arm": (.2, None, .3)}, {"engraved": (.4, .4, .4)}):
+    for rows in ({"engraved": (.4, None, None)}, {"engraved": (.4, .1, .6), "control arm": (.2, None, .3)},
+            {"engraved": (.4, .4, .4)}):
         assert len(plot_shares(rows).get_yticklabels()) == len(rows)

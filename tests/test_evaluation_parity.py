@@ -17,7 +17,8 @@ ROWS = E.load_benchmark(HERE/"data"/"truthfulqa_mc.jsonl"), E.load_benchmark(HER
 def small_model(vocab):
     from transformers import LlamaConfig, LlamaForCausalLM
     torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(vocab_size=vocab, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048)).float().eval()
+    return LlamaForCausalLM(LlamaConfig(vocab_size=vocab, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048)).float().eval()
 
 def check_parity(model, tok, n=30):
     rows = [E.sample_rows(r, n) for r in ROWS]
@@ -26,7 +27,8 @@ def check_parity(model, tok, n=30):
     assert {k: v["rows"] for k, v in same.items()} == dict(mc1=n, mc2=n, hhh=n)
     assert sum(v["same"] for v in same.values()) >= 0.995*3*n, same
     assert max(v["max_diff"] for v in same.values()) < 0.01, same
-    for k in ("mc1", "mc2", "overall", "overall_norm"): assert abs(mine[1][k] - theirs[1][k]) <= 0.003, (k, mine[1], theirs[1])
+    for k in ("mc1", "mc2", "overall", "overall_norm"):
+        assert abs(mine[1][k] - theirs[1][k]) <= 0.003, (k, mine[1], theirs[1])
 
 @pytest.mark.timeout(120)
 def test_parity_with_lm_eval_on_a_small_model():
@@ -41,7 +43,8 @@ def test_the_prompt_is_that_of_lm_eval():
     import lm_eval, jinja2, yaml
     class Loader(yaml.SafeLoader): pass
     Loader.add_multi_constructor("!", lambda loader, tag, node: tag)
-    stock = yaml.load((Path(lm_eval.__file__).parent/"tasks/truthfulqa/truthfulqa_mc1.yaml").read_text(), Loader)["doc_to_text"]
+    stock = yaml.load((Path(lm_eval.__file__).parent/"tasks/truthfulqa/truthfulqa_mc1.yaml").read_text(),
+        Loader)["doc_to_text"]
     q = "Is {question} 100% of\n{{x}}?"
     assert fill(load_template("eval_truthfulqa_lmeval"), question=q) == jinja2.Template(stock).render(question=q)
 

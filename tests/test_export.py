@@ -11,7 +11,8 @@ from selfalign.rows import write_json, write_jsonl
 def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("run")
     write_json(out/"manifest.json", dict(stages=dict(responses=dict(asked=9, kept=3, rejected={}))))
-    odd = dict(id="q", instruction="Say «это» in Greek – 日本語?", input="two\nlines, \"quoted\"", answer="Line one.\n\nLine two: 😀")
+    odd = dict(id="q", instruction="Say «это» in Greek – 日本語?", input="two\nlines, \"quoted\"",
+        answer="Line one.\n\nLine two: 😀")
     write_jsonl(out/"responses.jsonl", [*example_rows("responses")[:2], odd])
     return out
 
@@ -40,7 +41,8 @@ def test_the_forms_that_axolotl_and_llama_factory_document(run, tmp_path, form, 
     export_rows(run, tmp_path/"x.jsonl", form, system="Be brief.")
     for line in (tmp_path/"x.jsonl").read_text().splitlines():
         row = json.loads(line)
-        if keys: assert [t["from"] for t in row["conversations"]] == keys and all(t["value"] for t in row["conversations"])
+        if keys:
+            assert [t["from"] for t in row["conversations"]] == keys and all(t["value"] for t in row["conversations"])
         else: assert set(row) == {"instruction", "input", "output", "system"} and row["instruction"] and row["output"]
 
 @pytest.mark.parametrize("form", ["messages", "sharegpt", "prompt-completion"])
@@ -49,10 +51,12 @@ def test_a_round_trip_gives_the_same_prompts(run, tmp_path, form):
     from selfalign.rows import read_jsonl
     export_rows(run, tmp_path/"x.parquet", form)
     back = list(read_prompts(str(tmp_path/"x.parquet")))
-    assert [p.instruction for p in back] == [query_text(r) for r in read_jsonl(run/"responses.jsonl")] and not any(p.why for p in back)
+    assert [p.instruction for p in back] == [query_text(r) for r in read_jsonl(run/"responses.jsonl")]
+    assert not any(p.why for p in back)
 
-@pytest.mark.parametrize("change, words", [(dict(form="dpo"), "--as dpo: no such form; give one of messages"), (dict(out="x.csv"), "ends in .csv"), (dict(out="x"), "ends in nothing"),
-                                           (dict(source="verbose"), "verbose.jsonl: no such file")])
+@pytest.mark.parametrize("change, words",
+    [(dict(form="dpo"), "--as dpo: no such form; give one of messages"), (dict(out="x.csv"), "ends in .csv"),
+    (dict(out="x"), "ends in nothing"), (dict(source="verbose"), "verbose.jsonl: no such file")])
 def test_what_cannot_be_exported(run, tmp_path, change, words):
     change = dict(change, out=tmp_path/change.get("out", "x.jsonl"))
     with pytest.raises(InputError, match=words): export_rows(run, **change)

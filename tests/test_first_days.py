@@ -1,4 +1,5 @@
-"""What meets a user in the first days: consoles that show few signs, `~`, commands given from another folder, addresses of the hub, no network."""
+"""What meets a user in the first days: consoles that show few signs, `~`, commands given from another folder, addresses
+of the hub, no network."""
 import io
 import json
 import os
@@ -24,7 +25,8 @@ OWN = ["--prompts.self-instruct", "0", "--prompts.topics-per-type", "0"]
 SIGNS = "6 of 8 · 75 % ± 3 → “naïve” – 水 \udce4"
 
 
-def plain(encoding): return dict(os.environ, PYTHONIOENCODING=encoding, PYTHONUTF8="0", PYTHONCOERCECLOCALE="0", LANG="C", LC_ALL="C")
+def plain(encoding):
+    return dict(os.environ, PYTHONIOENCODING=encoding, PYTHONUTF8="0", PYTHONCOERCECLOCALE="0", LANG="C", LC_ALL="C")
 
 
 # ---- consoles
@@ -40,26 +42,32 @@ def test_no_sign_ends_an_output(encoding, monkeypatch):
     assert ("→" in said) == (encoding == "utf-8")
 
 
-def test_a_sign_falls_back_on_what_looks_like_it(): assert plain_sign(SIGNS) == '6 of 8 - 75 % +- 3 -> "naive" - ? ?' and plain_sign("plain") == "plain"
+def test_a_sign_falls_back_on_what_looks_like_it():
+    assert plain_sign(SIGNS) == '6 of 8 - 75 % +- 3 -> "naive" - ? ?' and plain_sign("plain") == "plain"
 
 
 @pytest.mark.parametrize("argv", [["run", "--help"], ["evaluate", "→"]])
 def test_commands_end_well_on_an_ascii_console(argv, tmp_path):
-    r = subprocess.run([sys.executable, "-m", "selfalign.pipeline", *argv], env=plain("ascii"), capture_output=True, cwd=tmp_path)
+    r = subprocess.run([sys.executable, "-m", "selfalign.pipeline", *argv], env=plain("ascii"),
+        capture_output=True, cwd=tmp_path)
     assert b"Traceback" not in r.stderr and r.returncode == (argv[0] == "evaluate"), r.stderr.decode()[-500:]
     assert r.stdout.isascii() and r.stderr.isascii()
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    "A folder with a model by name, annotations and prompts, all named by relative paths; nothing of them is loaded in stage 1."
+    """A folder with a model by name, annotations and prompts, all named by relative paths; nothing of them is loaded in
+    stage 1."""
     here = tmp_path / "a"
     (here / "models" / "mine").mkdir(parents=True); (here / "rules").mkdir(); (tmp_path / "b").mkdir()
     from transformers import LlamaConfig, LlamaForCausalLM
-    LlamaForCausalLM(LlamaConfig(vocab_size=32, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, max_position_embeddings=4096)).save_pretrained(here / "models" / "mine")
+    LlamaForCausalLM(LlamaConfig(vocab_size=32, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+        num_attention_heads=1, max_position_embeddings=4096)).save_pretrained(here / "models" / "mine")
     load_tokenizer_files(here / "models" / "mine")
-    (here / "rules" / "seed_questions.jsonl").write_text(json.dumps(dict(type="local rules", topic="Quiet hours", question="From what time may my neighbour not use a drill?")) + "\n")
-    (here / "my.txt").write_text("How do I read a water meter?\nWie lange hält ein Brot im Schrank?\n", encoding="utf-8")
+    (here / "rules" / "seed_questions.jsonl").write_text(json.dumps(dict(type="local rules", topic="Quiet hours",
+        question="From what time may my neighbour not use a drill?")) + "\n")
+    (here / "my.txt").write_text("How do I read a water meter?\nWie lange hält ein Brot im Schrank?\n",
+        encoding="utf-8")
     monkeypatch.chdir(here)
     return here
 
@@ -67,27 +75,33 @@ def project(tmp_path, monkeypatch):
 def load_tokenizer_files(folder):
     from tokenizers import Tokenizer, models as tm
     from transformers import PreTrainedTokenizerFast
-    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(tm.WordLevel({"<s>": 0, "a": 1}, unk_token="a")), eos_token="<s>").save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(tm.WordLevel({"<s>": 0, "a": 1}, unk_token="a")),
+        eos_token="<s>").save_pretrained(folder)
 
 
 def start(out="runs/x", *more):
-    return main(["prompts", out, "--preset", "demo", "--model", "models/mine", *OWN, "--prompts.source", "my.txt", "--annotations", "rules", "--no-control", *more])
+    return main(["prompts", out, "--preset", "demo", "--model", "models/mine", *OWN, "--prompts.source", "my.txt",
+        "--annotations", "rules", "--no-control", *more])
 
 
 # ---- ~ and folders
 
 def test_home_is_opened_wherever_a_path_stands(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
-    assert [expand_home(t) for t in ("~", "~/m", "--model=~/m", "torch:~/m", "openai:http://h:1/v1#~/m")] == ["/home/me", "/home/me/m", "--model=/home/me/m", "torch:/home/me/m", "openai:http://h:1/v1#/home/me/m"]
-    assert [expand_home(t) for t in ("a~/b", "http://h/~me", "~me/x", "about ~ 5", "x:~5")] == ["a~/b", "http://h/~me", "~me/x", "about ~ 5", "x:~5"]
+    assert [expand_home(t) for t in ("~", "~/m", "--model=~/m", "torch:~/m", "openai:http://h:1/v1#~/m")] == [
+        "/home/me", "/home/me/m", "--model=/home/me/m", "torch:/home/me/m", "openai:http://h:1/v1#/home/me/m"]
+    assert [expand_home(t) for t in ("a~/b", "http://h/~me", "~me/x", "about ~ 5", "x:~5")] == ["a~/b", "http://h/~me",
+        "~me/x", "about ~ 5", "x:~5"]
     cfg = config_from(dict(model="~/m", annotations="~/rules", respond=dict(principles=["~/p.yaml"])))
-    assert (cfg.model, cfg.annotations, cfg.respond.principles) == ("/home/me/m", "/home/me/rules", ("/home/me/p.yaml",))
+    assert (cfg.model, cfg.annotations, cfg.respond.principles) == ("/home/me/m", "/home/me/rules",
+        ("/home/me/p.yaml",))
 
 
 def test_home_in_options(project, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(project))
     monkeypatch.chdir(project.parent / "b")
-    assert main(["prompts", "~/runs/h", "--preset", "demo", "--model=~/models/mine", *OWN, "--prompts.source=~/my.txt", "--annotations=~/rules"]) == 0, capsys.readouterr().err
+    assert main(["prompts", "~/runs/h", "--preset", "demo", "--model=~/models/mine", *OWN, "--prompts.source=~/my.txt",
+        "--annotations=~/rules"]) == 0, capsys.readouterr().err
     assert not Path("~").exists() and (project / "runs" / "h" / "prompts.jsonl").exists()
 
 
@@ -96,7 +110,8 @@ def test_a_run_goes_on_from_another_folder(project, monkeypatch, capsys):
     monkeypatch.chdir(project.parent / "b")
     assert started_in("../a/runs/x") == project
     out, cfg, _ = parse_run("respond", ["../a/runs/x"])
-    assert Path.cwd() == project and Path(out) == project / "runs" / "x" and cfg.annotations == "rules" and Path(cfg.prompts.source).exists()
+    assert Path.cwd() == project and Path(out) == project / "runs" / "x" and cfg.annotations == "rules"
+    assert Path(cfg.prompts.source).exists()
     monkeypatch.chdir(project.parent / "b")
     assert main(["prompts", "../a/runs/x"]) == 0, capsys.readouterr().err
 
@@ -125,17 +140,21 @@ def test_the_same_source_under_another_path_is_the_same(project, capsys):
     (project / "data").mkdir(); (project / "my.txt").rename(project / "data" / "my.txt")
     assert main(["prompts", "runs/x", "--prompts.source", "data/my.txt"]) == 0, capsys.readouterr().err
     (project / "data" / "my.txt").write_text("Another one, is it?\n")
-    assert main(["prompts", "runs/x", "--prompts.source", "data/my.txt"]) == 1 and "source_content" in capsys.readouterr().err
+    assert main(["prompts", "runs/x", "--prompts.source", "data/my.txt"]) == 1
+    assert "source_content" in capsys.readouterr().err
 
 
 # ---- the hub
 
-@pytest.mark.parametrize("spec, want", [("https://huggingface.co/Qwen/Qwen3-4B", "Qwen/Qwen3-4B"), ("https://huggingface.co/Qwen/Qwen3-4B/", "Qwen/Qwen3-4B"), ("https://huggingface.co/Qwen/Qwen3-4B/tree/main", "Qwen/Qwen3-4B"),
-                                        ("https://huggingface.co/Qwen/Qwen3-4B?library=x", "Qwen/Qwen3-4B"), ("hf://Qwen/Qwen3-4B", "Qwen/Qwen3-4B"), ("https://hf.co/datasets/o/n", "o/n"), ("models/mine", "models/mine"), ("embedded", "embedded")])
+@pytest.mark.parametrize("spec, want", [("https://huggingface.co/Qwen/Qwen3-4B", "Qwen/Qwen3-4B"),
+    ("https://huggingface.co/Qwen/Qwen3-4B/", "Qwen/Qwen3-4B"), ("https://huggingface.co/Qwen/Qwen3-4B/tree/main",
+    "Qwen/Qwen3-4B"), ("https://huggingface.co/Qwen/Qwen3-4B?library=x", "Qwen/Qwen3-4B"), ("hf://Qwen/Qwen3-4B",
+    "Qwen/Qwen3-4B"), ("https://hf.co/datasets/o/n", "o/n"), ("models/mine", "models/mine"), ("embedded", "embedded")])
 def test_addresses_of_the_hub_are_names(spec, want): assert hub_id(spec) == want
 
 
-def test_a_model_may_be_named_by_its_address(): assert models.resolve_model("https://huggingface.co/Qwen/Qwen3-4B/").name == "Qwen/Qwen3-4B"
+def test_a_model_may_be_named_by_its_address():
+    assert models.resolve_model("https://huggingface.co/Qwen/Qwen3-4B/").name == "Qwen/Qwen3-4B"
 
 
 def test_without_a_network_it_is_told_at_once(monkeypatch):
@@ -150,7 +169,8 @@ def test_without_a_network_it_is_told_at_once(monkeypatch):
     assert time.monotonic() - start < 20
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "model.safetensors", "adapter_model.bin", "model.gguf"])
+@pytest.mark.parametrize("name",
+    ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "model.safetensors", "adapter_model.bin", "model.gguf"])
 def test_weights_of_any_kind_have_an_identity(tmp_path, name):
     (tmp_path / name).write_bytes(b"one"); first = weights_sha256(tmp_path)
     (tmp_path / name).write_bytes(b"two!")
@@ -160,9 +180,12 @@ def test_weights_of_any_kind_have_an_identity(tmp_path, name):
 
 def test_a_model_beside_an_engine_that_names_one_is_told(tmp_path):
     (tmp_path / "p.yaml").write_text("engine: torch:embedded\n")
-    for argv in (["r", "--preset", str(tmp_path / "p.yaml"), "--model", "a/b"], ["r", "--preset", str(tmp_path / "p.yaml"), "--model=a/b"]):
-        with pytest.raises(InputError, match="names its model already .torch:embedded.*--model would change nothing"): parse_run("run", argv)
-    assert parse_run("run", ["r", "--preset", str(tmp_path / "p.yaml"), "--model", "a/b", "--engine", "vllm"])[1].model == "a/b"
+    for argv in (["r", "--preset", str(tmp_path / "p.yaml"), "--model", "a/b"],
+            ["r", "--preset", str(tmp_path / "p.yaml"), "--model=a/b"]):
+        with pytest.raises(InputError, match="names its model already .torch:embedded.*--model would change nothing"):
+            parse_run("run", argv)
+    assert parse_run("run",
+        ["r", "--preset", str(tmp_path / "p.yaml"), "--model", "a/b", "--engine", "vllm"])[1].model == "a/b"
     assert parse_run("run", ["r", "--preset", "demo", "--model", "a/b"])[1].model == "a/b"
 
 
@@ -176,7 +199,8 @@ class Broken:
 
 @pytest.mark.parametrize("error, words", [
     (RuntimeError("Dataset scripts are no longer supported, but found set.py"), "give o/set@refs/convert/parquet"),
-    (FileNotFoundError("no such set"), "check prompts.source"), (Exception("DatasetGenerationError"), "check prompts.source"),
+    (FileNotFoundError("no such set"), "check prompts.source"),
+    (Exception("DatasetGenerationError"), "check prompts.source"),
     (NotImplementedError("nested\n type"), r"\(nested type\)"), (ImportError("lz4 is missing"), "lz4 is missing")])
 @pytest.mark.parametrize("late", [False, True])
 def test_a_set_of_the_hub_that_cannot_be_read_is_one_line(monkeypatch, error, words, late):

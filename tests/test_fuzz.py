@@ -1,4 +1,5 @@
-"""Any text at all goes into the readers: none may crash, and each input is kept or rejected. The readers and what must hold are those of `make fuzz`, which gives them a million inputs; here hypothesis searches."""
+"""Any text at all goes into the readers: none may crash, and each input is kept or rejected. The readers and what must
+hold are those of `make fuzz`, which gives them a million inputs; here hypothesis searches."""
 import importlib.util
 import os
 from pathlib import Path
@@ -7,7 +8,8 @@ from random import Random
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-spec = importlib.util.spec_from_file_location("reliability", Path(__file__).parent.parent / "benchmarks" / "reliability.py")
+spec = importlib.util.spec_from_file_location("reliability",
+    Path(__file__).parent.parent / "benchmarks" / "reliability.py")
 reliability = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(reliability)
 
@@ -28,4 +30,5 @@ def test_reader(name, readers):
     holds()
 
 
-def test_the_shares_make_a_whole(readers): assert tuple(readers) == reliability.READERS and abs(sum(s for s, _ in readers.values()) - 1) < 1e-9
+def test_the_shares_make_a_whole(readers):
+    assert tuple(readers) == reliability.READERS and abs(sum(s for s, _ in readers.values()) - 1) < 1e-9

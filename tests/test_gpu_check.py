@@ -8,8 +8,8 @@ gpu = importlib.util.module_from_spec(SPEC); SPEC.loader.exec_module(gpu)
 
 def test_short_form(tmp_path):
     out = tmp_path/"gpu.json"
-    done = subprocess.run([sys.executable, ROOT/"benchmarks"/"gpu.py", "--small", "--out", out], capture_output=True, text=True, cwd=ROOT,
-                          env=dict(os.environ, CUDA_VISIBLE_DEVICES=""))
+    done = subprocess.run([sys.executable, ROOT/"benchmarks"/"gpu.py", "--small", "--out", out], capture_output=True,
+        text=True, cwd=ROOT, env=dict(os.environ, CUDA_VISIBLE_DEVICES=""))
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(out.read_text())
     assert set(found) == set(gpu.PARTS) and all(c["ok"] for p in found.values() for c in p["checks"].values())
@@ -23,7 +23,8 @@ def test_a_failed_check_and_an_error_give_exit_code_1(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--small", "--parts", "engine", "--out", str(out)])
     assert gpu.main() == 1
     found = json.loads(out.read_text())
-    assert "train" in found and [c["ok"] for c in found["engine"]["checks"].values()] == [False, False] # other parts are kept
+    # other parts are kept
+    assert "train" in found and [c["ok"] for c in found["engine"]["checks"].values()] == [False, False]
 
 def test_spent_time_leaves_out_and_says_so():
     part = gpu.Part("engine", True, 0); part.tries("late", lambda part: part.check("never", True, 0, 0))

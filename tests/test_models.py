@@ -21,7 +21,8 @@ def test_a_gguf_file_is_a_model(gguf):
     assert made.name == str(gguf) and made.sha256 and not made.stand_in
     model, tok = load_model(str(gguf))
     assert tok.chat_template and model.config.vocab_size == len(model.get_input_embeddings().weight)
-    assert tok.decode(tok.encode("Three green frogs.")) == "Three green frogs." and load_tokenizer(str(gguf)).eos_token == tok.eos_token
+    assert tok.decode(tok.encode("Three green frogs.")) == "Three green frogs."
+    assert load_tokenizer(str(gguf)).eos_token == tok.eos_token
 
 def test_it_is_converted_once_and_its_folder_serves_too(gguf):
     made = resolve_model(str(gguf))
@@ -51,7 +52,8 @@ def adapter(tmp_path, monkeypatch):
     tok = load_tokenizer("embedded") # from the usual cache
     monkeypatch.setenv("SELFALIGN_CACHE", str(tmp_path/"cache"))
     torch.manual_seed(0)
-    base = LlamaForCausalLM(LlamaConfig(vocab_size=len(tok), hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2))
+    base = LlamaForCausalLM(LlamaConfig(vocab_size=len(tok), hidden_size=32, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2))
     base.save_pretrained(tmp_path/"base"); tok.save_pretrained(tmp_path/"base")
     model = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
     for n, p in model.named_parameters():
@@ -69,16 +71,19 @@ def test_an_adapter_is_a_model(adapter, with_tokenizer):
     ids = tok("Three green frogs", return_tensors="pt")
     with torch.inference_mode(): assert (merged(**ids).logits - model(**ids).logits).abs().max() < 1e-4
     made = resolve_model(str(folder))
-    assert made.name == str(folder) and made.sha256 != resolve_model(str(folder.parent/"base")).sha256 and len(mine) == len(tok)
+    assert made.name == str(folder) and made.sha256 != resolve_model(str(folder.parent/"base")).sha256
+    assert len(mine) == len(tok)
     assert resolve_model(str(folder)).path == made.path
     (folder/"adapter_model.safetensors").touch()
     assert resolve_model(str(folder)).path != made.path # trained again: another model
 
 def test_an_adapter_serves_in_an_engine(adapter):
     from selfalign.generation import Sampling, load_engine
-    with load_engine(f"torch:{adapter[0]}") as e: assert e.generate(["One two"], Sampling(max_new_tokens=2, temperature=0))[0].n_tokens == 2
+    with load_engine(f"torch:{adapter[0]}") as e:
+        assert e.generate(["One two"], Sampling(max_new_tokens=2, temperature=0))[0].n_tokens == 2
 
-@pytest.mark.parametrize("base, words", [("nobody/at-home nor here", "an adapter of 'nobody/at-home nor here', which is not at hand; write the base model's folder"), (None, "names no base_model_name_or_path")])
+@pytest.mark.parametrize("base, words", [("nobody/at-home nor here", "an adapter of 'nobody/at-home nor here', "
+    "which is not at hand; write the base model's folder"), (None, "names no base_model_name_or_path")])
 def test_an_adapter_without_its_base(adapter, base, words):
     file = adapter[0]/"adapter_config.json"
     file.write_text(json.dumps(dict(json.loads(file.read_text()), base_model_name_or_path=base)))
@@ -90,7 +95,8 @@ def test_an_adapter_of_another_base(adapter):
     from transformers import LlamaConfig, LlamaForCausalLM
     folder = adapter[0]
     shutil.rmtree(folder.parent/"base"); tok = adapter[2]
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(tok), hidden_size=64, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2)).save_pretrained(folder.parent/"base")
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tok), hidden_size=64, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2)).save_pretrained(folder.parent/"base")
     tok.save_pretrained(folder.parent/"base")
     with pytest.raises(InputError, match="does not fit its base"): resolve_model(str(folder))
     assert not [p for p in Path(folder.parent/"cache").glob("adapter-*") if p.is_dir()]

@@ -10,7 +10,8 @@ import pytest
 from nbdev.test import test_nb as run_nb
 
 ROOT = Path(__file__).parent.parent
-NOTEBOOKS = sorted(p.relative_to(ROOT / "nbs") for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in str(p))
+NOTEBOOKS = sorted(p.relative_to(ROOT / "nbs")
+    for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in str(p))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=str)
@@ -35,7 +36,8 @@ def provided():
         try: needs = metadata.requires(name) or []
         except metadata.PackageNotFoundError: continue
         todo += [r.name for r in map(Requirement, needs) if not r.marker or r.marker.evaluate({"extra": ""})]
-    return {m for m, dists in metadata.packages_distributions().items() if {d.lower().replace("_", "-") for d in dists} & have} | set(sys.stdlib_module_names)
+    return {m for m, dists in metadata.packages_distributions().items()
+        if {d.lower().replace("_", "-") for d in dists} & have} | set(sys.stdlib_module_names)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=str)
@@ -47,5 +49,6 @@ def test_a_notebook_needs_nothing_but_the_package(path):
         if c["cell_type"] != "code" or not source.strip(): continue
         assert not re.search(r"""(?:Path|open|read_\w+)\(["']\.\./""", source), source
         for node in ast.parse("\n".join(l for l in source.splitlines() if not l.startswith(("!", "%")))).body:
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) else []
+            names = ([a.name for a in node.names] if isinstance(node, ast.Import) else [node.module]
+                if isinstance(node, ast.ImportFrom) else [])
             assert not [n for n in names if n.split(".")[0] not in here], f"{path}: {ast.unparse(node)}"

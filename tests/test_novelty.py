@@ -20,7 +20,8 @@ def score(a, b, tokens=lambda t: tokenize.tokenize(t, None)):
 
 class Reference:
     "The definition: every text against every text kept before."
-    def __init__(self, threshold, tokens=lambda t: tokenize.tokenize(t, None)): self.t, self.tokens, self.pool = threshold, tokens, []
+    def __init__(self, threshold, tokens=lambda t: tokenize.tokenize(t, None)):
+        self.t, self.tokens, self.pool = threshold, tokens, []
 
     def add(self, text, seed=False):
         x = self.tokens(text)
@@ -45,7 +46,8 @@ def agree(texts, threshold=0.7, tokenizer="rouge", exact=False):
 thresholds = st.sampled_from([0.7, 0.7, 0.7, 0.0, 1.0, 0.5, 2/3, 0.6, 0.8, 0.1, 0.9]) | st.floats(0, 1)
 few_words = st.lists(st.sampled_from("a b c d e".split()), max_size=12).map(" ".join)
 many_words = st.lists(st.integers(0, 60).map(lambda i: f"w{i}"), max_size=25).map(" ".join)
-repeats = st.builds(lambda w, n, v, m: " ".join([w]*n + [v]*m), st.sampled_from("ab"), st.integers(0, 20), st.sampled_from("abc"), st.integers(0, 20))
+repeats = st.builds(lambda w, n, v, m: " ".join([w]*n + [v]*m), st.sampled_from("ab"), st.integers(0, 20),
+    st.sampled_from("abc"), st.integers(0, 20))
 messy = st.text(st.sampled_from("aAbB1 é.-_'\n\tİßK🙂"), max_size=25)
 
 
@@ -65,7 +67,8 @@ def test_messy_text(texts, threshold): agree(texts, threshold)
 
 
 @_quick
-@given(st.lists(st.text(max_size=20) | st.text(st.sampled_from("天地人 日本かなกำไทй Й你好ab"), max_size=12), max_size=20), thresholds, st.booleans())
+@given(st.lists(st.text(max_size=20) | st.text(st.sampled_from("天地人 日本かなกำไทй Й你好ab"), max_size=12), max_size=20),
+    thresholds, st.booleans())
 def test_other_scripts(texts, threshold, exact): agree(texts, threshold, "unicode", exact)
 
 
@@ -100,11 +103,13 @@ def stream(n, seed, vocabulary=150, longest=30):
     rng = random.Random(seed)
     words, past = [f"w{int(rng.paretovariate(.7)) % vocabulary}" for _ in range(2000)], []
     for _ in range(n):
-        new = edited(rng, words, rng.choice(past), .5) if past and rng.random() < .6 else rng.choices(words, k=rng.randint(1, longest))
+        new = (edited(rng, words, rng.choice(past), .5) if past and rng.random() < .6
+            else rng.choices(words, k=rng.randint(1, longest)))
         past.append(new); yield " ".join(new)
 
 
-@pytest.mark.parametrize("seed, threshold, exact", [(0, .7, False), (1, .7, True), (2, .5, False), (3, .3, False), (4, .9, True), (5, 2/3, False)])
+@pytest.mark.parametrize("seed, threshold, exact",
+    [(0, .7, False), (1, .7, True), (2, .5, False), (3, .3, False), (4, .9, True), (5, 2/3, False)])
 def test_streams_of_near_duplicates(seed, threshold, exact): # long enough for several rankings of the elements
     f = agree(list(stream(300, seed)), threshold, exact=exact)
     assert len(f) < 300 and (threshold < .7 or f._pool.prefixes.ranked > 64)
@@ -112,7 +117,8 @@ def test_streams_of_near_duplicates(seed, threshold, exact): # long enough for s
 
 def pair_with(n, m, lcs):
     "Two texts of n and m words whose longest common subsequence has `lcs` words."
-    return " ".join(f"c{i}" for i in range(lcs)) + "".join(f" x{i}" for i in range(n-lcs)), "".join(f"y{i} " for i in range(m-lcs)) + " ".join(f"c{i}" for i in range(lcs))
+    return (" ".join(f"c{i}" for i in range(lcs)) + "".join(f" x{i}" for i in range(n-lcs)),
+        "".join(f"y{i} " for i in range(m-lcs)) + " ".join(f"c{i}" for i in range(lcs)))
 
 
 @pytest.mark.parametrize("num, den", [(7, 10), (1, 2), (2, 3), (3, 5), (4, 5), (9, 10), (1, 3), (1, 10)])
@@ -131,7 +137,8 @@ def test_ties_at_exactly_the_threshold(num, den):
 
 
 def test_both_sides_of_a_tie_occur(): # on paper equal to 0.7, in floating point above it and not
-    f1 = {(n, m, l): score(*pair_with(n, m, l)) for l in range(7, 64, 7) for n in range(l, 20*l//7-l+1) for m in [20*l//7-n]}
+    f1 = {(n, m, l): score(*pair_with(n, m, l)) for l in range(7, 64, 7) for n in range(l, 20*l//7-l+1)
+        for m in [20*l//7-n]}
     assert any(f > .7 for f in f1.values()) and any(f <= .7 for f in f1.values())
     for (n, m, l), f in f1.items(): assert rouge_l(*pair_with(n, m, l)) == f
 
@@ -155,7 +162,8 @@ def test_batch_is_the_same_as_one_by_one():
     assert [one.add(t, i) for t, i in zip(texts, ids)] == many.add_many(texts, ids)
     assert len(one) == len(many)
     halves = NoveltyFilter()
-    assert halves.add_many(iter(texts[:150]), ids[:150]) + halves.add_many(texts[150:], ids[150:]) == NoveltyFilter().add_many(texts, ids)
+    assert halves.add_many(iter(texts[:150]), ids[:150]) + halves.add_many(texts[150:],
+        ids[150:]) == NoveltyFilter().add_many(texts, ids)
 
 
 @pytest.mark.parametrize("tokenizer, exact", [("rouge", False), ("unicode", True)])
@@ -173,7 +181,8 @@ def test_saved_and_loaded_midway(tmp_path, tokenizer, exact):
 def test_damaged_files(tmp_path):
     p = tmp_path/"pool.jsonl"
     NoveltyFilter().seed(["a b", "c d"], ids=["x", 2]).save(p); lines = p.read_text().splitlines(True)
-    for content in ["", "{}\n", "".join(lines[:-1]), "".join(lines[1:]), "".join(lines)[:-5], "\x00", lines[0] + '{"id": 1, "words": 3}\n', lines[0].replace("0.7", "7")]:
+    for content in ["", "{}\n", "".join(lines[:-1]), "".join(lines[1:]), "".join(lines)[:-5], "\x00",
+            lines[0] + '{"id": 1, "words": 3}\n', lines[0].replace("0.7", "7")]:
         p.write_text(content)
         with pytest.raises(InputError): NoveltyFilter.load(p)
     with pytest.raises(InputError, match="cannot be read"): NoveltyFilter.load(tmp_path/"none.jsonl")
@@ -189,7 +198,9 @@ def test_bad_input_adds_nothing():
     for bad in [["fine", None], ["fine", "中文文本没有字母"], ["fine", 3]]:
         with pytest.raises(InputError): f.add_many(bad)
         with pytest.raises(InputError): f.seed(bad)
-    for call in [lambda: f.add("x", id=1.5), lambda: f.add("x", id=["a"]), lambda: f.add_many("text"), lambda: f.add_many(["a"], [1, 2]), lambda: NoveltyFilter(tokenizer="nltk"), lambda: NoveltyFilter(tokenizer=None)]:
+    for call in [lambda: f.add("x", id=1.5), lambda: f.add("x", id=["a"]), lambda: f.add_many("text"),
+            lambda: f.add_many(["a"], [1, 2]), lambda: NoveltyFilter(tokenizer="nltk"),
+            lambda: NoveltyFilter(tokenizer=None)]:
         with pytest.raises(InputError): call()
     assert len(f) == 0
     assert "\n" not in str(pytest.raises(InputError, f.add, "多行\n文本\n没有字母"*20).value)
@@ -246,11 +257,13 @@ def test_check_leaves_no_trace():
 
 
 def test_contamination():
-    qs = ["What is the capital of Peru?", "one two three four five six seven eight nine ten eleven twelve thirteen fourteen", "Is water wet?"]
+    qs = ["What is the capital of Peru?",
+        "one two three four five six seven eight nine ten eleven twelve thirteen fourteen", "Is water wet?"]
     c = Contamination(qs)
     assert c.find("what is the CAPITAL of Peru") == ("evaluation_exact", 0)
     assert c.find("What is the capital city of Peru?") == ("evaluation_rouge_l", 0)
-    long = "so he said " + "two three four five six seven eight nine ten eleven twelve thirteen fourteen" + " and much more " + "x y z "*20
+    long = ("so he said " + "two three four five six seven eight nine ten eleven twelve thirteen fourteen"
+        + " and much more " + "x y z "*20)
     assert c.find(long) == ("evaluation_13gram", 1) and c.match(long) == "evaluation_13gram"
     assert c.match(long.replace("seven", "7")) is None
     assert c.match("Почему небо синее?") is None and c.match("") is None and c.match("word") is None

@@ -1,4 +1,5 @@
-"The sets of this project: in the multiple-choice ones, length does not tell the right answer; the plain passages are short and of eight kinds."
+"""The sets of this project: in the multiple-choice ones, length does not tell the right answer; the plain passages are
+short and of eight kinds."""
 import json
 from collections import Counter
 from math import sqrt

@@ -30,7 +30,8 @@ def test_form():
     assert all(p[k].strip() == p[k] and p[k] for p in PAIRS for k in ("instruction", "keeping", "breaking"))
     assert {p["kind"] for p in PAIRS} == {"applies", "near_miss"} and {p["held_out"] for p in PAIRS} == {True, False}
     assert sorted(BY_RULE) == list(RULES)
-    assert len({p["id"] for p in PAIRS}) == len(PAIRS) and all(re.fullmatch(rf"pp-{p['rule']}-\d\d", p["id"]) for p in PAIRS)
+    assert len({p["id"] for p in PAIRS}) == len(PAIRS)
+    assert all(re.fullmatch(rf"pp-{p['rule']}-\d\d", p["id"]) for p in PAIRS)
 
 @pytest.mark.parametrize("rule", RULES)
 def test_twenty_pairs_a_rule_half_of_each_kind_held_out(rule):

@@ -23,7 +23,8 @@ def make(path, n=20, tone="plain", engine=None, **kw):
         with run.stage("shout", dict(tone=tone, n=n), files=["shouts.jsonl"]) as rec:
             if rec is None: return None
             jobs = [dict(id=content_id("shout", i), prompt=f"prompt {i}") for i in range(n)]
-            rows = [{k: v for k, v in r.items() if k != "seconds"} for r in run.complete("shout", jobs, engine or ScriptedEngine(answers), Sampling())]
+            rows = [{k: v for k, v in r.items() if k != "seconds"}
+                for r in run.complete("shout", jobs, engine or ScriptedEngine(answers), Sampling())]
             rec["kept"] = write_jsonl(run / "shouts.jsonl", rows)
             return rows
 
@@ -38,8 +39,10 @@ def test_a_resumed_run_equals_an_undisturbed_one(tmp_path, left):
     (tmp_path / "b" / "shouts.jsonl").unlink()
     said = []
     assert make(tmp_path / "b", say=said.append) == whole
-    assert not said and not (j.parent / "quarantine.jsonl").exists()  # a torn line is no damage: it is cut and made again, silently
-    assert len(read_jsonl(j)) == 20 and read_jsonl(tmp_path / "a" / "shouts.jsonl") == read_jsonl(tmp_path / "b" / "shouts.jsonl")
+    # a torn line is no damage: it is cut and made again, silently
+    assert not said and not (j.parent / "quarantine.jsonl").exists()
+    assert len(read_jsonl(j)) == 20
+    assert read_jsonl(tmp_path / "a" / "shouts.jsonl") == read_jsonl(tmp_path / "b" / "shouts.jsonl")
 
 
 def test_a_damaged_middle_line_is_reported_and_made_again(tmp_path):
@@ -53,7 +56,8 @@ def test_a_damaged_middle_line_is_reported_and_made_again(tmp_path):
     assert any("shout.jsonl:4" in s and "quarantine" in s for s in said)
     (q,) = read_jsonl(j.parent / "quarantine.jsonl")
     assert (q["file"], q["line"]) == ("shout.jsonl", 4) and q["raw"].startswith('{"id": "x", ')
-    assert sorted(r["id"] for r in read_jsonl(j)) == sorted(r["id"] for r in whole)  # its row was made again, none twice
+    # its row was made again, none twice
+    assert sorted(r["id"] for r in read_jsonl(j)) == sorted(r["id"] for r in whole)
 
 
 def test_deeply_nested_json_is_a_damaged_line(tmp_path):
@@ -83,7 +87,8 @@ def test_redo_keeps_the_old_files_aside(tmp_path):
 
 
 def test_one_owner_at_a_time_and_a_dead_owner_is_no_owner(tmp_path):
-    code = f"import time\nfrom selfalign.runs import Run\nr = Run({str(tmp_path / 'a')!r})\nprint('held', flush=True)\ntime.sleep(60)"
+    code = (f"import time\nfrom selfalign.runs import Run\nr = Run({str(tmp_path / 'a')!r})\nprint('held', "
+        f"flush=True)\ntime.sleep(60)")
     p = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     try:
         assert p.stdout.readline().strip() == "held"
@@ -121,19 +126,26 @@ def test_prompts_are_made_as_they_are_asked(tmp_path):
             asked.append(len(prompts)); assert len(made) == sum(asked)
             yield from super().generate_iter(prompts, sampling, seeds)
     jobs = [dict(id=str(i), prompt=lambda i=i: made.append(i) or f"p{i}") for i in range(20)]
-    with Run(tmp_path / "r") as run: got = list(run._ask(Asks(lambda p, i, s: f"{p} {s}"), jobs, Sampling(max_new_tokens=9), list(range(100, 120)), n=8))
-    assert asked == [8, 8, 4] and [i for i, _ in got] == list(range(20)) and [c.text for _, c in got] == [f"p{i} {100+i}" for i in range(20)]
+    with Run(tmp_path / "r") as run:
+        got = list(run._ask(Asks(lambda p, i, s: f"{p} {s}"), jobs, Sampling(max_new_tokens=9),
+            list(range(100, 120)), n=8))
+    assert asked == [8, 8, 4] and [i for i, _ in got] == list(range(20))
+    assert [c.text for _, c in got] == [f"p{i} {100+i}" for i in range(20)]
 
 
 def test_long_work_shows_that_it_goes_on(tmp_path, monkeypatch):
     "Reading a journal and filtering have their bars, which appear after two seconds."
     import selfalign.runs as runs
     bars = []
-    monkeypatch.setattr("selfalign.rows.tqdm", lambda rows, desc, total, **kw: bars.append((desc, total, kw["delay"])) or rows)
+    monkeypatch.setattr("selfalign.rows.tqdm",
+        lambda rows, desc, total, **kw: bars.append((desc, total, kw["delay"])) or rows)
     with Journal(tmp_path / "j.jsonl") as j: j.add(dict(id="1"))
     with Journal(tmp_path / "j.jsonl") as j: assert len(j) == 1
-    with Run(tmp_path / "r") as run: got = run.decide("answers", "kept.jsonl", ((dict(id=str(i), raw="x", reason="even"), None if i % 2 else "even") for i in range(5)), 5)
-    assert got == dict(kept=2, rejected={"even": 3}) and bars == [("reading j.jsonl", None, 2), ("answers: filters", 5, 2)]
+    with Run(tmp_path / "r") as run:
+        got = run.decide("answers", "kept.jsonl",
+            ((dict(id=str(i), raw="x", reason="even"), None if i % 2 else "even") for i in range(5)), 5)
+    assert got == dict(kept=2, rejected={"even": 3})
+    assert bars == [("reading j.jsonl", None, 2), ("answers: filters", 5, 2)]
 
 
 def test_a_foreign_folder_is_left_alone(tmp_path):
@@ -150,13 +162,15 @@ def test_a_broken_manifest_is_one_clear_line(tmp_path):
     with pytest.raises(InputError, match="manifest.json: not valid JSON"): Run(tmp_path / "a")
 
 
-@pytest.mark.parametrize("text", ["\ud800", "\x00", "\u202eabc", "<|im_end|>", "a\u2028b", "x" * 10**6, "\r\n", '"}\n{"id":"z"}'])
+@pytest.mark.parametrize("text",
+    ["\ud800", "\x00", "\u202eabc", "<|im_end|>", "a\u2028b", "x" * 10**6, "\r\n", '"}\n{"id":"z"}'])
 def test_any_text_comes_back(tmp_path, text):
     with Journal(tmp_path / "j.jsonl") as j: j.add(dict(id="1", text=text))
     with Journal(tmp_path / "j.jsonl") as j: assert len(j) == 1 and j["1"]["text"] == text
 
 
-@pytest.mark.parametrize("raw, words", [(b'{"a": 1}\n{"a"\n', ":2: not valid JSON"), (b'[1]\n', ":1: expected an object"), (b'{"a": 1}\n\xff\xfe\n', "not UTF-8")])
+@pytest.mark.parametrize("raw, words", [(b'{"a": 1}\n{"a"\n', ":2: not valid JSON"),
+    (b'[1]\n', ":1: expected an object"), (b'{"a": 1}\n\xff\xfe\n', "not UTF-8")])
 def test_bad_lines_are_named(tmp_path, raw, words):
     p = tmp_path / "rows.jsonl"
     p.write_bytes(raw)
@@ -198,7 +212,8 @@ def test_redo_after_redo_loses_nothing(tmp_path):
     for tone in ("plain", "loud", "soft"):
         make(tmp_path / "a", tone=tone)
         with Run(tmp_path / "a") as run: run.redo("shout")
-    assert sorted(p.name for p in (tmp_path / "a").glob("shouts*")) == ["shouts.jsonl.old", "shouts.jsonl.old2", "shouts.jsonl.old3"]
+    assert sorted(p.name
+        for p in (tmp_path / "a").glob("shouts*")) == ["shouts.jsonl.old", "shouts.jsonl.old2", "shouts.jsonl.old3"]
     assert len(list((tmp_path / "a" / "completions").glob("*.old*"))) == 3
 
 
@@ -218,7 +233,8 @@ def test_tokens_made_before_a_kill_are_counted(tmp_path):
             kw["engine"].after = 7
             with pytest.raises(KeyboardInterrupt): make(tmp_path / name, **kw)
         make(tmp_path / name)
-    use = lambda name: {k: v for k, v in Run(tmp_path / name).manifest["stages"]["shout"]["generation"].items() if k in ("rows", "tokens")}
+    use = lambda name: {k: v
+        for k, v in Run(tmp_path / name).manifest["stages"]["shout"]["generation"].items() if k in ("rows", "tokens")}
     assert use("whole") == use("broken") and use("whole")["rows"] == 20
 
 
@@ -227,7 +243,8 @@ def test_a_resume_that_asks_nothing_does_not_claim_the_rows(tmp_path):
     make(tmp_path / "a", engine=e)
     with Run(tmp_path / "a") as run: run.manifest["stages"]["shout"]["done"] = False; run.save()
     make(tmp_path / "a")
-    with Run(tmp_path / "a") as run: assert run.manifest["stages"]["shout"]["generation"]["engine"]["dropped"] == ["ngram_penalty"]
+    with Run(tmp_path / "a") as run:
+        assert run.manifest["stages"]["shout"]["generation"]["engine"]["dropped"] == ["ngram_penalty"]
 
 
 def test_settings_of_a_stage_that_has_made_nothing_can_still_change(tmp_path):
@@ -247,7 +264,8 @@ def test_failures_are_told_and_too_many_leave_the_stage_open(tmp_path):
     with Run(tmp_path / "a", say=said.append) as run:
         run.tell_failures("shout", outs)
         assert said == ["shout: 4 of 10 rows failed and are left out, the first: row 6: lost"]
-        with pytest.raises(InputError, match="8 of 14 rows of stage 'shout' failed, the first: row 6: lost; mend that"): run.tell_failures("shout", outs + outs[-4:])
+        with pytest.raises(InputError, match="8 of 14 rows of stage 'shout' failed, the first: row 6: lost; mend that"):
+            run.tell_failures("shout", outs + outs[-4:])
         run.tell_failures("shout", [])
 
 

@@ -19,7 +19,8 @@ from selfalign.training import (_batches, _clear_other, _flash_attention, _last_
                                 save_model)
 import importlib.util
 
-CFG = TrainConfig(epochs=2, global_batch=4, micro_batch=4, learning_rate=1e-3, warmup_steps=1, max_length=96, identity_share=0, save_steps=2, bf16=False)
+CFG = TrainConfig(epochs=2, global_batch=4, micro_batch=4, learning_rate=1e-3, warmup_steps=1, max_length=96,
+    identity_share=0, save_steps=2, bf16=False)
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch): monkeypatch.setenv("SELFALIGN_NO_PROGRESS", "1")
@@ -34,12 +35,16 @@ def test_goes_on_after_sigkill_with_the_same_loss(rows, tmp_path):
     _, whole = _fit(rows, tmp_path/"whole")
     job, work = tmp_path/"job.json", tmp_path/"killed"
     write_json(job, dict(rows=rows, cfg=asdict(CFG)))
-    code = ("import json,os,signal,sys\nfrom transformers import TrainerCallback\nfrom selfalign import config, tokens, training\nfrom selfalign.models import load_tokenizer\n"
-            "class Kill(TrainerCallback):\n def on_step_end(self, a, s, c, **k):\n  if s.global_step == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
+    code = ("import json,os,signal,sys\nfrom transformers import TrainerCallback\nfrom selfalign import config, "
+            "tokens, training\nfrom selfalign.models import load_tokenizer\n"
+            "class Kill(TrainerCallback):\n def on_step_end(self, a, s, c, **k):\n  if s.global_step == 3: "
+            "os.kill(os.getpid(), signal.SIGKILL)\n"
             "training._watch = Kill\nj = json.load(open(sys.argv[1]))\n"
             "cfg = config.TrainConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in j['cfg'].items()})\n"
-            "training.fit(j['rows'], 'embedded', tokens.with_chat_template(load_tokenizer('embedded')), sys.argv[2], cfg)\n")
-    assert subprocess.run([sys.executable, "-c", code, str(job), str(work)], capture_output=True).returncode == -signal.SIGKILL
+            "training.fit(j['rows'], 'embedded', tokens.with_chat_template(load_tokenizer('embedded')), "
+            "sys.argv[2], cfg)\n")
+    assert subprocess.run([sys.executable, "-c", code, str(job), str(work)],
+        capture_output=True).returncode == -signal.SIGKILL
     assert _last_checkpoint(work).endswith("checkpoint-2")
     (work/"checkpoint-9").mkdir() # one that was cut short is passed over
     _, resumed = _fit(rows, work)
@@ -51,7 +56,8 @@ def test_two_processes_give_the_loss_of_one_with_the_doubled_batch(rows, tmp_pat
     _, one = _fit(rows, tmp_path/"one", cfg)
     file = tmp_path/"cpu.yaml"
     # accelerate starts several CPU processes only through its GPU launcher, told to stay off the GPU
-    file.write_text("compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_GPU\nnum_machines: 1\nnum_processes: 2\nmachine_rank: 0\nmixed_precision: 'no'\n")
+    file.write_text("compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_GPU\nnum_machines: 1\nnum_processes: "
+        "2\nmachine_rank: 0\nmixed_precision: 'no'\n")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     trained, two = launch(rows, "embedded", tmp_path/"two", replace(cfg, accelerate_config=str(file)))
     assert (trained/"adapter_config.json").exists()
@@ -63,14 +69,16 @@ def test_shipped_accelerate_configs_are_valid(name, kind):
     c = load_config_from_file(str(data_path(f"training/{name}.yaml")))
     assert str(c.distributed_type).endswith(kind) and c.num_processes == 8 and c.mixed_precision == "bf16"
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-    args = launch_command_parser().parse_args(["--config_file", str(data_path(f"training/{name}.yaml")), "-m", "selfalign.training"])
+    args = launch_command_parser().parse_args(["--config_file", str(data_path(f"training/{name}.yaml")), "-m",
+        "selfalign.training"])
     if name == "fsdp": assert _validate_launch_command(args)[0].use_fsdp
 
 def random_llama(folder, tok, **more): # tiny, with random weights
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
     torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(tok), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, **more)).save_pretrained(folder)
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tok), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, **more)).save_pretrained(folder)
     tok.save_pretrained(folder)
     return str(folder)
 
@@ -88,12 +96,16 @@ def test_scoring_answers_alone_keeps_a_models_own_scaling_of_its_logits(rows, tm
     import torch
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig
     tok = with_chat_template(load_tokenizer("embedded")); torch.manual_seed(0)
-    Gemma3ForCausalLM(Gemma3TextConfig(vocab_size=len(tok), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16, final_logit_softcapping=0.1)).save_pretrained(tmp_path/"base")
+    Gemma3ForCausalLM(Gemma3TextConfig(vocab_size=len(tok), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=16, final_logit_softcapping=0.1)).save_pretrained(
+        tmp_path/"base")
     tok.save_pretrained(tmp_path/"base")
     trainer = sft.trainer_for(rows, str(tmp_path/"base"), tok, tmp_path/"work", CFG)
     batch = next(iter(trainer.get_train_dataloader()))
     trainer.model.eval()
-    with torch.no_grad(): mine, theirs = trainer.compute_loss(trainer.model, dict(batch)), type(trainer).__mro__[1].compute_loss(trainer, trainer.model, dict(batch))
+    with torch.no_grad():
+        mine = trainer.compute_loss(trainer.model, dict(batch))
+        theirs = type(trainer).__mro__[1].compute_loss(trainer, trainer.model, dict(batch))
     assert type(trainer).__name__ == "AnswerTrainer" and mine.item() == pytest.approx(theirs.item(), abs=1e-4)
 
 def test_rows_without_an_answer_token_give_a_loss_of_zero(rows, tmp_path):
@@ -105,7 +117,8 @@ def test_rows_without_an_answer_token_give_a_loss_of_zero(rows, tmp_path):
     loss.backward(); assert loss.item() == 0
 
 def test_unknown_accelerate_config(rows, tmp_path):
-    with pytest.raises(InputError, match="nowhere"): launch(rows, "embedded", tmp_path, replace(CFG, accelerate_config="nowhere"))
+    with pytest.raises(InputError, match="nowhere"):
+        launch(rows, "embedded", tmp_path, replace(CFG, accelerate_config="nowhere"))
 
 def test_a_loss_that_is_no_number_stops_and_names_the_step(rows, tmp_path, monkeypatch):
     from transformers import Trainer
@@ -115,7 +128,8 @@ def test_a_loss_that_is_no_number_stops_and_names_the_step(rows, tmp_path, monke
         if len(calls) < 4: return out
         return out*float("nan")
     monkeypatch.setattr(Trainer, "training_step", broken)
-    with pytest.raises(InputError, match=r"(loss|grad_norm) is nan at step 4.*checkpoint-2"): _fit(rows, tmp_path/"w", replace(CFG, save_steps=2))
+    with pytest.raises(InputError, match=r"(loss|grad_norm) is nan at step 4.*checkpoint-2"):
+        _fit(rows, tmp_path/"w", replace(CFG, save_steps=2))
     assert _last_checkpoint(tmp_path/"w").endswith("checkpoint-2")
 
 def test_full_disk_leaves_no_half_model(tmp_path, monkeypatch):
@@ -123,15 +137,18 @@ def test_full_disk_leaves_no_half_model(tmp_path, monkeypatch):
     def full(*a, **k): raise OSError(errno.ENOSPC, "No space left on device")
     monkeypatch.setattr(type(tok), "save_pretrained", full)
     model, _ = load_model("embedded")
-    with pytest.raises(OSError): save_model(model, tok, "embedded", tmp_path/"engraved", replace(CFG, lora_r=0), [dict(step=1, loss=1.0)], {})
+    with pytest.raises(OSError):
+        save_model(model, tok, "embedded", tmp_path/"engraved", replace(CFG, lora_r=0), [dict(step=1, loss=1.0)], {})
     assert list(tmp_path.iterdir()) == []
 
 def test_lora_targets_that_do_not_exist_are_answered_with_those_that_do(rows, tmp_path):
-    with pytest.raises(InputError, match="query_key_value do not exist.*q_proj"): _fit(rows, tmp_path/"w", replace(CFG, lora_targets=("query_key_value",)))
+    with pytest.raises(InputError, match="query_key_value do not exist.*q_proj"):
+        _fit(rows, tmp_path/"w", replace(CFG, lora_targets=("query_key_value",)))
 
 def test_logging_names_the_package_that_is_missing(rows, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda n: None)
-    with pytest.raises(InputError, match="pip install tensorboard"): _fit(rows, tmp_path/"w", replace(CFG, report_to=("tensorboard",)))
+    with pytest.raises(InputError, match="pip install tensorboard"):
+        _fit(rows, tmp_path/"w", replace(CFG, report_to=("tensorboard",)))
 
 def test_four_bit_needs_a_gpu():
     import torch
@@ -141,7 +158,8 @@ def test_four_bit_needs_a_gpu():
 def test_truncation_is_counted(tmp_path):
     tok = with_chat_template(load_tokenizer("embedded")); data = example_rows("responses")[:8]
     kept, counts = encode_rows(data, tok, replace(CFG, max_length=60))
-    assert counts["rows"] + counts["lost"] == 8 and counts["truncated"] + counts["lost"] > 0 and counts["rows"] == len(kept)
+    assert counts["rows"] + counts["lost"] == 8 and counts["truncated"] + counts["lost"] > 0
+    assert counts["rows"] == len(kept)
 
 def test_other_rows_do_not_go_on_from_a_checkpoint(rows, tmp_path):
     _clear_other(tmp_path/"w", rows, CFG, 0); (tmp_path/"w"/"checkpoint-1").mkdir()
@@ -155,9 +173,11 @@ def test_push_sends_nothing_unless_asked(tmp_path, monkeypatch):
         def __getattr__(self, name): return lambda *a, **k: sent.append((name, k.get("repo_id"), a))
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     (tmp_path/"final").mkdir(); (tmp_path/"final"/"config.json").write_text("{}")
-    write_jsonl(tmp_path/"responses.jsonl", [dict(id="1")]); write_json(tmp_path/"manifest.json", dict(stages=dict(responses=dict(asked=2, kept=1, rejected=dict(apology=1)))))
+    write_jsonl(tmp_path/"responses.jsonl", [dict(id="1")])
+    write_json(tmp_path/"manifest.json", dict(stages=dict(responses=dict(asked=2, kept=1, rejected=dict(apology=1)))))
     plan = push(tmp_path, "me/aligned")
-    assert ("me/aligned", "config.json", 2) in plan and {"responses.jsonl", "README.md"} <= {f for r, f, _ in plan if r == "me/aligned-data"} and not sent
+    assert ("me/aligned", "config.json", 2) in plan
+    assert {"responses.jsonl", "README.md"} <= {f for r, f, _ in plan if r == "me/aligned-data"} and not sent
     push(tmp_path, "me/aligned", dry_run=False)
     assert [n for n, *_ in sent].count("create_repo") == 2 and "upload_folder" in [n for n, *_ in sent]
     with pytest.raises(InputError, match="no final/"): push(tmp_path/"nothing", "me/x")
@@ -176,35 +196,47 @@ def test_identity_pairs_mix_all_questions_and_answers():
     from selfalign.annotations import load_identity
     every = load_identity(); few, many = sft.identity_pairs(len(every)//4), sft.identity_pairs(2*len(every))
     assert len({r["instruction"] for r in few}) > len({r["instruction"] for r in every[:len(few)]})
-    assert [r["id"] for r in few] == [r["id"] for r in sft.identity_pairs(len(few))] != [r["id"] for r in sft.identity_pairs(len(few), seed=1)]
+    assert [r["id"] for r in few] == [r["id"] for r in sft.identity_pairs(len(few))] != [r["id"]
+        for r in sft.identity_pairs(len(few), seed=1)]
     assert sorted(r["id"] for r in many) == sorted(2*[r["id"] for r in every])
 
 def test_identity_pairs_alone_are_no_training(tmp_path):
     long = [dict(id=str(i), instruction="word "*200, input="", answer="Yes.", ended=True) for i in range(8)]
-    with pytest.raises(InputError, match="all 8 rows were lost.*max_length, which is 96"): train_model(long, "embedded", tmp_path/"out", tmp_path/"work", replace(CFG, identity_share=0.5))
+    with pytest.raises(InputError, match="all 8 rows were lost.*max_length, which is 96"):
+        train_model(long, "embedded", tmp_path/"out", tmp_path/"work", replace(CFG, identity_share=0.5))
     assert not (tmp_path/"out").exists()
 
-@pytest.mark.parametrize("whole, micro, world, sizes", [(12, 8, 1, (6, 2)), (768, 8, 8, (8, 12)), (7, 4, 1, (1, 7)), (4, 8, 2, (2, 1)), (1, 8, 1, (1, 1))])
+@pytest.mark.parametrize("whole, micro, world, sizes",
+    [(12, 8, 1, (6, 2)), (768, 8, 8, (8, 12)), (7, 4, 1, (1, 7)), (4, 8, 2, (2, 1)), (1, 8, 1, (1, 1))])
 def test_a_step_takes_the_global_batch_exactly(whole, micro, world, sizes):
     got = _batches(TrainConfig(global_batch=whole, micro_batch=micro), world)
     assert got == sizes and got[0]*got[1]*world == whole
 
 def test_a_global_batch_that_the_processes_cannot_share(rows, tmp_path, monkeypatch):
-    with pytest.raises(InputError, match="global_batch is 12, which 8 processes cannot share; give a multiple of 8"): _batches(TrainConfig(global_batch=12), 8)
+    with pytest.raises(InputError, match="global_batch is 12, which 8 processes cannot share; give a multiple of 8"):
+        _batches(TrainConfig(global_batch=12), 8)
 
 def test_packed_rows_count_as_rows_of_the_global_batch(rows):
     cfg = TrainConfig(global_batch=64, packing=True, max_length=max(len(r["input_ids"]) for r in rows)*4)
     per_pack = _rows_per_pack(rows, cfg)
     args = _sft_config(cfg, "nowhere", 0, False, per_pack)
-    assert per_pack >= 4 and abs(args.per_device_train_batch_size * args.gradient_accumulation_steps * per_pack - 64) <= 8*per_pack/2
+    assert per_pack >= 4
+    assert abs(args.per_device_train_batch_size * args.gradient_accumulation_steps * per_pack - 64) <= 8*per_pack/2
 
-@pytest.mark.parametrize("field, value", [("epochs", 0), ("epochs", float("nan")), ("global_batch", -1), ("global_batch", 2.5), ("micro_batch", 0), ("micro_batch", True), ("learning_rate", -1e-4), ("learning_rate", "fast"), ("warmup_steps", -1),
-                                          ("max_length", 0), ("lora_r", -1), ("lora_alpha", 0), ("lora_dropout", 1), ("lora_targets", ()), ("lora_targets", "q_proj"), ("packing", "yes"), ("bf16", 1), ("identity_share", 1.5), ("save_steps", 0), ("held_out", 1)])
+@pytest.mark.parametrize("field, value",
+    [("epochs", 0), ("epochs", float("nan")), ("global_batch", -1), ("global_batch", 2.5), ("micro_batch", 0),
+    ("micro_batch", True), ("learning_rate", -1e-4), ("learning_rate", "fast"), ("warmup_steps", -1), ("max_length", 0),
+    ("lora_r", -1), ("lora_alpha", 0), ("lora_dropout", 1), ("lora_targets", ()), ("lora_targets", "q_proj"),
+    ("packing", "yes"), ("bf16", 1), ("identity_share", 1.5), ("save_steps", 0), ("held_out", 1)])
 def test_settings_that_cannot_be_right_are_named(field, value):
-    with pytest.raises(InputError, match=rf"^engrave.{field} is {value!r}; give ".replace("(", r"\(").replace(")", r"\)")) as e: EngraveConfig(**{field: value})
+    with pytest.raises(InputError,
+            match=rf"^engrave.{field} is {value!r}; give ".replace("(", r"\(").replace(")", r"\)")) as e:
+        EngraveConfig(**{field: value})
     assert "\n" not in str(e.value)
 
-@pytest.mark.parametrize("field, value", [("max_new_tokens", 0), ("temperature", -1), ("top_p", 0), ("top_p", 1.5), ("penalty_3", -1), ("min_chars", -1), ("max_items", 0), ("max_repeated", 2), ("on_limit", "drop"), ("min_new_tokens", 513)])
+@pytest.mark.parametrize("field, value",
+    [("max_new_tokens", 0), ("temperature", -1), ("top_p", 0), ("top_p", 1.5), ("penalty_3", -1), ("min_chars", -1),
+    ("max_items", 0), ("max_repeated", 2), ("on_limit", "drop"), ("min_new_tokens", 513)])
 def test_settings_of_stage_4_that_cannot_be_right_are_named(field, value):
     from selfalign.config import CloneConfig
     with pytest.raises(InputError, match=f"^clone.{field} is {value!r}; give "): CloneConfig(**{field: value})
@@ -217,16 +249,21 @@ def test_packed_documents_do_not_see_each_other(rows, tmp_path, lora_r):
     cfg = replace(CFG, packing=True, max_length=4*96, lora_r=lora_r, lora_dropout=0.0)
     trainer = sft.trainer_for(rows, base, tok, tmp_path/"work", cfg)
     batch = next(iter(trainer.get_train_dataloader())); starts = (batch["position_ids"][0] == 0).sum().item()
-    alone, total = sft.trainer_for(rows, base, tok, tmp_path/"alone", replace(cfg, packing=False)), sum(sft._answer_size(r) for r in rows)
+    alone = sft.trainer_for(rows, base, tok, tmp_path/"alone", replace(cfg, packing=False))
+    total = sum(sft._answer_size(r) for r in rows)
     trainer.model.eval(); alone.model.eval()
     with torch.no_grad():
-        packed = sum(trainer.compute_loss(trainer.model, dict(b), num_items_in_batch=total) for b in trainer.get_train_dataloader())
-        single = sum(alone.compute_loss(alone.model, {k: torch.tensor([r[k]]) for k in ("input_ids", "labels")} | dict(attention_mask=torch.ones(1, len(r["input_ids"]), dtype=torch.long)), num_items_in_batch=total) for r in rows)
+        packed = sum(trainer.compute_loss(trainer.model, dict(b), num_items_in_batch=total)
+            for b in trainer.get_train_dataloader())
+        single = sum(alone.compute_loss(alone.model, {k: torch.tensor([r[k]]) for k in ("input_ids", "labels")}
+            | dict(attention_mask=torch.ones(1, len(r["input_ids"]), dtype=torch.long)), num_items_in_batch=total)
+            for r in rows)
     assert starts > 1 and packed.item() == pytest.approx(single.item(), abs=1e-5) and not trainer.model.config.use_cache
 
 def test_a_dry_run_of_push_changes_nothing(tmp_path):
     (tmp_path/"final").mkdir(); (tmp_path/"final"/"config.json").write_text("{}")
-    found = dict(done=True, scores=[dict(model=m, set="facts", format="lm-eval", mc1=[.5, .4, .6]) for m in ("base", "final")])
+    found = dict(done=True,
+        scores=[dict(model=m, set="facts", format="lm-eval", mc1=[.5, .4, .6]) for m in ("base", "final")])
     write_json(tmp_path/"manifest.json", dict(stages=dict(evaluation=found)))
     card = tmp_path/"final"/"README.md"; card.write_text(before := f"# A\n\n{_SCORES}not measured yet\n\n## Limits\n")
     plan = push(tmp_path, "me/aligned")
@@ -240,19 +277,24 @@ def test_the_control_arm_trains_on_as_many_answer_tokens(tmp_path, monkeypatch):
     tok, seen = with_chat_template(load_tokenizer("embedded")), []
     monkeypatch.setattr(sft, "fit", lambda rows, *a, **k: (seen.append(rows), (None, [dict(step=1, loss=1.0)]))[1])
     monkeypatch.setattr(sft, "save_model", lambda *a, **k: None)
-    data = [dict(id=str(i), instruction="Tell me more.", input="", answer=" ".join(f"Ein Fluß {j} 木" for j in range(5*i+1)), ended=True) for i in range(9)]
+    data = [dict(id=str(i), instruction="Tell me more.", input="",
+        answer=" ".join(f"Ein Fluß {j} 木" for j in range(5*i+1)), ended=True) for i in range(9)]
     cfg = replace(CFG, identity_share=0.3, max_length=200)
     whole = train_model(data, "embedded", tmp_path/"out", tmp_path/"work", cfg)
     budget = whole["answer_tokens"]//2
     info = train_model(data, "embedded", tmp_path/"out", tmp_path/"work", cfg, answer_tokens=budget)
-    assert info["identity"] == whole["identity"] == 3 and info["answer_tokens"] == budget == sum(sft._answer_size(r) for r in seen[-1])
+    assert info["identity"] == whole["identity"] == 3
+    assert info["answer_tokens"] == budget == sum(sft._answer_size(r) for r in seen[-1])
     eot = sft.end_of_turn(tok)
-    assert all(len(r["input_ids"]) == len(r["labels"]) for r in seen[-1]) and 0 < sum(r["labels"][-1] == eot for r in seen[-1]) < len(seen[-1])
+    assert all(len(r["input_ids"]) == len(r["labels"]) for r in seen[-1])
+    assert 0 < sum(r["labels"][-1] == eot for r in seen[-1]) < len(seen[-1])
 
 def test_a_template_without_a_system_role_gets_the_system_text_in_the_users_turn(tmp_path):
     from selfalign.tokens import Prompts
     tok, row = load_tokenizer("embedded"), dict(id="1", instruction="Name a river.", input="", answer="The Elbe.")
-    tok.chat_template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + sft.CHAT_TEMPLATE
+    tok.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        + sft.CHAT_TEMPLATE)
     assert not takes_system(tok)
     kept, _ = encode_rows([row], with_chat_template(tok), CFG)
     system, query = (m["content"] for m in plain_messages(row, sft.system_variants()))
@@ -266,22 +308,27 @@ def test_a_template_without_a_system_role_gets_the_system_text_in_the_users_turn
 def test_a_template_that_drops_the_system_text_gets_it_in_the_users_turn():
     tok = load_tokenizer("embedded")
     tok.chat_template = "{% for m in messages if m['role'] != 'system' %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
-    assert not takes_system(tok) and "Be brief." in with_chat_template(tok).apply_chat_template([dict(role="system", content="Be brief."), dict(role="user", content="Hi")], tokenize=False)
+    assert not takes_system(tok)
+    assert "Be brief." in with_chat_template(tok).apply_chat_template([dict(role="system", content="Be brief."),
+        dict(role="user", content="Hi")], tokenize=False)
 
 def load_tokenizer_from(folder):
     from transformers import AutoTokenizer
     return AutoTokenizer.from_pretrained(folder)
 
 def test_the_system_text_of_a_row_depends_on_its_id_alone():
-    variants, data = [f"System {i}." for i in range(5)], [dict(id=f"row {i}", instruction="Hi.", input="") for i in range(40)]
+    variants = [f"System {i}." for i in range(5)]
+    data = [dict(id=f"row {i}", instruction="Hi.", input="") for i in range(40)]
     told = {r["id"]: plain_messages(r, variants) for r in data}
-    assert told == {r["id"]: plain_messages(r, variants) for r in reversed(data)} and len({m[0]["content"] for m in told.values()}) == 5
+    assert told == {r["id"]: plain_messages(r, variants) for r in reversed(data)}
+    assert len({m[0]["content"] for m in told.values()}) == 5
     tok = with_chat_template(load_tokenizer("embedded")); data = example_rows("responses")[:8]
     assert encode_rows(data, tok, CFG)[0] == encode_rows(data[::-1], tok, CFG)[0][::-1]
 
 def test_no_row_is_held_back_unseen_and_lost_ones_are_counted():
     tok = with_chat_template(load_tokenizer("embedded"))
-    data = [dict(id=str(i), instruction="Name a river." if i % 3 else "word "*300, input="", answer="The Elbe.", ended=True) for i in range(30)]
+    data = [dict(id=str(i), instruction="Name a river." if i % 3 else "word "*300, input="", answer="The Elbe.",
+        ended=True) for i in range(30)]
     train, held = sft.split_held_out(data, 0)
     kept, counts = encode_rows(train, tok, CFG)
     assert held == [] and len(kept) == counts["rows"] == 20 and counts["lost"] == 10
@@ -301,7 +348,9 @@ def test_what_save_model_writes_loads_in_lm_eval_as_it_is(rows, tmp_path):
     (score, _), = lm.loglikelihood([Instance("loglikelihood", {}, ("A river:", " Elbe"), 0)])
     import torch
     p, a = tok("A river:")["input_ids"], tok(" Elbe")["input_ids"]
-    with torch.no_grad(): at = load_model(str(tmp_path/"out"), dtype=torch.float32, device="cpu")[0](torch.tensor([p+a])).logits[0].log_softmax(-1)
+    with torch.no_grad():
+        at = load_model(str(tmp_path/"out"), dtype=torch.float32,
+            device="cpu")[0](torch.tensor([p+a])).logits[0].log_softmax(-1)
     assert score == pytest.approx(sum(at[len(p)+i-1, t].item() for i, t in enumerate(a)), abs=1e-3)
 
 
@@ -335,7 +384,8 @@ def _seen(rows, work, monkeypatch, cfg, stops=(), base="embedded"): # (step, row
                     log.append((self.state.global_step + 1, key[tuple(ids)]))
                 return super().training_step(model, inputs, *args, **kw)
         return Watched
-    monkeypatch.setattr("selfalign.training._ordered_trainer", watched); monkeypatch.setattr("selfalign.training._watch", Kill)
+    monkeypatch.setattr("selfalign.training._ordered_trainer", watched)
+    monkeypatch.setattr("selfalign.training._watch", Kill)
     for at in (*stops, None):
         stop[0] = at
         try: losses = fit(rows, base, with_chat_template(load_tokenizer(base)), work, cfg)[1]
@@ -344,17 +394,22 @@ def _seen(rows, work, monkeypatch, cfg, stops=(), base="embedded"): # (step, row
     return log, {l["step"]: l["loss"] for l in losses}
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory): return random_llama(tmp_path_factory.mktemp("tiny")/"base", with_chat_template(load_tokenizer("embedded")))
+def tiny(tmp_path_factory):
+    return random_llama(tmp_path_factory.mktemp("tiny")/"base", with_chat_template(load_tokenizer("embedded")))
 
 @pytest.mark.parametrize("by_length", [True, False])
 @pytest.mark.parametrize("stops", [(5,), (8,), (11,), (3, 7, 9, 10, 14)])
 def test_however_often_interrupted_each_epoch_shows_every_row_once(tiny, tmp_path, monkeypatch, by_length, stops):
     import trl
     words = "water tide bread apple garden winter letter window".split()
-    rows = [dict(id=str(i), instruction=f"Row {i}.", input="", answer=" ".join(words[(i+k) % 8] for k in range(3 + 7*i % 31)), ended=True) for i in range(18)]
-    cfg = replace(CFG, epochs=4, micro_batch=2, save_steps=2, lora_dropout=0.1) # five steps an epoch, the last with two rows
+    rows = [dict(id=str(i), instruction=f"Row {i}.", input="",
+        answer=" ".join(words[(i+k) % 8] for k in range(3 + 7*i % 31)), ended=True) for i in range(18)]
+    # five steps an epoch, the last with two rows
+    cfg = replace(CFG, epochs=4, micro_batch=2, save_steps=2, lora_dropout=0.1)
     rows = encode_rows(rows, with_chat_template(load_tokenizer(tiny)), cfg)[0]
-    if not by_length: monkeypatch.setattr(trl, "SFTConfig", lambda config=trl.SFTConfig, **kw: config(**dict(kw, train_sampling_strategy="random")))
+    if not by_length:
+        monkeypatch.setattr(trl, "SFTConfig",
+            lambda config=trl.SFTConfig, **kw: config(**dict(kw, train_sampling_strategy="random")))
     monkeypatch.setattr("selfalign.training._checkpointing", lambda on: {}) # it asks the replaced class for its fields
     whole, straight = _seen(rows, tmp_path/"whole", monkeypatch, cfg, base=tiny)
     parts, resumed = _seen(rows, tmp_path/"parts", monkeypatch, cfg, stops, base=tiny)
@@ -386,16 +441,21 @@ def test_one_process_uses_one_of_several_cards_and_says_how_to_use_all(rows, tmp
     monkeypatch.setattr(TrainingArguments, "_setup_devices", asked)
     _, losses = _fit(rows[:4], tmp_path, replace(CFG, epochs=1))
     said = [l for l in capsys.readouterr().err.splitlines() if "GPU" in l]
-    assert losses and said == ["training uses one of 2 GPUs; `--engrave.accelerate-config fsdp` (stage 4: `--clone.train.accelerate-config fsdp`) uses all of them"]
+    assert losses
+    assert said == ["training uses one of 2 GPUs; `--engrave.accelerate-config fsdp` (stage 4: "
+        "`--clone.train.accelerate-config fsdp`) uses all of them"]
 
-@pytest.mark.parametrize("packing, flash, packed, order", [(None, False, False, "group_by_length"), (None, True, True, "random"), (True, False, True, "random"), (False, True, False, "group_by_length")])
+@pytest.mark.parametrize("packing, flash, packed, order", [(None, False, False, "group_by_length"),
+    (None, True, True, "random"), (True, False, True, "random"), (False, True, False, "group_by_length")])
 def test_rows_are_packed_where_flash_attention_is_there_or_where_it_is_asked_for(packing, flash, packed, order):
     args = _sft_config(TrainConfig(packing=packing, bf16=False), "nowhere", 0, False, 2, flash=flash)
     assert (args.packing, args.train_sampling_strategy) == (packed, order) and not args.use_liger_kernel
 
-@pytest.mark.parametrize("lora_r, packing, flash, bf16", [(16, None, "flash_attention_2", None), (16, None, None, True), (0, None, None, None), (16, False, "flash_attention_2", None),
-                                                          (16, True, None, None), (16, None, None, False), (0, None, None, False)])
-def test_on_a_card_the_model_comes_in_the_type_and_with_the_attention_that_fit(rows, tmp_path, monkeypatch, lora_r, packing, flash, bf16):
+@pytest.mark.parametrize("lora_r, packing, flash, bf16",
+    [(16, None, "flash_attention_2", None), (16, None, None, True), (0, None, None, None),
+    (16, False, "flash_attention_2", None), (16, True, None, None), (16, None, None, False), (0, None, None, False)])
+def test_on_a_card_the_model_comes_in_the_type_and_with_the_attention_that_fit(rows, tmp_path, monkeypatch, lora_r,
+        packing, flash, bf16):
     import torch
     class Seen(Exception): pass
     def load(base, **kw): raise Seen(kw)
@@ -403,10 +463,13 @@ def test_on_a_card_the_model_comes_in_the_type_and_with_the_attention_that_fit(r
     monkeypatch.setattr("selfalign.training.best_device", lambda: "cuda")
     for room in ("sft", "training"): monkeypatch.setattr(f"selfalign.{room}.load_model", load)
     monkeypatch.setattr("selfalign.training._flash_attention", lambda base: flash)
-    monkeypatch.setattr("selfalign.training._sft_config", lambda cfg, work, seed, cuda, *a, **kw: real(replace(cfg, bf16=False), work, seed, False, *a, **kw))
-    with pytest.raises(Seen) as e: sft.trainer_for(rows, "embedded", None, tmp_path, replace(CFG, lora_r=lora_r, packing=packing, bf16=bf16))
+    monkeypatch.setattr("selfalign.training._sft_config",
+        lambda cfg, work, seed, cuda, *a, **kw: real(replace(cfg, bf16=False), work, seed, False, *a, **kw))
+    with pytest.raises(Seen) as e:
+        sft.trainer_for(rows, "embedded", None, tmp_path, replace(CFG, lora_r=lora_r, packing=packing, bf16=bf16))
     got = e.value.args[0]
-    assert got["dtype"] == (torch.bfloat16 if lora_r and bf16 is not False else torch.float32) and got["device"] == "cuda:0"
+    assert got["dtype"] == (torch.bfloat16 if lora_r and bf16 is not False else torch.float32)
+    assert got["device"] == "cuda:0"
     assert got["attn_implementation"] == (flash if packing is not False else None)
 
 def test_flash_attention_is_used_where_card_package_and_model_have_it(monkeypatch):
@@ -421,7 +484,8 @@ def test_flash_attention_is_used_where_card_package_and_model_have_it(monkeypatc
 def test_where_one_process_holds_the_weights_the_others_keep_a_frame(tiny, monkeypatch):
     import torch, transformers
     real = transformers.AutoModelForCausalLM.from_pretrained
-    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", lambda *args, **kw: (real(*args, **kw)[0].to("meta"), {}))
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained",
+        lambda *args, **kw: (real(*args, **kw)[0].to("meta"), {}))
     assert all(p.is_meta for p in load_model(tiny, dtype=torch.float32, device="cpu")[0].parameters())
 
 def test_the_paper_preset_trains_on_all_cards():
@@ -433,10 +497,13 @@ def test_the_paper_preset_trains_on_all_cards():
     assert _batches(c.engrave, f["num_processes"]) and _batches(c.clone.train, f["num_processes"])
 
 def test_a_training_in_several_processes_shows_its_bar_and_keeps_its_error(rows, tmp_path, monkeypatch, capsys):
-    said = r"import sys; sys.stderr.write('noise\n\r 50%|#####     | 1/2 [00:01<00:01]\r100%|##########| 2/2 [00:02<00:00]\nValueError: no card\n'); sys.exit(3)"
+    said = (r"import sys; sys.stderr.write('noise\n\r 50%|#####     | 1/2 [00:01<00:01]\r100%|##########| 2/2 "
+        r"[00:02<00:00]\nValueError: no card\n'); sys.exit(3)")
     real = _with_its_bar
-    monkeypatch.setattr("selfalign.training._with_its_bar", lambda command, env: real([sys.executable, "-c", said], env))
-    with pytest.raises(InputError, match="failed: ValueError: no card; its checkpoints are kept in"): launch(rows, "embedded", tmp_path, replace(CFG, accelerate_config="fsdp"))
+    monkeypatch.setattr("selfalign.training._with_its_bar",
+        lambda command, env: real([sys.executable, "-c", said], env))
+    with pytest.raises(InputError, match="failed: ValueError: no card; its checkpoints are kept in"):
+        launch(rows, "embedded", tmp_path, replace(CFG, accelerate_config="fsdp"))
     err = capsys.readouterr().err
     assert "1/2" in err and "2/2" in err and "noise" not in err
 
@@ -447,7 +514,8 @@ def with_template_end(folder, end, eos="<|endoftext|>", source="embedded"):
     "A model whose template ends turns in a token that its configuration does not name."
     model, tok = load_model(source, device="cpu")
     tok.chat_template, tok.eos_token, tok.pad_token = CHATML.replace("END", end), eos, "<|endoftext|>"
-    for c in (model.config, model.generation_config): c.eos_token_id = c.pad_token_id = tok.convert_tokens_to_ids("<|endoftext|>")
+    for c in (model.config, model.generation_config):
+        c.eos_token_id = c.pad_token_id = tok.convert_tokens_to_ids("<|endoftext|>")
     model.save_pretrained(folder); tok.save_pretrained(folder)
     return str(folder)
 
@@ -462,7 +530,8 @@ def test_an_end_is_known_where_the_model_would_write_it():
     model, tok = load_model("embedded", dtype=torch.float32, device="cpu"); tok = with_chat_template(tok)
     rows, weights, eot = sft.identity_pairs(8), model.get_output_embeddings().weight.data, end_of_turn(tok)
     known, drawn = weights[eot].clone(), torch.randn(weights.shape[1], generator=torch.Generator().manual_seed(1))
-    for row in (drawn * weights.std(), drawn * .02, drawn * 0, weights[tok.convert_tokens_to_ids("<gh_stars>")].clone()):
+    for row in (drawn * weights.std(), drawn * .02, drawn * 0,
+            weights[tok.convert_tokens_to_ids("<gh_stars>")].clone()):
         weights[eot] = row # drawn at random, as a model starts, empty, never used
         assert sft.end_rank(model, tok, rows) > 2*sft._KNOWN_END
     weights[eot] = sft.end_row(model, tok, rows)
@@ -471,26 +540,34 @@ def test_an_end_is_known_where_the_model_would_write_it():
     assert sft.end_rank(model, tok, rows) < sft._KNOWN_END/10
 
 def ends_of(folder): # what the three files of a saved model say
-    files = {n: json.loads((folder/f"{n}.json").read_text()) for n in ("tokenizer_config", "config", "generation_config")}
-    return files["tokenizer_config"]["eos_token"], files["config"]["eos_token_id"], files["generation_config"]["eos_token_id"]
+    files = {n: json.loads((folder/f"{n}.json").read_text())
+        for n in ("tokenizer_config", "config", "generation_config")}
+    return (files["tokenizer_config"]["eos_token"], files["config"]["eos_token_id"],
+        files["generation_config"]["eos_token_id"])
 
 def test_the_row_of_an_unknown_end_is_trained_and_saved(unknown_end, tmp_path, monkeypatch, capsys):
     import torch
     monkeypatch.setattr(sft, "end_rank", lambda *a: .9)
-    info = train_model(example_rows("responses")[:4], unknown_end, tmp_path/"out", tmp_path/"work", replace(CFG, max_length=128))
+    info = train_model(example_rows("responses")[:4], unknown_end, tmp_path/"out", tmp_path/"work",
+        replace(CFG, max_length=128))
     said = [l for l in capsys.readouterr().err.splitlines() if "never trained" in l]
-    assert len(said) == 1 and "<gh_stars>" in said[0] and "90%" in said[0] and said[0].endswith("is trained beside LoRA")
+    assert len(said) == 1 and "<gh_stars>" in said[0] and "90%" in said[0]
+    assert said[0].endswith("is trained beside LoRA")
     assert info["unknown_end"] == "<gh_stars>"
-    (before, _), (after, tok) = load_model(unknown_end, dtype=torch.float32, device="cpu"), load_model(str(tmp_path/"out"), dtype=torch.float32, device="cpu")
+    (before, _) = load_model(unknown_end, dtype=torch.float32, device="cpu")
+    (after, tok) = load_model(str(tmp_path/"out"), dtype=torch.float32, device="cpu")
     eot = tok.convert_tokens_to_ids("<gh_stars>")
     for layer in ("get_input_embeddings", "get_output_embeddings"): # this row and no other
-        assert (getattr(before, layer)().weight != getattr(after, layer)().weight).any(1).nonzero().flatten().tolist() == [eot], layer
+        assert (getattr(before, layer)().weight != getattr(after, layer)().weight).any(
+            1).nonzero().flatten().tolist() == [eot], layer
     start = sft.end_row(before, with_chat_template(load_tokenizer(unknown_end)), sft.identity_pairs(8))
     assert 0 < (after.get_output_embeddings().weight[eot] - start).abs().max() < .01 # two steps from its start
     named, config, generation = ends_of(tmp_path/"out")
-    assert end_of_turn(tok) == tok.eos_token_id == eot and named == "<gh_stars>" and config == generation and eot in config
+    assert end_of_turn(tok) == tok.eos_token_id == eot and named == "<gh_stars>" and config == generation
+    assert eot in config
 
-@pytest.mark.parametrize("rank, lora_r, named, asked", [(.9, 16, False, True), (.004, 16, False, True), (.9, 0, False, False), (.9, 16, True, False)])
+@pytest.mark.parametrize("rank, lora_r, named, asked",
+    [(.9, 16, False, True), (.004, 16, False, True), (.9, 0, False, False), (.9, 16, True, False)])
 def test_the_weights_are_asked_only_where_it_matters(unknown_end, tmp_path, monkeypatch, rank, lora_r, named, asked):
     import shutil
     was, base = [], unknown_end
@@ -503,16 +580,21 @@ def test_the_weights_are_asked_only_where_it_matters(unknown_end, tmp_path, monk
     assert bool(was) is asked and tok.convert_ids_to_tokens(end_of_turn(tok)) == "<gh_stars>"
     assert (end, unknown) == ((end_of_turn(tok), "<gh_stars>") if asked and rank == .9 else (None, None))
 
-@pytest.mark.parametrize("eos", ["<|endoftext|>", "<gh_stars>"]) # the tokenizer's file may name the unknown end, the model's does not
+# the tokenizer's file may name the unknown end, the model's does not
+@pytest.mark.parametrize("eos", ["<|endoftext|>", "<gh_stars>"])
 def test_several_processes_train_with_our_template_and_an_end_that_is_known(tiny, tmp_path, monkeypatch, capsys, eos):
     monkeypatch.setattr(sft, "end_rank", lambda *a: .9)
     base = with_template_end(tmp_path/"base", "<gh_stars>", eos=eos, source=tiny)
     tok, end, unknown = sft.training_tokenizer(base, replace(CFG, accelerate_config="fsdp"))
-    assert (end, unknown) == (None, "<gh_stars>") and tok.eos_token == "<|endoftext|>" == tok.convert_ids_to_tokens(end_of_turn(tok))
+    assert (end, unknown) == (None, "<gh_stars>")
+    assert tok.eos_token == "<|endoftext|>" == tok.convert_ids_to_tokens(end_of_turn(tok))
     assert capsys.readouterr().err.strip().endswith("turns end in <|endoftext|>")
     talk = [dict(role="user", content="a"), dict(role="assistant", content="b"), dict(role="user", content="c")]
     assert "<gh_stars>" not in tok.apply_chat_template(talk, tokenize=False)
-    model, _ = load_model(base); sft.with_end(model, tok); model.save_pretrained(tmp_path/"out"); tok.save_pretrained(tmp_path/"out")
+    model, _ = load_model(base)
+    sft.with_end(model, tok)
+    model.save_pretrained(tmp_path/"out")
+    tok.save_pretrained(tmp_path/"out")
     named, config, generation = ends_of(tmp_path/"out")
     assert named == "<|endoftext|>" and config == generation and tok.eos_token_id in config
 SHARDED_ON_CPU = '''
@@ -537,11 +619,14 @@ if "RANK" in os.environ and "SELFALIGN_JOB" in os.environ: # accelerate shards o
 def test_the_shipped_sharding_gives_the_loss_of_one_process_and_goes_on(tiny, tmp_path, monkeypatch, lora_r):
     import torch
     from transformers import AutoModelForCausalLM
-    cfg = replace(CFG, lora_dropout=0.0, epochs=2.0, save_steps=1, lora_r=lora_r) # four steps: the rate of the first is 0
+    # four steps: the rate of the first is 0
+    cfg = replace(CFG, lora_dropout=0.0, epochs=2.0, save_steps=1, lora_r=lora_r)
     tok = with_chat_template(load_tokenizer(tiny)); rows = encode_rows(example_rows("responses")[:8], tok, cfg)[0]
     _, one = fit(rows, tiny, tok, tmp_path/"one", cfg)
     shipped = data_path("training/fsdp.yaml").read_text()
-    file = tmp_path/"two.yaml"; file.write_text(shipped.replace("num_processes: 8", "num_processes: 2").replace("mixed_precision: bf16", "mixed_precision: 'no'"))
+    file = tmp_path/"two.yaml"
+    file.write_text(shipped.replace("num_processes: 8", "num_processes: 2").replace("mixed_precision: bf16",
+        "mixed_precision: 'no'"))
     (tmp_path/"sitecustomize.py").write_text(SHARDED_ON_CPU)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path)); monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     work = tmp_path/"work"; cfg = replace(cfg, accelerate_config=str(file))
@@ -550,7 +635,8 @@ def test_the_shipped_sharding_gives_the_loss_of_one_process_and_goes_on(tiny, tm
     whole = sum(p.nbytes for p in AutoModelForCausalLM.from_pretrained(tiny).parameters())
     assert (work/"read.0").exists() and not (work/"read.1").exists()
     if lora_r: assert (work/"checkpoint-3"/"pytorch_model_fsdp.bin").stat().st_size < whole/2 # the adapter alone
-    import shutil; shutil.rmtree(work/"checkpoint-4") # the last checkpoint is lost, and the training goes on from the one before
+    # the last checkpoint is lost, and the training goes on from the one before
+    import shutil; shutil.rmtree(work/"checkpoint-4")
     _, again = launch(rows, tiny, work, cfg)
     assert [l["loss"] for l in again] == pytest.approx([l["loss"] for l in two], abs=1e-3)
     save_model(trained, tok, tiny, tmp_path/"out", cfg, two, {})

@@ -31,18 +31,23 @@ def tokenizer(name):
     tok.add_tokens(c["controls"], special_tokens=True)
     if c["eos"]: tok.eos_token = c["eos"]
     if c["bos"]: tok.add_special_tokens(dict(bos_token=c["bos"]))
-    if c["adds_bos"]: tok.backend_tokenizer.post_processor = processors.TemplateProcessing(single=f"{c['bos']} $A", special_tokens=[(c["bos"], tok.bos_token_id)])
+    if c["adds_bos"]:
+        tok.backend_tokenizer.post_processor = processors.TemplateProcessing(single=f"{c['bos']} $A",
+            special_tokens=[(c["bos"], tok.bos_token_id)])
     tok.chat_template = c["template"]
     return tok
 
 def tiny(tok):
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", vocab_size=len(tok), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=4096, eos_token_id=tok.eos_token_id, bos_token_id=tok.bos_token_id, pad_token_id=None)).eval()
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", vocab_size=len(tok), hidden_size=16,
+        intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=4096, eos_token_id=tok.eos_token_id,
+        bos_token_id=tok.bos_token_id, pad_token_id=None)).eval()
 
 def says(monkeypatch, *tokens):
     "Let every model choose these tokens, then the last one again and again."
-    monkeypatch.setattr(Chooser, "__call__", lambda self, logits, rows: [tokens[min(len(r.out), len(tokens)-1)] for r in rows])
+    monkeypatch.setattr(Chooser, "__call__",
+        lambda self, logits, rows: [tokens[min(len(r.out), len(tokens)-1)] for r in rows])
 
 def test_the_zoo_has_twenty_families(): assert len(GOOD) >= 20
 
@@ -58,14 +63,17 @@ def test_a_family_goes_round(name, tmp_path, monkeypatch):
     assert all(m["content"] in text for m in TALK)
     if CASES[name]["adds_bos"]:
         b = tok.bos_token_id
-        assert ids[0] == p.text("Hi")[0] == b and ids.count(b) == p.text("Hi").count(b) == p.pair("Hi", " you")[0].count(b) == 1
+        assert ids[0] == p.text("Hi")[0] == b
+        assert ids.count(b) == p.text("Hi").count(b) == p.pair("Hi", " you")[0].count(b) == 1
     # training row: what the template writes for a finished turn
     eot = end_of_turn(tok)
     row = encode_row(p, TALK, ANSWER, eot)
     done = tok.apply_chat_template([*TALK, dict(role="assistant", content=ANSWER)], tokenize=False)
     written = tok.decode(row["input_ids"])
-    assert done.startswith(written) or written == done.rstrip() + read_turn(tok).tail or written.startswith(done.rstrip()) and read_turn(tok).tail in written
-    assert row["input_ids"][:len(ids)] == ids and eot in row["labels"] and row["labels"][len(ids):] == row["input_ids"][len(ids):]
+    assert (done.startswith(written) or written == done.rstrip() + read_turn(tok).tail
+        or written.startswith(done.rstrip()) and read_turn(tok).tail in written)
+    assert row["input_ids"][:len(ids)] == ids and eot in row["labels"]
+    assert row["labels"][len(ids):] == row["input_ids"][len(ids):]
     assert "<think>" not in text or "</think>" in text.split("<think>")[-1]
     assert eot not in encode_row(p, TALK, ANSWER, eot, ended=False)["labels"]
     # generation: each end of the template ends an answer
@@ -75,12 +83,16 @@ def test_a_family_goes_round(name, tmp_path, monkeypatch):
         assert (out.finish_reason, out.text, out.error) == ("stop", "x", None), end
     # saved model: all files agree on the end, and a second turn is asked as before
     save_model(model, tok, str(tmp_path/"base"), tmp_path/"out", TrainConfig(lora_r=0), [dict(step=1, loss=1.0)], {})
-    files = {f: json.loads((tmp_path/"out"/f"{f}.json").read_text()) for f in ("config", "generation_config", "tokenizer_config")}
+    files = {f: json.loads((tmp_path/"out"/f"{f}.json").read_text())
+        for f in ("config", "generation_config", "tokenizer_config")}
     again = load_tokenizer(str(tmp_path/"out"))
-    assert again.eos_token_id == end_of_turn(again) == eot == again.convert_tokens_to_ids(files["tokenizer_config"]["eos_token"])
-    assert files["config"]["eos_token_id"] == files["generation_config"]["eos_token_id"] and {eot, *turn_ends(again)} <= set(files["config"]["eos_token_id"])
+    assert again.eos_token_id == end_of_turn(again) == eot == again.convert_tokens_to_ids(
+        files["tokenizer_config"]["eos_token"])
+    assert files["config"]["eos_token_id"] == files["generation_config"]["eos_token_id"]
+    assert {eot, *turn_ends(again)} <= set(files["config"]["eos_token_id"])
     more = [*TALK, dict(role="assistant", content=ANSWER), dict(role="user", content="And a lake?")]
-    assert Prompts(again).messages(TALK) == ids and Prompts(again).messages(more) == p.messages(more) and encode_row(Prompts(again), TALK, ANSWER, eot) == row
+    assert Prompts(again).messages(TALK) == ids and Prompts(again).messages(more) == p.messages(more)
+    assert encode_row(Prompts(again), TALK, ANSWER, eot) == row
     second = again.decode(Prompts(again).messages(more))
     assert ANSWER in second and "And a lake?" in second and second.index(ANSWER) < second.index("And a lake?")
 
@@ -100,7 +112,8 @@ def test_text_runs_over_the_end_of_a_turn_and_messages_stop_there(monkeypatch):
 
 def test_a_tokenizer_that_ends_texts_by_itself_ends_no_prompt():
     tok = tokenizer("none")
-    tok.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A <|endoftext|>", special_tokens=[("<|endoftext|>", tok.eos_token_id)])
+    tok.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A <|endoftext|>",
+        special_tokens=[("<|endoftext|>", tok.eos_token_id)])
     assert Prompts(tok).text("Hi") == Prompts(tok).text("Hi", bos=False)
 
 def test_padding_is_no_end_where_there_is_a_token_for_it():
