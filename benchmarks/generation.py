@@ -230,10 +230,10 @@ def job_for(a, peer, n, prefix, prefix_tokens=0, **kw):
         model=a.model, device=a.device, dtype=a.dtype, batch=n, plain_batch=a.plain_batch), **kw)
 
 def peers(a): # (name, python, what the job needs) or the reason for leaving it out
-    from selfalign import models
+    from selfalign import model_files
     embedded = a.model == "embedded"
     found = dict(ours=(sys.executable, {}), copied=(sys.executable, {}), plain=(sys.executable, {}), skipped={})
-    gguf = lambda: dict(gguf=str(models._gguf_file()))
+    gguf = lambda: dict(gguf=str(model_files._gguf_file()))
     for name, python, need in (("llamacpp", a.llamacpp, gguf), ("llamacpp_bf16", a.llamacpp, gguf),
             ("vllm", a.vllm, lambda: dict(path=models.resolve_model(a.model).path))):
         if not python: found["skipped"][name] = f"no --{name.partition('_')[0]}: give the python of a venv that has it"

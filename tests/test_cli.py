@@ -293,7 +293,7 @@ def test_doctor_says_what_to_do(monkeypatch, tmp_path):
     import types
     from importlib import metadata
     import torch
-    from selfalign import models, pipeline
+    from selfalign import model_files, pipeline
     names = {"versions", "GPU", "CUDA", "bf16", "compiler", "vLLM", "Ray", "Quarto", "disk", "cache", "hub cache",
         "embedded model", "hub"}
     lines = lambda: {what: (state, detail) for what, state, detail in pipeline.doctor()}
@@ -315,8 +315,8 @@ def test_doctor_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr(shutil, "disk_usage", lambda p: types.SimpleNamespace(free=1e9))
     monkeypatch.setattr(os, "access", lambda *a: False)
-    monkeypatch.setattr(models, "_gguf_file", lambda: None)
-    monkeypatch.setattr(models, "cache_dir", lambda: tmp_path / "none")
+    monkeypatch.setattr(model_files, "_gguf_file", lambda: None)
+    monkeypatch.setattr(model_files, "cache_dir", lambda: tmp_path / "none")
     monkeypatch.setattr(metadata, "requires",
         lambda name: ["torch>=99", "no-such-package", "numpy", "ray; extra == 'ray'"])
     got = lines()

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from selfalign.checks import InputError
-from selfalign.models import _gguf_file, load_model, load_tokenizer, resolve_model
+from selfalign.model_files import _gguf_file
+from selfalign.models import load_model, load_tokenizer, resolve_model
 
 @pytest.fixture(scope="module")
 def gguf(tmp_path_factory):

@@ -27,7 +27,7 @@ from ..runs import versions
 def doctor()->list: # (what, "ok" or a remedy, detail)
     "What this machine has, line by line, with a remedy where something is missing."
     import importlib.util
-    from selfalign.models import _FETCH, _gguf_file, cache_dir
+    from selfalign.model_files import _FETCH, _gguf_file, cache_dir
     have, v = (lambda m: importlib.util.find_spec(m) is not None), versions()
     free = shutil.disk_usage(Path.cwd()).free/1e9
     return [("versions", *_packages(v)), ("GPU", *_gpu()), ("CUDA", *_cuda()), ("bf16", *_bf16()), ("compiler", *_compiler()),
