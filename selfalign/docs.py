@@ -265,14 +265,15 @@ def set_math(md:str)->str:
 # %% ../nbs/core/docs.ipynb #ad4f7bd9
 def field_comments(source:str # code
                   )->dict:    # line → comment
-    "The comment at the end of each line; lines of comment alone go on with the line above."
-    out, last = {}, None
-    for t in tokenize.generate_tokens(io.StringIO(source).readline):
-        if t.type != tokenize.COMMENT: continue
-        text, alone = t.string.lstrip("# "), not t.line[:t.start[1]].strip()
-        if not alone: last = t.start[0]; out[last] = text
-        elif last and t.start[0] == last + 1: out[last] += f" {text}"
-    return out
+    "What is said of each line: the comment at its end, else the lines of comment above it, as the command line has it."
+    found = [t for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT]
+    alone = {t.start[0]: t.string.lstrip("# ") for t in found if not t.line[:t.start[1]].strip()}
+    out, above = {}, []
+    for n in range(1, source.count("\n") + 2):
+        if n in alone: above.append(alone[n]); continue
+        if above: out[n] = " ".join(above)
+        above = []
+    return out | {t.start[0]: t.string.lstrip("# ") for t in found if t.start[0] not in alone}
 
 def settings_table(source:str # code with dataclasses
                   )->dict:    # name of a class → Markdown; classes without a commented field are left out
@@ -280,9 +281,10 @@ def settings_table(source:str # code with dataclasses
     out, comments = {}, field_comments(source)
     for c in (n for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and any("dataclass" in ast.unparse(d) for d in n.decorator_list)):
         fields = [f for f in c.body if isinstance(f, ast.AnnAssign)]
-        if not any(comments.get(f.end_lineno) for f in fields): continue
-        rows = [[f"`{f.target.id}`", _default(f.value), _meaning(comments.get(f.end_lineno)) or ast.unparse(f.annotation)] for f in fields]
-        above = [ast.unparse(b) for b in c.bases]
+        if not any(comments.get(f.end_lineno) or comments.get(f.lineno) for f in fields): continue
+        said = {f: comments.get(f.end_lineno) or comments.get(f.lineno) for f in fields}
+        rows = [[f"`{f.target.id}`", _default(f.value), _meaning(said[f]) or ast.unparse(f.annotation)] for f in fields]
+        above = [b for b in map(ast.unparse, c.bases) if b != "Settings"]
         out[c.name] = "\n\n".join([markdown_table(rows, ["setting", "default", "meaning"]), *(f"And the settings of [`{b}`](#{b.lower()})." for b in above)])
     return out
 

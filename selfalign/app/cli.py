@@ -19,6 +19,7 @@ from ..checks import (InputError, StepFailed, check_settings, expand_home, one_o
                               whole_number)
 from ..config import DTYPES, RunConfig, STAGES, _options, config_from, load_config
 from ..runs import versions
+from ..settings import read_line
 
 # %% ../../nbs/app/cli.ipynb #8598af9f
 COMMANDS = dict(demo="the whole method on the embedded model, in runs/demo", run="all stages in one run folder", prompts="stage 1: write prompts", respond="stage 2: answer under the principles, filter",
@@ -60,10 +61,9 @@ def parse_run(command, argv)->tuple: # (out, RunConfig, redo)
         raise InputError("--engine names its model already; leave out --model, or give a bare kind such as --engine vllm")
     if _values(argv, "--model") and not _values(argv, "--engine") and is_full(default.engine):
         raise InputError(f"the engine of {f'preset {preset}' if preset else 'this run'} names its model already ({default.engine}), so --model would change nothing; give --engine too, such as --engine torch")
-    prog = f"selfalign {command}"
     about = f"{COMMANDS[command]}.\n\nOUT is the run folder{' (runs/demo if left out)' if command == 'demo' else ''}. --preset NAME gives the starting values ({', '.join(preset_names())}, or a YAML file). --redo STAGE makes a stage and those after it again ({', '.join(STAGES)}). --debug shows a traceback."
-    cfg = tyro.cli(RunConfig, args=argv, default=default, prog=prog, description=about, config=(tyro.conf.AvoidSubcommands, tyro.conf.ConsolidateSubcommandArgs))
-    return out, cfg, redo
+    config = (tyro.conf.AvoidSubcommands, tyro.conf.ConsolidateSubcommandArgs)
+    return out, read_line(RunConfig, argv, command, about, default, config), redo
 
 def _values(argv, flag): return [argv[i+1] for i, a in enumerate(argv[:-1]) if a == flag] + [a.partition("=")[2] for a in argv if a.startswith(flag + "=")]
 
