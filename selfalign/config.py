@@ -7,180 +7,218 @@ __all__ = ['BLOCKLIST', 'RULE_WORDS', 'PHRASES', 'DTYPES', 'STAGES', 'PromptsCon
            'EngraveConfig', 'CloneConfig', 'EvaluateConfig', 'RunConfig', 'config_from', 'load_config', 'product_name']
 
 # %% ../nbs/core/config.ipynb #632e0b1f
-import dataclasses, os, types, typing
-from dataclasses import dataclass, field, replace
+import dataclasses
+from dataclasses import field, replace
+from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
 import tyro
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from .annotations import load_preset
-from .checks import InputError, check_settings, expand_home, number, one_of, optional, whole_number
+from .checks import InputError, expand_home
 from .filters.chain import CLONE_FILTERS, FILTERS, RESPOND_FILTERS
 from .generation import Sampling
+from .settings import Settings, Words, read_line, strict
 
 # %% ../nbs/core/config.ipynb #c167a40a
-BLOCKLIST = ("image", "images", "graph", "graphs", "picture", "pictures", "file", "files", "map", "maps", "draw", "plot", "go to",
-             "video", "videos", "audio", "music", "flowchart", "flowcharts", "diagram", "diagrams")
+BLOCKLIST = ("image", "images", "graph", "graphs", "picture", "pictures", "file", "files", "map", "maps", "draw",
+             "plot", "go to", "video", "videos", "audio", "music", "flowchart", "flowcharts", "diagram", "diagrams")
 
-@dataclass(frozen=True)
-class PromptsConfig:
+@dataclass(frozen=True, config=strict)
+class PromptsConfig(Settings):
     "Settings of stage 1 (paper, section 3.1 and appendix)."
     group = "prompts."
-    self_instruct: int = 1000       # prompts to keep from Self-Instruct; 0 turns it off
-    self_instruct_calls: int = 32   # completions per round; part of the recipe, the engine batches as it likes
-    per_call: int = 20              # tasks asked for in one completion
-    examples: int = 5               # seed tasks shown
-    model_share: float = 0.0        # share of shown tasks taken from what the model wrote before (paper: seeds only)
-    topics_per_type: int = 10       # topics that go on to question writing, per type; 0 turns TGRT off
-    topic_rounds: int = 5           # rounds of topic brainstorming; each shows topics that those before it found
-    topics_per_call: int = 10       # topics asked for in one completion
-    topic_examples: int = 5         # topics shown, once the pool of a type has as many
-    balance: str = "min"            # cut every type to the smallest one's count ("min", the paper's) or at the median ("median")
-    questions_per_topic: int = 1    # times each topic is put to the model, in other company each time
-    hints_per_call: int = 5         # (type, topic) pairs put to the model in one completion
-    temperature: float = 1.0
-    top_p: float = 0.98             # for tasks and topics
-    question_top_p: float = 0.95
-    max_new_tokens: int = 384       # for a list of tasks or questions
-    topic_tokens: int = 128         # for a list of topics
-    min_words: int = 4              # of an instruction
-    max_words: int = 150
+    self_instruct: Annotated[int, Ge(0), Le(10**8)] = 1000 # prompts to keep from Self-Instruct; 0 turns it off
+    # completions per round; part of the recipe, the engine batches as it likes
+    self_instruct_calls: Annotated[int, Ge(1), Le(10**6)] = 32
+    per_call: Annotated[int, Ge(1), Le(100)] = 20       # tasks asked for in one completion
+    examples: Annotated[int, Ge(1), Le(50)] = 5         # seed tasks shown
+    # share of shown tasks taken from what the model wrote before (paper: seeds only)
+    model_share: Annotated[float, Ge(0), Le(1)] = 0.0
+    # topics that go on to question writing, per type; 0 turns TGRT off
+    topics_per_type: Annotated[int, Ge(0), Le(10**7)] = 10
+    # rounds of topic brainstorming; each shows topics that those before it found
+    topic_rounds: Annotated[int, Ge(1), Le(10**4)] = 5
+    topics_per_call: Annotated[int, Ge(1), Le(100)] = 10 # topics asked for in one completion
+    topic_examples: Annotated[int, Ge(1), Le(50)] = 5   # topics shown, once the pool of a type has as many
+    # cut every type to the smallest one's count ("min", the paper's) or at the median ("median")
+    balance: Literal["min", "median"] = "min"
+    # times each topic is put to the model, in other company each time
+    questions_per_topic: Annotated[int, Ge(1), Le(100)] = 1
+    hints_per_call: Annotated[int, Ge(1), Le(50)] = 5   # (type, topic) pairs put to the model in one completion
+    temperature: Annotated[float, Ge(0), Le(10)] = 1.0
+    top_p: Annotated[float, Gt(0), Le(1)] = 0.98        # for tasks and topics
+    question_top_p: Annotated[float, Gt(0), Le(1)] = 0.95
+    max_new_tokens: Annotated[int, Ge(1), Le(10**6)] = 384 # for a list of tasks or questions
+    topic_tokens: Annotated[int, Ge(1), Le(10**6)] = 128 # for a list of topics
+    min_words: Annotated[int, Ge(1), Le(10**4)] = 4     # of an instruction
+    max_words: Annotated[int, Ge(1), Le(10**6)] = 150
     blocklist: tuple[str, ...] = BLOCKLIST # things a text model cannot do, matched as whole words
-    novelty: float = 0.7            # ROUGE-L F1 above this against any earlier instruction rejects
-    tokenizer: str = "rouge"        # of the novelty filter; "unicode" for other scripts than Latin
-    ascii_start: bool = False       # turn down every instruction that begins with a letter outside ASCII, as the reference does; Ä and É begin words in many languages
-    fruitless: int = 5              # rounds in a row without a kept prompt before giving up
-    source: str|None = None         # prompts from elsewhere: a .jsonl, .json, .csv, .tsv, .txt or .parquet file, a folder, or a data set of the hub (name, name:config, name@revision)
+    novelty: Annotated[float, Ge(0), Le(1)] = 0.7 # ROUGE-L F1 above this against any earlier instruction rejects
+    tokenizer: Literal["rouge", "unicode"] = "rouge" # of the novelty filter; "unicode" for other scripts than Latin
+    # turn down every instruction that begins with a letter outside ASCII, as the reference does;
+    # Ä and É begin words in many languages
+    ascii_start: bool = False
+    fruitless: Annotated[int, Ge(1), Le(10**4)] = 5     # rounds in a row without a kept prompt before giving up
+    # prompts from elsewhere: a .jsonl, .json, .csv, .tsv, .txt or .parquet file, a folder,
+    # or a data set of the hub (name, name:config, name@revision)
+    source: str|None = None
     source_columns: str|None = None # such as "instruction=question,input=context"; None = recognised by name
     source_split: str = "train"     # of a data set
-    source_limit: int|None = None   # prompts to keep from the source; None = all that pass
+    source_limit: Annotated[int, Ge(1)]|None = None # prompts to keep from the source; None = all that pass
 
     def __post_init__(self):
-        if isinstance(self.source, os.PathLike): object.__setattr__(self, "source", os.fspath(self.source))
-        check_settings(self, **{k: whole_number(*b) for k, b in _WHOLE.items()}, model_share=number(0, 1), temperature=number(0, 10), top_p=number(above=0, high=1), question_top_p=number(above=0, high=1), novelty=number(0, 1),
-                       balance=one_of("min", "median"), ascii_start=one_of(True, False), tokenizer=one_of("rouge", "unicode"), source_limit=optional(whole_number(1)))
-        if self.max_words < self.min_words: raise InputError(f"prompts.max_words is {self.max_words}, less than min_words ({self.min_words})")
+        if self.max_words < self.min_words:
+            raise InputError(f"prompts.max_words is {self.max_words}, less than min_words ({self.min_words})")
         if not (self.self_instruct or self.topics_per_type or self.source):
-            raise InputError("0 prompts requested; set prompts.self_instruct or prompts.topics_per_type above 0, or give prompts.source")
-
-_WHOLE = dict(self_instruct=(0, 10**8), self_instruct_calls=(1, 10**6), per_call=(1, 100), examples=(1, 50), topics_per_type=(0, 10**7), topic_rounds=(1, 10**4),
-              topics_per_call=(1, 100), topic_examples=(1, 50), questions_per_topic=(1, 100), hints_per_call=(1, 50), max_new_tokens=(1, 10**6), topic_tokens=(1, 10**6), min_words=(1, 10**4), max_words=(1, 10**6), fruitless=(1, 10**4))
+            raise InputError("0 prompts requested; set prompts.self_instruct or prompts.topics_per_type above 0, "
+                             "or give prompts.source")
 
 # %% ../nbs/core/config.ipynb #e28ea31d
 RULE_WORDS = ("rule", "rules", "principle", "principles")
-PHRASES = ("paper", "extended")
+_Phrases = Literal["paper", "extended"]
+PHRASES = get_args(_Phrases)
 
 # %% ../nbs/core/config.ipynb #cd733f5c
 _WORDS = ("user", "role", "thoughts_label", "rule_words", "example_words") # what another language changes
 
 # %% ../nbs/core/config.ipynb #5c0843ce
-@dataclass(frozen=True)
-class RespondConfig:
-    "Settings of stage 2 (paper, section 3.2 and appendix; the values of the paper's code where the two differ are in paper.yaml)."
+_Name = Annotated[str, Field(pattern=r"\S"), Words("a name")]
+_Files = Annotated[tuple[str, ...], Field(min_length=1), Words("at least one file")]
+
+@dataclass(frozen=True, config=strict)
+class RespondConfig(Settings):
+    "Settings of stage 2 (paper, section 3.2 and appendix; where the paper's code differs, paper.yaml has its values)."
     group = "respond."
-    principles: tuple[str, ...] = ("annotations/principles.yaml",) # files, joined in order; or one .txt file, the whole prompt as it is
-    exemplars: tuple[str, ...] = ("annotations/exemplars.yaml",)   # files, joined in order; a prompt in a .txt file has its own
-    name: str = "Aster"           # the assistant's working name in the prompt; a .txt file has its own, which gives way to this one in the answers
+    # files, joined in order; or one .txt file, the whole prompt as it is
+    principles: _Files = ("annotations/principles.yaml",)
+    # files, joined in order; a prompt in a .txt file has its own
+    exemplars: tuple[str, ...] = ("annotations/exemplars.yaml",)
+    # the assistant's working name in the prompt; a .txt file has its own, which gives way to this one in the answers
+    name: _Name = "Aster"
     user: str = "User"            # this and the next four: the words of another language, see `PrincipleSet`
     role: str = "Role: {name}"
     thoughts_label: str = "(internal thoughts)"
     rule_words: tuple[str, ...] = RULE_WORDS
     example_words: tuple[str, ...] = ("Examples", "Example")
-    product_name: str|None = None # takes the working name's place in the answers; the same name if None
-    max_new_tokens: int = 256     # for thoughts and answer together
-    temperature: float = 0.5
-    top_p: float = 0.9
-    banned_first: tuple[str, ...] = (" Sorry",) # these may not open the completion
-    min_chars: int = 160          # shorter answers are rejected
-    on_limit: str = "keep"        # "keep" an answer cut at the token limit without its last sentence, or "reject" it
-    limit: int|None = None        # answer so many of the prompts, drawn by seed; all if None
-    filters: tuple[str, ...] = RESPOND_FILTERS # what every answer passes, in this order; your own as package.module:function or file.py:function
-    phrases: str = "extended"     # what the filters look for: "paper", a short list, or "extended"
-    samples: int = 1              # answers drawn for each prompt; of those that pass the filters the one is kept that the principles make likelier most, see `lifts`
 
-    def __post_init__(self):
-        text = (lambda v: isinstance(v, str) and v.strip(), "a name")
-        check_settings(self, on_limit=one_of("keep", "reject"), temperature=number(0), top_p=number(above=0, high=1), max_new_tokens=whole_number(1), min_chars=whole_number(0), limit=optional(whole_number(1)), samples=whole_number(1), phrases=one_of(*PHRASES),
-                       name=text, product_name=optional(text), principles=(bool, "at least one file"))
-        FILTERS.check(*self.filters)
+    # takes the working name's place in the answers; the same name if None
+    product_name: Annotated[_Name|None, Words("a name, or leave it out")] = None
+    max_new_tokens: Annotated[int, Ge(1)] = 256 # for thoughts and answer together
+    temperature: Annotated[float, Ge(0)] = 0.5
+    top_p: Annotated[float, Gt(0), Le(1)] = 0.9
+    banned_first: tuple[str, ...] = (" Sorry",) # these may not open the completion
+    min_chars: Annotated[int, Ge(0)] = 160      # shorter answers are rejected
+    # "keep" an answer cut at the token limit without its last sentence, or "reject" it
+    on_limit: Literal["keep", "reject"] = "keep"
+    limit: Annotated[int, Ge(1)]|None = None    # answer so many of the prompts, drawn by seed; all if None
+    # answers drawn for each prompt; of those that pass the filters the one is kept
+    # that the principles make likelier most, see `lifts`
+    samples: Annotated[int, Ge(1)] = 1
+    # what every answer passes, in this order; your own as package.module:function or file.py:function
+    filters: tuple[str, ...] = RESPOND_FILTERS
+    phrases: _Phrases = "extended" # what the filters look for: "paper", a short list, or "extended"
+
+    def __post_init__(self): FILTERS.check(*self.filters)
 
     def words(self)->dict:
         "The words that differ from the English ones."
         return {k: getattr(self, k) for k in _WORDS if tuple(getattr(self, k)) != tuple(getattr(RespondConfig, k))}
 
     def sampling(self, pset)->Sampling:
-        return Sampling(max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_p=self.top_p, stop=pset.stop, banned_first=self.banned_first)
+        "How a completion of stage 2 is drawn."
+        return Sampling(max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_p=self.top_p,
+                        stop=pset.stop, banned_first=self.banned_first)
 
 # %% ../nbs/core/config.ipynb #82019348
-@dataclass(frozen=True)
-class TrainConfig:
+_MODULES = "names of modules, such as q_proj"
+
+@dataclass(frozen=True, config=strict)
+class TrainConfig(Settings):
     "Settings of one fine-tune (paper, section 3.3 and appendix; the values of stage 3)."
-    epochs: float = 1.0
-    global_batch: int = 768           # rows per optimizer step, over all processes
-    micro_batch: int = 8              # rows at once in one process
-    learning_rate: float = 4e-4       # peak; linear to 0
-    warmup_steps: int = 100
-    max_length: int = 512             # tokens of prompt and answer
-    lora_r: int = 16                  # 0 = full fine-tuning
-    lora_alpha: int = 16
-    lora_dropout: float = 0.05
-    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj") # module names of the base model, or all-linear
+    epochs: Annotated[float, Gt(0)] = 1.0
+    global_batch: Annotated[int, Ge(1)] = 768     # rows per optimizer step, over all processes
+    micro_batch: Annotated[int, Ge(1)] = 8        # rows at once in one process
+    learning_rate: Annotated[float, Gt(0)] = 4e-4 # peak; linear to 0
+    warmup_steps: Annotated[int, Ge(0)] = 100
+    max_length: Annotated[int, Ge(2)] = 512       # tokens of prompt and answer
+    lora_r: Annotated[int, Ge(0)] = 16            # 0 = full fine-tuning
+    lora_alpha: Annotated[int, Ge(1)] = 16
+    lora_dropout: Annotated[float, Ge(0), Lt(1)] = 0.05
+
+    # module names of the base model, or all-linear
+    lora_targets: Annotated[tuple[str, ...], Words(_MODULES)] = ("q_proj", "k_proj", "v_proj", "o_proj")
     load_in_4bit: bool = False        # QLoRA, on a GPU with bitsandbytes
-    packing: bool|None = None         # several rows in one sequence, attention kept apart; None = with flash attention
+    # several rows in one sequence, attention kept apart; None = with flash attention
+    packing: bool|None = None
     gradient_checkpointing: bool|None = None # None = on a GPU
-    bf16: bool|None = None            # matrix products in bfloat16; None = on a GPU, and on a CPU with instructions for it
-    identity_share: float = 0.0035    # of the training rows: who-are-you pairs (paper: 910 of about 260,000)
-    save_steps: int = 100             # optimizer steps between checkpoints
-    report_to: tuple[str, ...] = ()   # such as "tensorboard", "trackio"
-    accelerate_config: str|None = None # train in several processes: "fsdp", "deepspeed", or an accelerate config file of yours
-    objective: str = "labels"         # "labels" (paper): the answers' tokens; "distil": the teacher's distribution at each
-    distil_top: int = 64              # of the vocabulary, kept of the teacher's distribution at each token
+    # matrix products in bfloat16; None = on a GPU, and on a CPU with instructions for it
+    bf16: bool|None = None
+    # of the training rows: who-are-you pairs (paper: 910 of about 260,000)
+    identity_share: Annotated[float, Ge(0), Le(1)] = 0.0035
+    save_steps: Annotated[int, Ge(1)] = 100 # optimizer steps between checkpoints
+    report_to: tuple[str, ...] = ()         # such as "tensorboard", "trackio"
+    # train in several processes: "fsdp", "deepspeed", or an accelerate config file of yours
+    accelerate_config: str|None = None
+    # "labels" (paper): the answers' tokens; "distil": the teacher's distribution at each
+    objective: Literal["labels", "distil"] = "labels"
+    # of the vocabulary, kept of the teacher's distribution at each token
+    distil_top: Annotated[int, Ge(1)] = 64
 
     def __post_init__(self):
-        switch = one_of(True, False, None)
-        check_settings(self, epochs=number(above=0), global_batch=whole_number(1), micro_batch=whole_number(1), learning_rate=number(above=0), warmup_steps=whole_number(0), max_length=whole_number(2), lora_r=whole_number(0), lora_alpha=number(above=0), lora_dropout=number(0, below=1),
-                       lora_targets=(lambda v: isinstance(v, (list, tuple)) and (v or not self.lora_r) and all(isinstance(t, str) for t in v), "names of modules, such as q_proj"),
-                       load_in_4bit=one_of(True, False), packing=switch, gradient_checkpointing=switch, bf16=switch, identity_share=number(0, 1), save_steps=whole_number(1),
-                       objective=one_of("labels", "distil"), distil_top=whole_number(1))
+        if self.lora_r and not self.lora_targets: raise InputError(f"{self.group}lora_targets is (); give {_MODULES}")
         if self.objective == "distil" and self.packing:
-            raise InputError("packing is true and objective is distil, which asks for a row in a sequence of its own; leave packing out")
+            raise InputError("packing is true and objective is distil, which asks for a row in a sequence of its own; "
+                             "leave packing out")
 
-@dataclass(frozen=True)
+# %% ../nbs/core/config.ipynb #d1e476a8
+@dataclass(frozen=True, config=strict)
 class EngraveConfig(TrainConfig):
     "Settings of stage 3."
     group = "engrave."
-    held_out: float = 0.01            # share of prompts set aside for the internalization measure
-
-    def __post_init__(self):
-        super().__post_init__(); check_settings(self, held_out=number(0, below=1))
+    # share of prompts set aside for the internalization measure
+    held_out: Annotated[float, Ge(0), Lt(1)] = 0.01
 
 # %% ../nbs/core/config.ipynb #da30a9f0
-@dataclass(frozen=True)
-class CloneConfig:
+@dataclass(frozen=True, config=strict)
+class CloneConfig(Settings):
     "Settings of stage 4 (paper, section 3.4 and appendix)."
     group = "clone."
-    max_new_tokens: int = 512
-    temperature: float = 0.3
-    top_p: float = 0.7
-    penalty_3: float = 1.0   # subtracted from the logit of a token that would complete a 3-gram seen before
-    penalty_4: float = 2.0   # the same for 4-grams; both apply to tokens that start a word only
-    min_chars: int = 128     # an answer shorter than this that did not end by itself is dropped
-    max_items: int = 12      # a list is cut after so many items
-    max_repeated: float = 0.5 # share of an answer's words that stood among the 25 before them; more is going in circles (edited prose: under 0.4, a puzzle about three names 0.5)
-    on_limit: str = "keep"   # an answer that was cut, by the limit or by a filter: "keep" it, and teach no end of turn by it, or "reject" it
+    max_new_tokens: Annotated[int, Ge(1)] = 512
+    temperature: Annotated[float, Ge(0)] = 0.3
+    top_p: Annotated[float, Gt(0), Le(1)] = 0.7
+
+    # subtracted from the logit of a token that would complete a 3-gram seen before
+    penalty_3: Annotated[float, Ge(0)] = 1.0
+    # the same for 4-grams; both apply to tokens that start a word only
+    penalty_4: Annotated[float, Ge(0)] = 2.0
+    # an answer shorter than this that did not end by itself is dropped
+    min_chars: Annotated[int, Ge(0)] = 128
+    max_items: Annotated[int, Ge(1)] = 12 # a list is cut after so many items
+    # share of an answer's words that stood among the 25 before them; more is going in circles
+    # (edited prose: under 0.4, a puzzle about three names 0.5)
+    max_repeated: Annotated[float, Ge(0), Le(1)] = 0.5
+    # an answer that was cut, by the limit or by a filter: "keep" it, and teach no end of turn by it, or "reject" it
+    on_limit: Literal["keep", "reject"] = "keep"
+    # the model may not end its turn before (paper: 0; a small model does not get longer by being asked alone)
+    min_new_tokens: Annotated[int, Ge(0)] = 0
     filters: tuple[str, ...] = CLONE_FILTERS # as in stage 2
-    phrases: str = "extended" # as in stage 2
-    min_new_tokens: int = 0  # the model may not end its turn before (paper: 0; a small model does not get longer by being asked alone)
+    phrases: _Phrases = "extended"            # as in stage 2
     train: TrainConfig = field(default_factory=lambda: TrainConfig(max_length=768))
 
     def __post_init__(self):
-        check_settings(self, max_new_tokens=whole_number(1), temperature=number(0), top_p=number(above=0, high=1), penalty_3=number(0), penalty_4=number(0), min_chars=whole_number(0),
-                       max_items=whole_number(1), max_repeated=number(0, 1), on_limit=one_of("keep", "reject"), min_new_tokens=whole_number(0, self.max_new_tokens), phrases=one_of(*PHRASES))
+        if self.min_new_tokens > (most := self.max_new_tokens):
+            raise InputError(f"clone.min_new_tokens is {self.min_new_tokens}; give a whole number from 0 to {most}")
         FILTERS.check(*self.filters)
 
     def sampling(self, user="User")->Sampling:
+        "How a verbose answer is drawn."
         penalty = {n: p for n, p in ((3, self.penalty_3), (4, self.penalty_4)) if p}
-        return Sampling(max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_p=self.top_p, ngram_penalty=penalty, word_start_only=True,
-                        stop=(f"\n{user}:",), min_new_tokens=self.min_new_tokens)
+        return Sampling(max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_p=self.top_p,
+                        ngram_penalty=penalty, word_start_only=True, stop=(f"\n{user}:",),
+                        min_new_tokens=self.min_new_tokens)
 
 # %% ../nbs/core/config.ipynb #bb4d05a1
 _LATER = ("samples", "filters", "phrases")
@@ -190,35 +228,47 @@ def _as_ever(cfg, name, value)->bool:
     return name in _LATER and value == getattr(type(cfg), name)
 
 # %% ../nbs/core/config.ipynb #bb4c3361
-@dataclass(frozen=True)
-class EvaluateConfig:
+@dataclass(frozen=True, config=strict)
+class EvaluateConfig(Settings):
     "Settings of stage 5."
     group = "evaluate."
-    sets: tuple[str, ...] = ("facts", "choices") # truthfulqa, hhh, facts, choices, refusals, passages, principles, or JSONL files in their schemas; max_rows does not cut pairs of principles
-    max_rows: int|None = None     # rows per set, drawn by seed; None = all
-    n_questions: int = 20         # open questions that base and final model answer side by side
-    max_new_tokens: int = 320     # for an answer; one that has not ended by then counts as not stopping
-    temperature: float = 0.7      # the paper's value for evaluation
+    # truthfulqa, hhh, facts, choices, refusals, passages, principles, or JSONL files in their schemas;
+    # max_rows does not cut pairs of principles
+    sets: tuple[str, ...] = ("facts", "choices")
+    max_rows: Annotated[int, Ge(1)]|None = None # rows per set, drawn by seed; None = all
+    n_questions: Annotated[int, Ge(0)] = 20     # open questions that base and final model answer side by side
+    # for an answer; one that has not ended by then counts as not stopping
+    max_new_tokens: Annotated[int, Ge(1)] = 320
+    temperature: Annotated[float, Ge(0)] = 0.7  # the paper's value for evaluation
 
     def __post_init__(self):
-        check_settings(self, max_rows=optional(whole_number(1)), n_questions=whole_number(0), max_new_tokens=whole_number(1), temperature=number(0))
-        if bad := [s for s in self.sets if list(self.sets).count(s) > 1]: raise InputError(f"evaluate.sets names {bad[0]} twice; name each set once")
+        if bad := [s for s in self.sets if self.sets.count(s) > 1]:
+            raise InputError(f"evaluate.sets names {bad[0]} twice; name each set once")
 
-DTYPES = ("float32", "bfloat16", "float16")
+# %% ../nbs/core/config.ipynb #5adadfc5
+_Dtype = Literal["float32", "bfloat16", "float16"]
+DTYPES = get_args(_Dtype)
 
-@dataclass(frozen=True)
-class RunConfig:
+@dataclass(frozen=True, config=strict)
+class RunConfig(Settings):
     "A whole run."
-    model: str|None = None           # base model: "embedded", a hub id, a folder, or a GGUF file
-    engine: str = "torch"            # torch | vllm | ray:torch | ray:vllm with --model, or a full string such as openai:http://localhost:8000/v1#name
+    model: str|None = None # base model: "embedded", a hub id, a folder, or a GGUF file
+    # torch | vllm | ray:torch | ray:vllm with --model,
+    # or a full string such as openai:http://localhost:8000/v1#name
+    engine: str = "torch"
     engraved_engine: str|None = None # full engine string that serves engraved/, where `engine` is a server
     final_engine: str|None = None    # full engine string that serves final/, where `engine` is a server
-    seed: int = 0
+    seed: Annotated[int, Ge(0)] = 0
     control: bool = False            # train the control arm too
     annotations: str|None = None     # folder of your own annotation files and templates
-    dtype: str|None = None           # of the torch or vllm engine: float32 | bfloat16 | float16; None = fastest that is sound here, for vllm the model's own
-    batch_size: int|None = None      # rows decoded together by the torch or vllm engine; None = from memory, for vllm its own choice
-    engine_options: tuple[str, ...] = () # more for the engine, as name=value: tensor_parallel_size=4 quantization=fp8 memory_share=0.8 of vllm, workers=8 of ray:…, concurrency=64 of openai
+    # of the torch or vllm engine: float32 | bfloat16 | float16; None = fastest that is sound here,
+    # for vllm the model's own
+    dtype: _Dtype|None = None
+    # rows decoded together by the torch or vllm engine; None = from memory, for vllm its own choice
+    batch_size: Annotated[int, Ge(1)]|None = None
+    # more for the engine, as name=value: tensor_parallel_size=4 quantization=fp8 memory_share=0.8 of vllm,
+    # workers=8 of ray:…, concurrency=64 of openai
+    engine_options: tuple[str, ...] = ()
     allow_degraded: bool = False     # go on where a server cannot give all that a Sampling asks
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
     respond: RespondConfig = field(default_factory=RespondConfig)
@@ -226,34 +276,33 @@ class RunConfig:
     clone: CloneConfig = field(default_factory=CloneConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
-    def __post_init__(self):
-        check_settings(self, seed=whole_number(0), batch_size=optional(whole_number(1)), dtype=optional(one_of(*DTYPES)))
-
 # %% ../nbs/core/config.ipynb #a176e6ed
 def config_from(d:dict, cls=RunConfig, where="settings"): # an instance of `cls`
-    "Build a configuration from nested settings; `InputError` names an unknown setting or a value of the wrong kind."
-    hints, names = typing.get_type_hints(cls), {f.name for f in dataclasses.fields(cls)}
-    if not isinstance(d, dict): raise InputError(f"{where}: expected settings, got {d!r}; see data/presets for the format")
-    if unknown := sorted(set(d) - names): raise InputError(f"{where}: unknown setting {unknown[0]!r}; known are {', '.join(sorted(names))}")
-    return cls(**{k: _value(v, hints[k], f"{where}.{k}") for k, v in d.items()})
+    "Build a configuration from nested settings; `InputError` names the place, and an unknown setting or a wrong value."
+    return _built(d, cls, where, where)
 
-def _value(v, hint, where):
-    if dataclasses.is_dataclass(hint): return config_from(v or {}, hint, where)
-    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    if v is None and type(None) in options: return None
-    for t in options:
-        if typing.get_origin(t) is tuple and isinstance(v, (list, tuple)):
-            if bad := [x for x in v if not isinstance(x, str)]: raise InputError(f"{where} holds {bad[0]!r}; write texts, in quotes where YAML takes a word for something else, as no, on and numbers")
-            return tuple(map(expand_home, v))
-        if where.endswith(".engine_options") and isinstance(v, dict): return tuple(f"{k}={x}" for k, x in v.items()) # as YAML writes them best
-        if t is float and (isinstance(v, (int, float)) and not isinstance(v, bool) or _is_number(v)): return float(v)
-        if t in (bool, str, int) and type(v) is t: return expand_home(v) if t is str else v
-    kind = " or ".join(getattr(t, "__name__", str(t)) for t in options)
-    raise InputError(f"{where} is {v!r}; expected {kind}")
+def _built(d, cls, where, file): # where: file and group
+    hints = get_type_hints(cls, include_extras=True)
+    if not isinstance(d, dict):
+        raise InputError(f"{where}: expected settings, got {d!r}; see data/presets for the format")
+    if unknown := sorted(set(d) - set(hints)):
+        raise InputError(f"{where}: unknown setting {unknown[0]!r}; known are {', '.join(sorted(hints))}")
+    inner = [k for k in d if dataclasses.is_dataclass(hints[k])]
+    parts = {k: _built(d[k] or {}, hints[k], f"{where}.{k}", file) for k in inner}
+    values = {k: _written(k, v, hints[k]) for k, v in d.items() if k not in parts}
+    try: return cls(**values, **parts)
+    except InputError as e: raise InputError(f"{file if cls.group else where}: {e}") from None
 
-def _is_number(v):
-    try: float(v); return isinstance(v, str)
-    except (TypeError, ValueError): return False
+def _written(name, v, hint): # as YAML and JSON hold it, into what the field is declared as
+    kinds = [hint, *get_args(hint)]
+    if name == "engine_options" and isinstance(v, dict): return tuple(f"{k}={x}" for k, x in v.items())
+    if isinstance(v, str): return float(v) if float in kinds and _is_number(v) else expand_home(v)
+    return tuple(expand_home(x) if isinstance(x, str) else x for x in v) if isinstance(v, list) else v
+
+# %% ../nbs/core/config.ipynb #7e5c3543
+def _is_number(text): # YAML reads 1e-4 as a text
+    try: return bool(float(text)) or True
+    except ValueError: return False
 
 def load_config(preset, # a preset's name or the path of a YAML file
                 **changes # top-level settings that differ
@@ -265,9 +314,11 @@ def load_config(preset, # a preset's name or the path of a YAML file
 def product_name(cfg): return cfg.respond.product_name or cfg.respond.name
 
 # %% ../nbs/core/config.ipynb #c68ffa41
-STAGES = dict(prompts=["prompts"], respond=["responses", "control answers"], engrave=["engraved", "control"], verbose=["verbose"], clone=["final"],
-              evaluate=["evaluation", "evaluation base", "evaluation principled", "evaluation engraved", "evaluation final"], report=[]) # step → its stages in the manifest
+_MODELS = ("base", "principled", "engraved", "final")
+STAGES = dict(prompts=["prompts"], respond=["responses", "control answers"], engrave=["engraved", "control"],
+              verbose=["verbose"], clone=["final"], evaluate=["evaluation", *(f"evaluation {m}" for m in _MODELS)],
+              report=[]) # step → its stages in the manifest
 
 # %% ../nbs/core/config.ipynb #5fc23c1d
 def _options(cls, argv, prog, about): # an instance of `cls`
-    return tyro.cli(cls, args=list(argv), prog=f"selfalign {prog}", description=about, config=(tyro.conf.PositionalRequiredArgs,))
+    return read_line(cls, argv, prog, about)
