@@ -71,7 +71,7 @@ def trl_trainer(job, rows, base, tok, cfg, work): # with TRL's defaults and the 
     from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
     from selfalign.models import load_model
-    from selfalign.training import _lora
+    from selfalign.trainers import _lora
     change = dict(job["change"]); cuda = job["device"] == "cuda"
     # a model given by name is loaded in float32
     model, _ = load_model(base, dtype=getattr(torch, change.pop("dtype", "float32")), device=job["device"])
@@ -102,7 +102,8 @@ def measure(job):
     import torch
     from selfalign.models import load_tokenizer
     from selfalign.config import TrainConfig
-    from selfalign.training import _rows_per_pack, trainer_for
+    from selfalign.trainers import _rows_per_pack
+    from selfalign.training import trainer_for
     from selfalign.tokens import with_chat_template
     cuda = job["device"] == "cuda"
     cfg = TrainConfig(epochs=1, global_batch=8, micro_batch=8, learning_rate=4e-4, warmup_steps=0,

@@ -18,7 +18,8 @@ from .models import (_loading, _positions, best_device, check_kind, check_rows, 
                               load_tokenizer, resolve_model)
 from .principle_engraving import check_context, load_principle_set
 from .tokens import Prompts, check_template
-from .training import _reporters, accelerate_file, lora_targets
+from .trainers import _reporters, lora_targets
+from .training import accelerate_file
 
 # %% ../nbs/core/gate.ipynb #62e1e48a
 def outline(spec # as for `resolve_model`

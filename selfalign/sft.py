@@ -21,7 +21,9 @@ from .moved import moved
 from .rows import content_id, progress, read_jsonl, write_jsonl
 from .tables import _counts
 from .tokens import end_of_turn, read_turn, with_chat_template
-from .training import _four_bit, _recipe, end_rank, fit, launch, save_model
+from .end_rows import end_rank
+from .trainers import _recipe
+from .training import _four_bit, fit, launch, save_model
 
 # %% ../nbs/03_sft.ipynb #500fce0a
 def split_held_out(rows, share:float)->tuple: # (training rows, held-out rows)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from fastcore.basics import patch
 from jinja2 import TemplateError
 
 from .checks import InputError
@@ -25,10 +26,8 @@ FOLD_SYSTEM = ("{% if messages|length > 1 and messages[0]['role'] == 'system' an
 
 def takes_system(tok)->bool:
     "Does the tokenizer's chat template put a system text into the prompt? Some, such as Gemma's, raise."
-    from jinja2 import TemplateError
-    try:
-        return "\ue000" in tok.apply_chat_template([dict(role="system", content="\ue000"),
-            dict(role="user", content="a")], tokenize=False)
+    talk = [dict(role="system", content="\ue000"), dict(role="user", content="a")]
+    try: return "\ue000" in tok.apply_chat_template(talk, tokenize=False)
     except (TemplateError, TypeError): return False
 
 def with_system(tok # a tokenizer
@@ -68,13 +67,13 @@ def one_template(tok): # the same tokenizer
 def _jinja_text(text): return json.dumps(text, ensure_ascii=False)
 
 def _rendered(tok, messages, ask=False): # text
-    from jinja2 import TemplateError
     try: return tok.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
     except (TemplateError, TypeError, ValueError, KeyError) as e:
         roles = ", ".join(m["role"] for m in messages)
         raise InputError(f"{tok.name_or_path}: its chat template turns down the roles {roles} ({str(e)[:200]}); "
             f"set another in chat_template.jinja") from None
 
+# %% ../nbs/core/tokens.ipynb #0cc4ccee
 def control_tokens(tok)->dict: # text → id
     "Special and added tokens, which only a template may write."
     found = {str(t.content): i for i, t in tok.added_tokens_decoder.items()}
@@ -151,6 +150,7 @@ def with_turns(tok # a tokenizer with a chat template
             f"finished one stands behind {t.before[-60:]!r}; set a template where both agree in chat_template.jinja")
     return tok
 
+# %% ../nbs/core/tokens.ipynb #64f23867
 def check_template(tok)->Turn:
     """All that is wrong with a tokenizer's chat template, found before the first token is made.
 
@@ -177,6 +177,7 @@ def whole_text(text:str)->str:
     "The text with U+FFFD for lone surrogates, which scraped JSON holds (half an emoji) and UTF-8 cannot."
     return re.sub("[\ud800-\udfff]", "\ufffd", text)
 
+# %% ../nbs/core/tokens.ipynb #09ed57b4
 class Prompts:
     "Turns prompts into token ids and token ids into text, for one tokenizer."
     def __init__(self, tokenizer):
@@ -197,7 +198,7 @@ class Prompts:
     def text(self, text:str, # plain text
              bos=True        # begin as the tokenizer does by default
             )->list: # token ids, none of them a control token of the text
-        "Encode plain text; special-token text in it stays text, and a lone surrogate, which no tokenizer reads, becomes U+FFFD."
+        "Encode plain text; special-token text in it stays text, and a lone surrogate becomes U+FFFD."
         text = whole_text(text)
         start = self.start if bos else []
         ids = self.tok(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
@@ -205,11 +206,11 @@ class Prompts:
         return start + (self._pieces(text, found) if found and self.control_ids.intersection(ids) else ids)
 
     @cached_property
-    def start(self):
-        # what the tokenizer puts before a text; what it may put behind one is no part of a prompt
-        return start_ids(self.tok)
+    def start(self): return start_ids(self.tok) # what it may put behind a text is no part of a prompt
+
     @cached_property
     def turn(self): return read_turn(self.tok)
+
     @cached_property
     def ends(self): return turn_ends(self.tok)
 
@@ -220,76 +221,87 @@ class Prompts:
                 return self._pieces(text[:cut], found) + self._pieces(text[cut:], found)
         return self.tok(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
-    def messages(self, messages)->list: # token ids
-        "Render chat messages by the tokenizer's template, ready for the answer."
-        for m in messages:
-            if not isinstance(m.get("content"), str) or not isinstance(m.get("role"), str):
-                raise InputError(f"a message needs a role and a content, both text; got {m!r:.80}")
-        if not self.tok.chat_template:
-            raise InputError(f"{self.tok.name_or_path}: its tokenizer has no chat template; "
-                f"give plain text or another model")
-        whole = self._render(messages)
-        if not any(t in m["content"] for m in messages for t in self.control): return self.template(whole)
-        marks = [f"\ue000{i}\ue001" for i in range(len(messages))]
-        ids, rest = [], self._render([dict(m, content=k) for m, k in zip(messages, marks)])
-        strip = rest != whole and whole == self._filled(rest, marks, [m["content"].strip() for m in messages])
-        for m, k in zip(messages, marks):
-            before, found, rest = rest.partition(k)
-            ids += self.template(before)
-            if found: ids += self.text(m["content"].strip() if strip else m["content"], bos=False)
-            else: rest = before
-        return ids + self.template(rest)
-
-    def _filled(self, text, marks, contents):
-        for k, c in zip(marks, contents): text = text.replace(k, c)
-        return text
-    def _render(self, messages):
-        try: return self.tok.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except TemplateError as e:
-            raise InputError(f"{self.tok.name_or_path}: "
-                f"its chat template turns down the roles {', '.join(m['role'] for m in messages)} ({e})") from None
-    def template(self, text):
-        "Encode what a template wrote: its control tokens are read."
-        return (self.tok(whole_text(text), add_special_tokens=False, split_special_tokens=False)["input_ids"]
-            if text else [])
-
-    def pair(self, prompt, continuation:str)->tuple: # (ids of prompt and continuation, how many belong to the prompt)
-        "Encode prompt + continuation as the tokenizer encodes the joined text (as lm-eval does)."
-        if not isinstance(prompt, str):
-            ids = self.encode(prompt)
-            return ids + self.text(continuation, bos=False), len(ids)
-        n = len(prompt) - len(prompt.rstrip())
-        if n and prompt.strip(): prompt, continuation = prompt[:-n], prompt[-n:] + continuation
-        return self.text(prompt + continuation), len(self.text(prompt))
-
-    def decode(self, ids, after=())->str: # text without special tokens
-        "Text of generated ids; `after` gives the prompt's last tokens to tokenizers that drop a leading space."
-        text = lambda x: self.tok.decode(x, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        if not self._drops_space: return text(ids)
-        after = [i for i in after if i not in self.control_ids]
-        return text(after + list(ids))[len(text(after)):]
-
     @cached_property
     def _drops_space(self):
         ids = self.tok("a b", add_special_tokens=False)["input_ids"]
-        return (not self.tok.decode(ids[-1:]).startswith(" ") and len(ids) > 1 and self.tok.decode(ids) == "a b"
-            and self.tok.convert_ids_to_tokens(ids[-1])[:1] == "▁")
+        if len(ids) < 2 or self.tok.decode(ids) != "a b" or self.tok.decode(ids[-1:]).startswith(" "): return False
+        return self.tok.convert_ids_to_tokens(ids[-1])[:1] == "▁"
 
     @cached_property
     def word_starts(self):
         "Ids of tokens that begin a word."
         toks = self.tok.convert_ids_to_tokens(list(range(len(self.tok))))
-        return {i for i, t in enumerate(toks)
-            if t and (t if isinstance(t, str) else t.decode("utf8", "replace"))[0] in "Ġ▁ " and len(t) > 1}
+        text = lambda t: t if isinstance(t, str) else t.decode("utf8", "replace")
+        return {i for i, t in enumerate(toks) if t and len(t) > 1 and text(t)[0] in "Ġ▁ "}
 
-    def first_tokens(self, texts)->list: # token ids
-        "The tokens that `texts` can begin with, with and without a space before."
-        ids = set()
-        for t in texts:
-            for v in {t, " " + t.lstrip()}:
-                got = self.text(v, bos=False)
-                if got and self.tok.decode(got[:1]).strip(): ids.add(got[0])
-        return sorted(ids)
+# %% ../nbs/core/tokens.ipynb #6c1110d2
+@patch
+def messages(self:Prompts, messages)->list: # token ids
+    "Render chat messages by the tokenizer's template, ready for the answer."
+    for m in messages:
+        if not isinstance(m.get("content"), str) or not isinstance(m.get("role"), str):
+            raise InputError(f"a message needs a role and a content, both text; got {m!r:.80}")
+    if not self.tok.chat_template:
+        raise InputError(f"{self.tok.name_or_path}: its tokenizer has no chat template; "
+            f"give plain text or another model")
+    whole = self._render(messages)
+    if not any(t in m["content"] for m in messages for t in self.control): return self.template(whole)
+    marks = [f"\ue000{i}\ue001" for i in range(len(messages))]
+    ids, rest = [], self._render([dict(m, content=k) for m, k in zip(messages, marks)])
+    strip = rest != whole and whole == self._filled(rest, marks, [m["content"].strip() for m in messages])
+    for m, k in zip(messages, marks):
+        before, found, rest = rest.partition(k)
+        ids += self.template(before)
+        if found: ids += self.text(m["content"].strip() if strip else m["content"], bos=False)
+        else: rest = before
+    return ids + self.template(rest)
+
+@patch
+def template(self:Prompts, text):
+    "Encode what a template wrote: its control tokens are read."
+    if not text: return []
+    return self.tok(whole_text(text), add_special_tokens=False, split_special_tokens=False)["input_ids"]
+
+# %% ../nbs/core/tokens.ipynb #d28145aa
+@patch
+def _filled(self:Prompts, text, marks, contents):
+    for k, c in zip(marks, contents): text = text.replace(k, c)
+    return text
+@patch
+def _render(self:Prompts, messages):
+    try: return self.tok.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except TemplateError as e:
+        roles = ", ".join(m["role"] for m in messages)
+        raise InputError(f"{self.tok.name_or_path}: its chat template turns down the roles {roles} ({e})") from None
+
+# %% ../nbs/core/tokens.ipynb #dd4809eb
+@patch
+def pair(self:Prompts, prompt, continuation:str)->tuple: # (ids of both, how many belong to the prompt)
+    "Encode prompt + continuation as the tokenizer encodes the joined text (as lm-eval does)."
+    if not isinstance(prompt, str):
+        ids = self.encode(prompt)
+        return ids + self.text(continuation, bos=False), len(ids)
+    n = len(prompt) - len(prompt.rstrip())
+    if n and prompt.strip(): prompt, continuation = prompt[:-n], prompt[-n:] + continuation
+    return self.text(prompt + continuation), len(self.text(prompt))
+
+@patch
+def decode(self:Prompts, ids, after=())->str: # text without special tokens
+    "Text of generated ids; `after` gives the prompt's last tokens to tokenizers that drop a leading space."
+    text = lambda x: self.tok.decode(x, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    if not self._drops_space: return text(ids)
+    after = [i for i in after if i not in self.control_ids]
+    return text(after + list(ids))[len(text(after)):]
+
+@patch
+def first_tokens(self:Prompts, texts)->list: # token ids
+    "The tokens that `texts` can begin with, with and without a space before."
+    ids = set()
+    for t in texts:
+        for v in {t, " " + t.lstrip()}:
+            got = self.text(v, bos=False)
+            if got and self.tok.decode(got[:1]).strip(): ids.add(got[0])
+    return sorted(ids)
 
 # %% ../nbs/core/tokens.ipynb #e223c44b
 def after(prompt, # text, messages or token ids
@@ -304,10 +316,11 @@ def asks_turn(prompt)->bool:
     return isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], dict)
 
 # %% ../nbs/core/tokens.ipynb #7a29e555
-CHAT_TEMPLATE = ("{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] }}\n\n{% elif m['role'] == "
-                 "'user' %}### User\n{{ m['content'] }}\n\n"
-                 "{% else %}### Assistant\n{{ m['content'] }}{{ eos_token }}\n\n{% endif %}{% endfor %}{% if "
-                 "add_generation_prompt %}### Assistant\n{% endif %}")
+CHAT_TEMPLATE = ("{% for m in messages %}"
+    "{% if m['role'] == 'system' %}{{ m['content'] }}\n\n"
+    "{% elif m['role'] == 'user' %}### User\n{{ m['content'] }}\n\n"
+    "{% else %}### Assistant\n{{ m['content'] }}{{ eos_token }}\n\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}### Assistant\n{% endif %}")
 
 def with_chat_template(tok # a tokenizer
                       ): # the same one, with a chat template that takes a system text
@@ -318,17 +331,18 @@ def with_chat_template(tok # a tokenizer
     if not one_template(tok).chat_template: tok.chat_template = CHAT_TEMPLATE
     tok = with_turns(with_bos(with_system(tok)))
     if tok.pad_token in (None, read_turn(tok).end): # padding is no end, where the vocabulary has a token for it
-        tok.pad_token = next((t for t in control_tokens(tok) if "pad" in t.lower()),
-            tok.pad_token or tok.eos_token or read_turn(tok).end)
+        other = tok.pad_token or tok.eos_token or read_turn(tok).end
+        tok.pad_token = next((t for t in control_tokens(tok) if "pad" in t.lower()), other)
     return tok
 
 # %% ../nbs/core/tokens.ipynb #7a29e557
 def with_end(model, tok):
     "Let tokenizer, config and generation config agree on the end of a turn."
     turn, old = read_turn(tok), tok.eos_token
-    ends = {i for x in (model.config.eos_token_id, model.generation_config.eos_token_id, tok.eos_token_id)
-        for i in (x if isinstance(x, list) else [x]) if i is not None}
-    ends = sorted(ends | {tok.convert_tokens_to_ids(t) for t in turn.stops})
+    ends = {tok.convert_tokens_to_ids(t) for t in turn.stops}
+    for x in (model.config.eos_token_id, model.generation_config.eos_token_id, tok.eos_token_id):
+        ends |= {i for i in (x if isinstance(x, list) else [x]) if i is not None}
+    ends = sorted(ends)
     tok.eos_token = turn.end
     if old and read_turn(tok) != turn:
         tok.chat_template = "{% set eos_token = " + json.dumps(old, ensure_ascii=False) + " %}" + tok.chat_template

@@ -16,7 +16,7 @@ from .filters.context import Response, VerboseContext
 from .moved import moved
 from .rows import content_id, read_jsonl
 from .sft import _weights_of, card_facts, teacher_engine, train_model
-from .training import _recipe
+from .trainers import _recipe
 
 # %% ../nbs/04_verbose_cloning.ipynb #4d6432a0
 def verbose_system(name="Aster", folder=None)->str:

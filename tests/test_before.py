@@ -72,7 +72,7 @@ def test_targets_that_the_architecture_lacks_are_told_with_those_it_has(kind, ha
 def test_all_linear_and_paths_train(llama, tok):
     from peft import get_peft_model
     from selfalign.config import EngraveConfig
-    from selfalign.training import _lora
+    from selfalign.trainers import _lora
     for targets, n in ((("all-linear",), 14), (("self_attn.q_proj", "layers.1.mlp.up_proj"), 3)):
         model = AutoModelForCausalLM.from_pretrained(llama)
         adapted = get_peft_model(model, _lora(model, EngraveConfig(lora_targets=targets)))

@@ -13,7 +13,8 @@ from selfalign.generation import load_engine
 from selfalign.models import load_tokenizer
 from selfalign.sft import teacher_engine, with_targets
 from selfalign.tokens import Prompts, with_chat_template
-from selfalign.training import _recipe, fit
+from selfalign.trainers import _recipe
+from selfalign.training import fit
 
 ROWS = [dict(r, ended=True) for r in example_rows("responses")][:4]
 CONFIG = dict(global_batch=2, micro_batch=2, learning_rate=1e-3, warmup_steps=0, identity_share=0)

@@ -9,13 +9,13 @@ ROOT = Path(__file__).parents[1]
 @pytest.mark.parametrize("fields,name", [(("gradient_checkpointing",), "gradient_checkpointing"),
     (("gradient_checkpointing", "activation_checkpointing"), "activation_checkpointing")])
 def test_checkpointing_takes_the_name_that_transformers_knows(fields, name):
-    from selfalign.training import _checkpointing
+    from selfalign.trainers import _checkpointing
     assert _checkpointing(True, fields) == {name: True, f"{name}_kwargs": dict(use_reentrant=False)}
 
 @pytest.mark.parametrize("on", [True, False])
 def test_checkpointing_reaches_the_trainer(on, tmp_path):
     from selfalign.config import TrainConfig
-    from selfalign.training import _sft_config
+    from selfalign.trainers import _sft_config
     args = _sft_config(TrainConfig(gradient_checkpointing=on, bf16=False), tmp_path, 0, False)
     assert args.gradient_checkpointing is on
     args.gradient_checkpointing_kwargs["use_reentrant"] = True # as TRL does for LoRA under ZeRO-3

@@ -442,7 +442,7 @@ def test_what_counts_as_another_run(tmp_path):
 def test_how_a_training_is_run_does_not_count():
     from dataclasses import replace
     from selfalign.config import TrainConfig
-    from selfalign.training import _recipe
+    from selfalign.trainers import _recipe
     a = TrainConfig()
     assert _recipe(a) == _recipe(replace(a, micro_batch=a.micro_batch + 1)) != _recipe(replace(a, learning_rate=1e-5))
 

@@ -14,9 +14,9 @@ from selfalign.models import load_model, load_tokenizer
 from selfalign.rows import write_json, write_jsonl
 from selfalign.sft import train_model
 from selfalign.tokens import end_of_turn, takes_system, with_chat_template
-from selfalign.training import (_batches, _clear_other, _flash_attention, _last_checkpoint, _ordered_trainer,
-                                _row_order, _rows_per_pack, _sft_config, _trainer_class, _with_its_bar, fit, launch,
-                                save_model)
+from selfalign.trainers import _batches, _clear_other, _flash_attention, _last_checkpoint, _ordered_trainer
+from selfalign.trainers import _row_order, _rows_per_pack, _sft_config, _trainer_class
+from selfalign.training import _with_its_bar, fit, launch, save_model
 import importlib.util
 
 CFG = TrainConfig(epochs=2, global_batch=4, micro_batch=4, learning_rate=1e-3, warmup_steps=1, max_length=96,
@@ -384,13 +384,13 @@ def _seen(rows, work, monkeypatch, cfg, stops=(), base="embedded"): # (step, row
                     log.append((self.state.global_step + 1, key[tuple(ids)]))
                 return super().training_step(model, inputs, *args, **kw)
         return Watched
-    monkeypatch.setattr("selfalign.training._ordered_trainer", watched)
+    monkeypatch.setattr("selfalign.trainers._ordered_trainer", watched)
     monkeypatch.setattr("selfalign.training._watch", Kill)
     for at in (*stops, None):
         stop[0] = at
         try: losses = fit(rows, base, with_chat_template(load_tokenizer(base)), work, cfg)[1]
         except _Killed: log[:] = [x for x in log if x[0] <= int(_last_checkpoint(work).rpartition("-")[2])]
-    monkeypatch.setattr("selfalign.training._ordered_trainer", ordered)
+    monkeypatch.setattr("selfalign.trainers._ordered_trainer", ordered)
     return log, {l["step"]: l["loss"] for l in losses}
 
 @pytest.fixture(scope="module")
@@ -410,7 +410,7 @@ def test_however_often_interrupted_each_epoch_shows_every_row_once(tiny, tmp_pat
     if not by_length:
         monkeypatch.setattr(trl, "SFTConfig",
             lambda config=trl.SFTConfig, **kw: config(**dict(kw, train_sampling_strategy="random")))
-    monkeypatch.setattr("selfalign.training._checkpointing", lambda on: {}) # it asks the replaced class for its fields
+    monkeypatch.setattr("selfalign.trainers._checkpointing", lambda on: {}) # it asks the replaced class for its fields
     whole, straight = _seen(rows, tmp_path/"whole", monkeypatch, cfg, base=tiny)
     parts, resumed = _seen(rows, tmp_path/"parts", monkeypatch, cfg, stops, base=tiny)
     assert parts == whole and resumed == pytest.approx(straight, abs=1e-3)
@@ -476,7 +476,7 @@ def test_flash_attention_is_used_where_card_package_and_model_have_it(monkeypatc
     import transformers.utils
     monkeypatch.setattr(transformers.utils, "is_flash_attn_2_available", lambda: True)
     assert _flash_attention("embedded") is None # no card
-    monkeypatch.setattr("selfalign.training.best_device", lambda: "cuda")
+    monkeypatch.setattr("selfalign.trainers.best_device", lambda: "cuda")
     assert _flash_attention("embedded") == "flash_attention_2"
     monkeypatch.setattr(transformers.utils, "is_flash_attn_2_available", lambda: False)
     assert _flash_attention("embedded") is None
