@@ -11,6 +11,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 DEVELOPERS = ("nbdev", "smalldocs", "rouge_score", "lm_eval", "ray", "fastapi", "uvicorn", "hypothesis", "pytest")
+# What another test process may write at the same time, and what is large.
+UNTRACKED = (".git", ".venv", ".lowest", ".pins", ".peers", ".deepspeed", "runs", "_docs", "_proc", "build", "dist",
+             "*.egg-info", "__pycache__", ".pytest_cache", ".hypothesis", ".ipynb_checkpoints")
 
 
 @pytest.fixture(scope="module")
@@ -19,8 +22,7 @@ def venv(tmp_path_factory):
     d = tmp_path_factory.mktemp("install")
     run = lambda *a, **k: subprocess.run(list(map(str, a)), check=True, capture_output=True, text=True, **k)
     import shutil
-    copy = shutil.copytree(ROOT, d / "src",
-        ignore=shutil.ignore_patterns(".git", ".venv", "runs", "_docs", "_proc", "build", "*.egg-info", "venvs"))
+    copy = shutil.copytree(ROOT, d / "src", ignore=shutil.ignore_patterns(*UNTRACKED, "venvs"))
     run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", d / "wheels", copy)
     run(sys.executable, "-m", "venv", "--without-pip", d / "venv")
     py = d / "venv" / "bin" / "python"
@@ -66,8 +68,7 @@ def test_two_builds_of_one_commit_are_the_same_and_a_wheel_can_be_built_from_the
     import hashlib, shutil, tarfile, zipfile
     made = []
     for k in range(2):
-        src = shutil.copytree(ROOT, tmp_path / str(k), ignore=shutil.ignore_patterns(".git", ".venv", "runs", "_docs",
-            "_proc", "build", "dist", "*.egg-info", "labels", "samples"))
+        src = shutil.copytree(ROOT, tmp_path / str(k), ignore=shutil.ignore_patterns(*UNTRACKED, "labels", "samples"))
         for p in src.rglob("*.py"): os.utime(p, (1.6e9 + k, 1.6e9 + k))
         done = subprocess.run(["make", "-o", f"{sys.prefix}/.dev", "dist", f"VENV={sys.prefix}"], cwd=src,
             env=dict(os.environ, SOURCE_DATE_EPOCH="1790000000"), capture_output=True, text=True)
