@@ -59,7 +59,7 @@ soak: $(VENV)/.dev
 	$(BIN)/python benchmarks/reliability.py soak --kills 60
 
 fuzz: $(VENV)/.dev
-	$(BIN)/python benchmarks/reliability.py fuzz --inputs 1000000
+	$(BIN)/python benchmarks/reliability.py fuzz --inputs 2000000
 
 test-browser: $(VENV)/.dev docs
 	$(BIN)/python -m pytest -q -m browser

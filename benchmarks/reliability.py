@@ -2,7 +2,8 @@
 data/results/reliability.json.
 
     python benchmarks/reliability.py soak --kills 60  # kill runs at random moments of all stages, resume, compare
-    python benchmarks/reliability.py fuzz --inputs 1000000   # random texts and bytes into every reader
+    # random texts and bytes into every reader, a tenth of them into each of the world's formats
+    python benchmarks/reliability.py fuzz --inputs 2000000
     python benchmarks/reliability.py load --rows 1000000     # a journal of a million rows: read, resume, filter
     # the report of a run with a million prompts, rejects, answers and verbose answers
     python benchmarks/reliability.py report --rows 1000000
@@ -12,13 +13,15 @@ for real; its tokens choose words that are set into the form which each stage as
 and yet every row depends on the tokens drawn. Each attempt is a process of its own, forked from one that has the
 libraries loaded, and is ended by SIGKILL.
 """
-import argparse, gc, gzip, itertools, json, os, platform, random, resource, shlex, signal, sys, tempfile, time
+import argparse, gc, itertools, json, os, platform, random, resource, shlex, signal, sys, tempfile, time
 from collections import Counter
 from pathlib import Path
 
 os.environ.setdefault("SELFALIGN_NO_PROGRESS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1") # the soak forks: no thread pool may be running
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import world # noqa: E402
 from selfalign.checks import InputError # noqa: E402
 from selfalign.runs import Journal, Run, git_commit, versions # noqa: E402
 from selfalign.rows import content_id, iter_jsonl, read_jsonl, write_json, write_jsonl # noqa: E402
@@ -184,39 +187,18 @@ def some_text(rng):
         else "".join(chr(rng.choice((rng.randrange(32, 127), rng.randrange(0x2FFF), rng.randrange(0x10FFFF))))
         for _ in range(rng.randrange(8))) for _ in range(rng.randrange(22)))
 
-def some_rows(rng, text):
-    "Rows as the world's data sets have them: ShareGPT, messages, Alpaca and plain, with the oddities of each."
-    bits = lambda: rng.choice((text, text[:20], "", None, 7, float("nan"), float("inf"), True, "Why?", [], {}, ["x",
-        None], [dict(type="text", text=text)], [dict(type="image_url", image_url={}), dict(type="text", text="What?")]))
-    turn = lambda: rng.choice(({"from": rng.choice(("human", "gpt", "system", "Human ", None, 5)), "value": bits()},
-        dict(role=rng.choice(("user", "assistant", "system", "developer", "tool")), content=bits()), bits()))
-    def talk():
-        got = rng.choice(([turn() for _ in range(rng.randrange(4))], turn(),
-            dict(role=["user", "assistant"], content=[text, "x"]), bits()))
-        return rng.choice((got, json.dumps(got), str(got), json.dumps(json.dumps(got)),
-            str(got)[:rng.randrange(1, 40)]))
-    row = rng.choice((lambda: {rng.choice(("conversations", " Messages", "prompt")): talk(), "system": bits()},
-        lambda: dict(instruction=bits(), input=bits(), output="x"),
-        lambda: {rng.choice(("text", "Question")): bits(), "image": bits()}))
-    return [row() for _ in range(rng.randrange(1, 4))]
-
-def some_table(rng, text):
-    "The same as a table in some dialect, as spreadsheets and programs write it."
-    rows, sep, end = some_rows(rng, text.replace("\ud800", "?")), rng.choice(",;\t|"), rng.choice(("\n", "\r\n"))
-    names = list(dict.fromkeys(k for r in rows for k in r))
-    quote = lambda v: v if rng.random() < .3 else '"' + v.replace('"', '""') + '"'
-    return rng.choice(("", "", "\ufeff", f"sep={sep}{end}")) + "".join(sep.join(quote("" if v is None else str(v))
-        for v in line) + end for line in (names, *([r.get(k) for k in names] for r in rows)))
-
-READERS = ("conversation", "rows of JSON", "tables", "prompt lines", "journal", "stored row", "JSONL file",
-    "YAML file", "principles file", "exemplars file", "task list", "topic list", "hint lines", "thoughts and answer",
-    "verbose answer", "cited rules", "judge's verdict", "query in the prompt")
+WORLD = ("ShareGPT", "messages", "Alpaca", "CSV dialects", "server replies")
+READERS = (*WORLD, "prompt lines", "journal", "stored row", "JSONL file", "YAML file", "principles file",
+    "exemplars file", "task list", "topic list", "hint lines", "thoughts and answer", "verbose answer", "cited rules",
+    "judge's verdict", "query in the prompt")
 
 def readers(folder):
     """name → (share of the inputs, function of (text, rng) that gives True where the input is kept, False where it is
     rejected)."""
     from selfalign.annotations import load_exemplars, load_principles, read_yaml
+    from selfalign.engines.replies import Final, Passing, reply_of, retry_after
     from selfalign.evals.judging import parse_verdict
+    from selfalign.generation import Sampling
     from selfalign.filters.context import Context
     from selfalign.principle_engraving import PrincipleSet, cited_rules, judge
     from selfalign.filters.leakage import common_words
@@ -281,38 +263,46 @@ def readers(folder):
         except InputError as e: assert "\n" not in str(e).strip(); return False
         assert all((r.why is None) == bool(r.instruction) or r.why for r in got) and (n is None or len(got) == n)
         return any(r.why is None for r in got)
-    def conversation(t, rng):
-        kept = 0
-        for r in some_rows(rng, t):
-            text, why, system = opening_turn(next(iter(r.values())), chat=rng.random() < .5)
-            assert isinstance(system, bool) and (why and not text or text.strip() and why is None); kept += why is None
-        return kept > 0
-    def rows_of_json(t, rng):
-        rows, name = some_rows(rng, t), rng.choice(("d.jsonl", "d.json", "d.jsonl.gz"))
-        data = ("".join(json.dumps(r) + "\n" for r in rows) if "jsonl" in name
-            else json.dumps(rows, indent=rng.choice((None, 1)))).encode()
-        whole = rng.random() < .7
-        if not whole:
-            at = rng.randrange(len(data))
-            data = data[:at] + rng.randbytes(rng.randrange(4)) + data[at + rng.randrange(9):]
-        (folder/name).write_bytes(gzip.compress(data, 1) if name.endswith("gz") else data)
-        return prompts(name, len(rows) if whole and any(k.strip().lower() in ("conversations", "messages", "prompt",
-            "instruction", "text", "question") for k in rows[0]) else None)
+    def rows_of(make):
+        def f(t, rng):
+            text, why, system = opening_turn(next(iter(make(rng, t).values())), chat=rng.random() < .5)
+            assert isinstance(system, bool) and (why and not text or text.strip() and why is None)
+            name, data, n = world.row_file(rng, make, t)
+            (folder/name).write_bytes(data)
+            return prompts(name, n)
+        return f
     def tables(t, rng):
-        data = some_table(rng, t) if rng.random() < .8 else t.encode("utf-8", "replace").decode()
-        (folder/"d.csv").write_bytes(data.encode(rng.choice(("utf-8", "utf-8", "utf-16", "cp1252")), "replace"))
-        return prompts("d.csv")
+        data, n = world.table(rng, t)
+        (folder/"d.csv").write_bytes(data)
+        return prompts("d.csv", n)
+    server = a_server()
+    def replies(t, rng):
+        data, type, headers = world.reply(rng, t)
+        assert (wait := retry_after(headers)) is None or 0 <= wait < float("inf")
+        try: c = server._read(server._sound(reply_of(data, type), headers), Sampling(stop=("\n\nUser:",)), 0)
+        except (InputError, Passing, Final) as e: assert "\n" not in str(e).strip(); return False
+        assert isinstance(c.text, str) and isinstance(c.n_tokens, int) and isinstance(c.n_prompt, int)
+        assert c.finish_reason in ("stop", "length", "error") and bool(c.error) == (c.finish_reason == "error")
+        return not c.error
     def lines(t, rng):
         (folder/"d.txt").write_bytes(t.encode("utf-8", "replace")); return prompts("d.txt")
-    return {"conversation": (.05, conversation), "rows of JSON": (.05, rows_of_json), "tables": (.05, tables),
-            "prompt lines": (.03, lines), "journal": (.05, journal), "stored row": (.03, stored),
-            "JSONL file": (.05, file(lambda p: list(iter_jsonl(p)))), "YAML file": (.02, file(read_yaml)),
-            "principles file": (.01, file(load_principles)), "exemplars file": (.01, file(load_exemplars)),
-            "task list": (.10, tasks), "topic list": (.07, topics), "hint lines": (.07, hints),
-            "thoughts and answer": (.11, thoughts), "verbose answer": (.11, verbose),
-            "cited rules": (.05, lambda t, r: bool(cited_rules(t))),
-            "judge's verdict": (.09, lambda t, r: {"A": True, "B": True, "tie": True, None: False}[parse_verdict(t)]),
-            "query in the prompt": (.05, query)}
+    verdict = lambda t, r: {"A": True, "B": True, "tie": True, None: False}[parse_verdict(t)]
+    rows = map(rows_of, (world.sharegpt_row, world.messages_row, world.alpaca_row))
+    return {name: (.10, read) for name, read in zip(WORLD, (*rows, tables, replies))} | {
+        "prompt lines": (.02, lines), "journal": (.03, journal), "stored row": (.02, stored),
+        "JSONL file": (.03, file(lambda p: list(iter_jsonl(p)))), "YAML file": (.01, file(read_yaml)),
+        "principles file": (.005, file(load_principles)), "exemplars file": (.005, file(load_exemplars)),
+        "task list": (.06, tasks), "topic list": (.04, topics), "hint lines": (.04, hints),
+        "thoughts and answer": (.07, thoughts), "verbose answer": (.07, verbose),
+        "cited rules": (.03, lambda t, r: bool(cited_rules(t))), "judge's verdict": (.05, verdict),
+        "query in the prompt": (.02, query)}
+
+def a_server():
+    "The client of a server that is never asked."
+    from selfalign.engines.served import OpenAIEngine
+    e = OpenAIEngine.__new__(OpenAIEngine)
+    e.url = "http://127.0.0.1:9/v1"
+    return e
 
 def fuzz(inputs, seed=0, keep=lambda got: None):
     def hang(*a): raise SystemExit("an input took more than 10 s")
@@ -424,7 +414,7 @@ def main():
     p.add_argument("--out", type=Path, default=RESULT)
     p.add_argument("--kills", type=int, default=60)
     p.add_argument("--minutes", type=float, default=20, help="no new run is begun after this time")
-    p.add_argument("--inputs", type=int, default=1_000_000); p.add_argument("--rows", type=int, default=1_000_000)
+    p.add_argument("--inputs", type=int, default=2_000_000); p.add_argument("--rows", type=int, default=1_000_000)
     a = p.parse_args()
     def keep(got):
         whole = json.loads(a.out.read_text()) if a.out.exists() else {}

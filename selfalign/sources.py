@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from .checks import InputError
 from .models import cache_only, hub_answers, hub_id
-from .rows import content_id, iter_jsonl, open_text
+from .rows import content_id, iter_jsonl, old_mac, open_text
 
 # %% ../nbs/core/sources.ipynb #3c9c2016
 def csv_rows(path # a table with a line of names; separated by comma, semicolon, tab or |
@@ -23,7 +23,7 @@ def csv_rows(path # a table with a line of names; separated by comma, semicolon,
     with open_text(path) as f:
         first = next(f, "")
         if named := re.fullmatch(r"sep=(.)\s*", first): first = next(f, "")
-        _old_mac(path, first)
+        old_mac(path, first)
         table = csv.reader(_clean(itertools.chain([first], f)), delimiter=named[1] if named else separator(first), strict=True)
         names = [c.strip() for c in next(table, [])]
         for n, r in enumerate((r for r in _records(table, path, bool(named)) if r), 1): yield n, _named(names, r, table.dialect.delimiter)
@@ -54,10 +54,6 @@ def _named(names, fields, sep):
     if len(names) == 1: fields = [sep.join(fields)]
     row, more = dict(zip(names, [*fields, *[None]*len(names)])), fields[len(names):]
     return row | {None: more} if any(more) else row
-
-# %% ../nbs/core/sources.ipynb #f75a548b
-def _old_mac(path, line):
-    if "\r" in line.rstrip("\r\n"): raise InputError(f"{path}: its lines end by \\r alone, as on old Macs; save it with Unix or Windows line ends")
 
 # %% ../nbs/core/sources.ipynb #5c275913
 def json_rows(path # a JSON file, pretty-printed or not
@@ -190,7 +186,7 @@ def _line_rows(p): # JSON, a line a row; other forms are read whole
 def _text_rows(p): # a prompt a line
     with open_text(p) as f:
         for n, line in enumerate(f, 1):
-            if n == 1: _old_mac(p, line)
+            if n == 1: old_mac(p, line)
             if line.strip(): yield n, dict(text=line.strip())
 
 def _parquet_rows(p):

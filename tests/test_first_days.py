@@ -1,5 +1,6 @@
 """What meets a user in the first days: consoles that show few signs, `~`, commands given from another folder, addresses
 of the hub, no network."""
+import gzip
 import io
 import json
 import os
@@ -17,8 +18,9 @@ from selfalign.config import PromptsConfig, config_from
 from selfalign.generation import ScriptedEngine
 from selfalign.models import hub_answers, hub_id, load_tokenizer, weights_sha256
 from selfalign.pipeline import started_in
+from selfalign.rows import read_jsonl
 from selfalign.runs import Run
-from selfalign.sources import read_source
+from selfalign.sources import read_prompts, read_source
 from selfalign.topic_prompting import write_prompts
 
 OWN = ["--prompts.self-instruct", "0", "--prompts.topics-per-type", "0"]
@@ -227,3 +229,44 @@ def test_a_set_of_the_hub_is_gone_on_with_while_the_hub_is_away(tmp_path, monkey
     if goes_on: assert go() == 1
     else:
         with pytest.raises(InputError, match="source_content"): go()
+
+
+# ---- files in other encodings
+
+FILES = {
+    ".csv": "text,id\nWhy does bread rise?,1\nHow do tides come?,2\n", ".tsv": "id\ttext\n1\tWhy does bread rise?\n2\tHow do tides come?\n",
+    ".txt": "Why does bread rise?\nHow do tides come?\n", ".json": '[{"text": "Why does bread rise?"},\n {"text": "How do tides come?"}]',
+    ".jsonl": '{"text": "Why does bread rise?"}\n{"text": "How do tides come?"}\n'}
+
+
+@pytest.mark.parametrize("code", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("ending", FILES)
+@pytest.mark.parametrize("packed", [False, True])
+def test_wide_encodings_are_read_with_a_mark_or_without(tmp_path, ending, code, packed):
+    p = tmp_path / f"d{ending}{'.gz' if packed else ''}"
+    data = FILES[ending].replace("\n", "\r\n").encode(code)
+    p.write_bytes(gzip.compress(data) if packed else data)
+    assert [r.instruction for r in read_prompts(str(p))] == ["Why does bread rise?", "How do tides come?"]
+
+
+@pytest.mark.parametrize("ending", FILES)
+def test_line_ends_of_old_macs_are_read_or_told_in_one_line(tmp_path, ending):
+    p = tmp_path / f"d{ending}"
+    p.write_bytes(FILES[ending].replace("\n", "\r").encode())
+    if ending == ".json": assert len(list(read_prompts(str(p)))) == 2 # there a line end is a space
+    else:
+        with pytest.raises(InputError, match=r"lines end by \\r alone.*save it with"): list(read_prompts(str(p)))
+
+
+@pytest.mark.parametrize("data", [b"\xff\xfeW", "Why?\n".encode("utf-16")[:-1], "Ähnlich?\n".encode("latin-1"), b"\xff\xfe\0\0W"])
+def test_a_damaged_encoding_is_one_line(tmp_path, data):
+    (tmp_path / "d.txt").write_bytes(data)
+    with pytest.raises(InputError, match="not UTF-8; save the file as UTF-8"): list(read_prompts(str(tmp_path / "d.txt")))
+
+
+def test_own_lists_of_tasks_in_other_encodings(tmp_path):
+    task = '{"instruction": "Explain how bread rises.", "input": ""}'
+    (tmp_path / "a.jsonl").write_bytes(f"{task}\n{task}\n".encode("utf-16-le"))
+    assert len(read_jsonl(tmp_path / "a.jsonl")) == 2
+    (tmp_path / "b.jsonl").write_bytes(f"{task}\r{task}\r".encode())
+    with pytest.raises(InputError, match="alone"): read_jsonl(tmp_path / "b.jsonl")

@@ -1,6 +1,6 @@
 """Replies and servers as they come: reasoning, cut and empty replies, error bodies, dialects; over scripted servers on
 the loopback."""
-import email.utils, gzip, json, threading, time
+import email.utils, gzip, json, subprocess, sys, threading, time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -399,3 +399,41 @@ def test_answers_of_an_ablation_belong_to_the_server_that_gave_them(serve, tmp_p
     assert ask() == ask() == "One."
     now["text"] = "Two."
     assert ask() == "Two."
+
+# --- whatever a server sends --------------------------------------------------------------------------------------
+
+ODD = [dict(choices=[dict(text=7)]), dict(choices=[dict(message="Hm.")]), dict(choices="x"), dict(choices=[dict()]), dict(choices=[None]),
+       dict(choices=["x", dict(message=dict(content=dict(a=1)))]), dict(choices=[dict(text="a", finish_reason=[])], usage="many"),
+       dict(choices=[dict(text="a")], usage=dict(completion_tokens="9", prompt_tokens=-1)), dict(error=[1, "two\nlines"]),
+       dict(error=dict(code=[4], message=5)), dict(error=True), dict(detail=[dict(msg="no field")])]
+
+@pytest.mark.parametrize("body", ODD)
+def test_no_shape_of_a_reply_ends_a_run_with_a_traceback(serve, body):
+    "A row has its text or its error in one line, and the rows beside it are answered."
+    s = serve(reply=lambda b: (200, body if "odd" in json.dumps(b) else good(b, "Four.")))
+    with load_engine(s.spec, patience=1) as e:
+        odd, even = e.generate(["odd", "even"], Sampling())
+    assert even.text == "Four." and not even.error
+    assert (odd.text == "a" and not odd.error) or (odd.error and "\n" not in odd.error)
+
+@pytest.mark.parametrize("end", ['{"choices": 5}', '"words"', '{"choices": [5]}', '{"choices": [{"delta": "x"}]}', '{"error": "late"}'])
+def test_no_event_of_a_stream_does_either(serve, end):
+    first = 'data: {"choices": [{"delta": {"content": "Four."}, "finish_reason": "stop"}]}\n\n'
+    s = serve(reply=lambda b: (200, f"{first}data: {end}\n\ndata: [DONE]\n\n".encode(), (), "text/event-stream"))
+    with load_engine(s.spec, patience=1) as e: c, = e.generate(["q"], Sampling())
+    assert c.text == "Four." if "late" not in end else "late" in c.error
+
+@pytest.mark.parametrize("kind", ["torch", "openai"])
+def test_an_engine_needs_no_other_page_to_be_whole(kind):
+    "Imported alone, its class has every method that it calls."
+    code = f"""
+import importlib, inspect, re
+from selfalign.generation import ENGINES
+cls = ENGINES[{kind!r}]
+mod = importlib.import_module(cls.__module__)
+called, set_ = (set(re.findall(p, inspect.getsource(mod))) for p in (r"self\\.(_\\w+)\\(", r"self\\.(_\\w+)\\s*="))
+missing = [m for m in called - set_ if not hasattr(cls, m)]
+assert called and not missing, missing
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-300:]

@@ -13,8 +13,8 @@ from functools import cached_property
 from fastcore.basics import patch
 
 from ..checks import InputError
-from .replies import Final, Passing, SERVERS, _OUT_OF_TOKENS, _PASSES, _STEERED, _no_secrets, _thoughts
-from .replies import refused_parameters, reply_of, retry_after, served_by
+from .replies import Final, Passing, SERVERS, _OUT_OF_TOKENS, _PASSES, _STEERED, _no_secrets, error_of
+from .replies import refused_parameters, reply_of, retry_after, said_in, served_by
 from .requests import Asking
 from ..generation import Completion, Engine, Sampling, _error, _pairs, find_stop, no_answer
 from ..tokens import whole_text
@@ -173,13 +173,8 @@ def _sound(self:OpenAIEngine, d, headers): # a reply with a choice; errors under
     if not isinstance(d, dict) or not ("choices" in d or "error" in d or "detail" in d):
         raise InputError(f"{_no_secrets(self.url)}: what answers there is no completions endpoint "
             f"({str(d).strip()[:60]!r}); check the address, it mostly ends in /v1")
-    choice = next((c for c in d.get("choices") or () if isinstance(c, dict)), None)
-    error = (d.get("error") or (choice or {}).get("error")
-        or (None if choice else d.get("detail") or "no choice in its answer"))
-    if not error: return d
-    code, words = None, str(error)
-    if isinstance(error, dict): code, words = error.get("code"), error.get("message") or json.dumps(error)
-    with contextlib.suppress(TypeError, ValueError): code = int(code)
+    if not (error := error_of(d)): return d
+    code, words = error
     if code == 401: raise InputError(f"{_no_secrets(self.url)}: the server rejects the key; set OPENAI_API_KEY")
     said = f"the server answers {code or 'with an error'}: {self._keyless(words)[:200]}"
     if code in _PASSES or _BUSY.search(f"{code} {words}"): raise Passing(said, retry_after(headers))
@@ -220,25 +215,17 @@ def _wait(self:OpenAIEngine, state, start): # seconds until the next try, within
 
 # %% ../../nbs/core/engines/served.ipynb #fa72b38d
 @patch
-def _read(self:OpenAIEngine, d, sampling, i):
-    c, use = d["choices"][0], d.get("usage") or {}
-    message, reason = c.get("message") or {}, c.get("finish_reason")
-    text = c["text"] if "message" not in c or c.get("text") else message.get("content")
-    if isinstance(text, list): text = "".join(p if isinstance(p, str) else p.get("text") or "" for p in text)
-    thought = _thoughts(message) or _thoughts(c)
-    n = use.get("completion_tokens") or len((text or thought).split())
-    n_prompt = use.get("prompt_tokens") or 0
-    withheld = _error(i, f"the server withholds its answer (finish reason {reason!r})", n_prompt, n)
-    if reason == "content_filter" or message.get("refusal") and not text: return withheld
-    hidden = (use.get("completion_tokens_details") or {}).get("reasoning_tokens")
-    if not (text or "").strip() and (why := no_answer(n, reason == "length", bool(thought or hidden))):
-        return _error(i, why, n_prompt, n)
-    if text is None: return withheld
-    at, stop = find_stop(text, sampling.stop)
-    if stop: return Completion(text[:at], n, "stop", n_prompt, stop)
-    if reason == "length": return Completion(text, n, "length", n_prompt)
-    named = c.get("stop_reason") # vLLM trims the stop text and names it here
-    return Completion(text, n, "stop", n_prompt, named if isinstance(named, str) else "<eos>")
+def _read(self:OpenAIEngine, d, sampling, i): # a sound reply as a `Completion`
+    said = said_in(d)
+    n, n_prompt, cut = said.n_tokens, said.n_prompt, said.finish == "length"
+    why = None if said.withheld or (said.text or "").strip() else no_answer(n, cut, said.reasons)
+    withheld = f"the server withholds its answer (finish reason {said.finish!r})"
+    if said.withheld or said.text is None: why = why or withheld
+    if why: return _error(i, why, n_prompt, n)
+    at, stop = find_stop(said.text, sampling.stop)
+    if stop: return Completion(said.text[:at], n, "stop", n_prompt, stop)
+    if cut: return Completion(said.text, n, "length", n_prompt)
+    return Completion(said.text, n, "stop", n_prompt, said.stop or "<eos>")
 
 # %% ../../nbs/core/engines/served.ipynb #cc7c3b50
 @patch
@@ -278,7 +265,7 @@ def _says(self:OpenAIEngine):
     sampling = Sampling(max_new_tokens=24, temperature=0.0)
     try: d = self._call(prompt, 0, self._body(sampling))
     except Exception: return None # the work itself will tell what is wrong
-    said = self._read(d, sampling, 0).text.strip() or _thoughts((d["choices"][0].get("message") or {}))
+    said = self._read(d, sampling, 0).text.strip() or said_in(d).thought
     if not (said or d.get("system_fingerprint")): return None
     return content_id(entry, d.get("model"), d.get("system_fingerprint"), said)
 
