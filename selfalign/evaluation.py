@@ -297,7 +297,7 @@ __getattr__ = moved(__name__, {
     "evals.harness": "evaluate_one formats_of evaluate_models checkpoint_scores can_score",
     "evals.judging": "VERDICT judged_by rubric parse_verdict judge_cost judge_pairwise bradley_terry truth_info_judge",
     "evals.plain_text": "plain_text tax tax_sentence",
-    "evals.refusals": "REFUSAL is_refusal refusal_rates refusals_of",
+    "evals.refusals": "is_refusal refusal_rates refusals_of",
     "evals.results": "STAND_IN Result prompt_hash save_results load_results table over_seeds",
     "evals.sets": "SUBSETS PAIR_KINDS CHECKS OUR_SETS BENCHMARKS VICUNA_URL schema check_rows load_benchmark "
                   "sample_rows question_text eval_questions",

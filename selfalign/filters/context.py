@@ -12,6 +12,7 @@ from functools import cached_property
 
 from ..annotations import fill
 from .chain import CLONE_FILTERS, RESPOND_FILTERS
+from .lists import phrases
 from .leakage import _SHORT
 from .turns import turn_pattern
 from .words import _any, _grams, _words, word_heads
@@ -28,6 +29,10 @@ class Response:
     mismatched: int = 0     # citations whose name is another rule's
     ended: bool = True      # did the model end its turn (and not the token limit)?
     edits: list = field(default_factory=list) # what was cut, by filter name
+
+    def cut(self, at:int, why:str, ended=False):
+        "Keep the answer's first characters; it teaches an end of turn only where `ended`."
+        self.answer, self.ended, self.edits = self.answer[:at].rstrip(), ended, [*self.edits, why]
 
 # %% ../../nbs/core/filters/context.ipynb #3d5b862f
 @dataclass(frozen=True)
@@ -57,19 +62,14 @@ class Context:
         return out
 
     @cached_property
-    def thinking(self): # how thoughts sound: always, at the beginning of an answer, where the query does not speak of rules, where it does not speak of users
-        name, role = re.escape(self.pset.name), re.escape(self.pset.role.split("{")[0].strip())
-        stated = rf"|{role} {name}(?![0-9A-Za-z_])" if role.endswith((":", "：")) else "" # "I am Aster" may be said in an answer too
-        rules = "|".join(re.escape(p.name) for p in self.pset.principles if p.name) or "(?!)"
-        word, label = _any(self.pset.rule_words), re.escape(self.pset.thoughts_label.strip("()（） "))
-        n = "(?:" + "|".join(str(p.number) for p in self.pset.principles) + r")(?![0-9A-Za-z_])"
-        starts = r"(?:^|(?<=[.!?\n]) *)[\W_]*" # of a sentence
-        return (re.compile(rf"(?i){label}|(?:internal|private) (?:thoughts|thinking){stated}|\b{n}[.:]? \((?:{rules})\)|\b(?:{rules}) \((?:rule )?{n}\)|\b\d{{1,2}} \([a-z -]{{3,}}\), (?:and )?\d{{1,2}} \([a-z -]{{3,}}\)"
-                           rf"|\((?:(?:by|see|under) )?(?:the )?{word}[:：]? (?:{n}|{rules})|{word} of {name}\b|\b{name}['’]s? (?:own )?{word}"),
-                re.compile(rf"(?i)\W*(?:(?:my )?role: (?:an? )?(?:AI|assistant|helper)|my role:|(?:kind of )?requests?: (?:an?|the|some|live|help|advice|information|opinion)\b|(?:{name}(?:'s)? )?(?:thoughts?|thinks|thinking|reasoning)\b[^.\n]{{0,20}}:|(?:the )?(?:kind|type) of (?:request|question)\b|(?:the|this) request is\b|this is an? (?:\w+ )?request\b|(?:first, )?(?:{rules}): |the question makes sense\b)"),
-                re.compile(rf"(?i){word}[:,：]? ?(?:no\. ?|number |nr\. ?|#)?{n}(?! of\b)|{word} (?:used|followed|applied|cited|that (?:apply|applies|i (?:follow|use|apply)))\b|\bmy (?:own )?(?:rules|principles|guidelines)\b|\b(?:apply|applied|follow|followed|use|used) the principles\b(?! of)"
-                           rf"|{starts}{word}: (?:{rules})|\b(?:the )?{word} (?:of |on |about |called |named )?(?:{rules}) (?:applies|apply|asks?|says|tells|holds|requires?|means)\b|\bthe (?:{rules}) {word}|[^\n] \((?:{rules})\)[.\n]"),
-                re.compile(rf"(?i){starts}(?:(?:here|so|first|now|ok|okay|well),? )?the user(?:['’]s)? (?:asks?|wants?|is asking|requests?|has asked|asked|would like|needs?|wishes|question|query|said|says|did not|didn['’]t|has not|seems)\b|{starts}(?:the|this) request (?:is (?:for|about|an?|not|clear|to)|asks|can be read|calls for)\b"))
+    def thinking(self): # how thoughts sound: always, at the beginning of an answer, where the query does not speak of rules, of users
+        pset, role = self.pset, re.escape(self.pset.role.split("{")[0].strip())
+        name, rules = re.escape(pset.name), [re.escape(p.name) for p in pset.principles if p.name]
+        numbers = "|".join(str(p.number) for p in pset.principles)
+        words = dict(name=name, rules="|".join(rules) or "(?!)", n=f"(?:{numbers})(?![0-9A-Za-z_])", word=_any(pset.rule_words),
+                     label=re.escape(pset.thoughts_label.strip("()（） ")),
+                     role=f"{role} {name}(?![0-9A-Za-z_])" if role.endswith((":", "：")) else "(?!)") # "I am Aster" may be said in an answer too
+        return [phrases(k, self.phrases, **words) for k in ("thoughts", "thoughts_first", "thoughts_rules", "thoughts_user")]
 
 # %% ../../nbs/core/filters/context.ipynb #e3790a3a
 @dataclass(frozen=True)

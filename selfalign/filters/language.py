@@ -10,14 +10,12 @@ import re
 from functools import cache
 
 from ..annotations import query_text
+from .lists import phrases
 from .words import _CODE
 
 # %% ../../nbs/core/filters/language.ipynb #bec95f2c
 _SCRIPTS = ("a-zA-ZÀ-ɏ", "Ѐ-ӿ", "一-鿿぀-ヿ", "؀-ۿ", "ऀ-ॿ", "가-힯", "Ͱ-Ͽ", "֐-׿")
 _SCRIPT = [re.compile(f"[{s}]") for s in _SCRIPTS]
-_LANGUAGE = re.compile(r"(?i)\btransl|\btraduc|\btradui|\btraduz|übersetz|vertaal|перев[её]д|翻译|\blanguages?\b|\b(?:afrikaans|albanian|arabic|basque|bengali|bulgarian|catalan|chinese|croatian|czech|danish|dutch|english|esperanto|estonian|finnish|french|gaelic"
-    r"|galician|german|greek|hebrew|hindi|hungarian|icelandic|indonesian|irish|italian|japanese|korean|latin|latvian|lithuanian|malay|mandarin|norwegian|persian|polish|portuguese|romanian|russian|serbian|slovak|slovene|spanish|swahili|swedish|thai|turkish"
-    r"|ukrainian|urdu|vietnamese|welsh|deutsch|englisch|anglais|fran[cç]ais|inglés|español|inglese|italiano|inglês|botanical)\b")
 
 def _script(text, least=20): # letters that are enough to tell
     if len(text) > 4000: text = text[:4000]
@@ -28,7 +26,7 @@ def _script(text, least=20): # letters that are enough to tell
 def other_script(r, row, ctx):
     "The answer is in another script than the query, and no language was asked for."
     a, q = _script(r.answer), _script(query_text(row), 8)
-    if a is not None and q is not None and a != q and not _LANGUAGE.search(query_text(row)): return "wrong language"
+    if a is not None and q is not None and a != q and not phrases("language").match(query_text(row)): return "wrong language"
 
 _LANGUAGES = ("af am ar az be bg bn bs ca cs cy da de el en eo es et eu fa fi fr ga gl gu he hi hr hu hy id is it ja jv ka kk km kn ko ku lo lt lv mk ml mn mr ms my ne nl no pa pl ps pt ro ru si sk sl so sq sr sv sw ta te th tl tr uk ur uz vi"
               " yo zh zu zxx") # those with many readers; dialects and close kin of them would only draw doubt
@@ -53,7 +51,7 @@ def wrong_language(r, row, ctx):
     "The answer is in another language than the query, and none was asked for."
     if why := other_script(r, row, ctx): return why
     query = query_text(row)
-    if _LANGUAGE.search(query): return
+    if phrases("language").match(query): return
     a, q = languages_of(r.answer), languages_of(query, 10)
     if not a or not q or max(a.values()) < 0.8: return
     fits = lambda ps: sum(p for lang, p in ps.items() if q[lang] > 0.05)

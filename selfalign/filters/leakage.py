@@ -10,6 +10,7 @@ import re
 from collections import Counter
 
 from ..annotations import load_seed_tasks, query_text
+from .lists import phrases
 from .words import _SENTENCES, _grams, _words, word_heads
 
 # %% ../../nbs/core/filters/leakage.ipynb #913d7378
@@ -33,14 +34,10 @@ def exemplar_leakage(r, row, ctx, min_words=3, share=0.7):
         if fives & phrases or fives & common and (_grams(mine, 7) - _grams(q, 7)) & longer or threes & short or any(len(hit := h & words - asked) >= max(min_words, share*len(h)) and len(hit & rare) > 1 for h in said): return "exemplar leakage"
 
 # %% ../../nbs/core/filters/leakage.ipynb #bec35e8c
-_OF_TEXTS = re.compile(r"(?i)\b(?:essays?|exams?|papers?|report|minutes|debate|teach\w*|write better|writing|writer|style|examiner|answers?|explain(?:er|ing)|explanation|presentation|prompts?|instructions?|conclu\w+)\b")
-_OF_ITSELF = re.compile(r"(?i)\b(?:this(?: is an?)?|my|here(?: is|['’]s) an?|following|above) (?:(?!of\b|to\b)[\w,-]+ ){0,4}?(?:answer|reply|response|explanation|overview|description|text|note|account|essay|conclusion|summary)s?\b|\bthe (?:answer|reply|response|explanation|overview|description|text|note|account) (?:is|was|has|should be|will be|covers|gives)\b|\bto give (?:you )?an? [\w, ]{0,30}(?:answer|explanation)\b|\b(?:i|we)(?: am|['’]m|['’]ve|['’]ll)? (?:\w+ )?(?:will|shall|have|gave|give|must|should|can|want|try|tried|going|need|covered|explain(?:ed)?|cover|finish(?:ed)?|conclude)\b|\b(?:i|we)['’](?:ll|ve|m)\b|\blet (?:me|us)\b")
-_ORDERS = re.compile(r"(?i)\b(?:(?:i|we)(?: am|['’]m| was| were| have been|['’]ve been)|assistant (?:is|was|has been)|as) (?:\w+ )?(?:asked|told|instructed|requested|required|supposed|ordered|prompted|expected)\b|\b(?:my|the|these|your) (?:\w+ )?(?:instructions?|orders|system (?:text|prompt|message)|task|job|role) (?:is|are|was|were|says?|asks?|tells?|requires?)\b|\b(?:instruction|system text|system prompt)s? (?:is|are|was|were|says?|said|asks?) |\baccording to (?:my|the) (?:instructions|system)|\bi am (?:supposed|meant|here) to (?:give|explain|cover)\b")
-
 def system_leak(r, row, ctx):
     "The answer says what the system text says: four of its words in a row, a sentence mostly in its words, or one that speaks of the answer itself, or of orders, in several of them; the assistant's name and kind are no secret."
     query = query_text(row)
-    texts = bool(_OF_TEXTS.search(query)) # then its words are the matter itself
+    texts = bool(phrases("of_texts").match(query)) # then its words are the matter itself
     grams = _grams(_words(r.answer), 4) & ctx.said - _grams(_words(query), 4)
     if ctx.addressed.search(r.answer) or len(grams) > 2*texts: return "system text in answer"
     asked = word_heads(query)
@@ -48,5 +45,5 @@ def system_leak(r, row, ctx):
         h = word_heads(s)
         new = (hit := h & ctx.words) - asked
         if len(new) < 2: continue
-        if len(hit) >= max(3, 0.8*len(h)) and (not texts or hit == h or _OF_ITSELF.search(s)): return "system text in answer"
-        if len(new) > 3 and _OF_ITSELF.search(s) or len(new) > 1 and _ORDERS.search(s): return "system text in answer"
+        if len(hit) >= max(3, 0.8*len(h)) and (not texts or hit == h or phrases("of_itself").match(s)): return "system text in answer"
+        if len(new) > 3 and phrases("of_itself").match(s) or len(new) > 1 and phrases("orders").match(s): return "system text in answer"

@@ -109,7 +109,8 @@ def repetition(r, row, ctx):
     "Cut where the answer begins to repeat itself; reject when more than half goes, or where the preset wants no cut answers."
     at = loop_start(r.answer, query_text(row))
     if at is None: return
-    whole, r.answer, r.ended, r.edits = len(r.answer), r.answer[:at].rstrip(), False, [*r.edits, "repetition"]
+    whole = len(r.answer)
+    r.cut(at, "repetition")
     if len(r.answer) < whole/2 or ctx.on_limit == "reject": return "repetition"
 
 # %% ../../nbs/core/filters/repetition.ipynb #85480e8c
@@ -135,7 +136,7 @@ def loop(r, row, ctx):
     at = loop_start(r.answer, query_text(row))
     if at is None: return
     if at < len(r.answer)/2 or ctx.on_limit == "reject": return "loop"
-    r.answer, r.ended, r.edits = r.answer[:at].rstrip(), False, [*r.edits, "loop"]
+    r.cut(at, "loop")
 
 def few_words(text:str, least=12)->float: # from 0 to 1
     "Different words among the longer words of a text, list items included; a middling 0.58 where they cannot tell: too few, code and tables, verse."

@@ -10,6 +10,7 @@ __all__ = ['missing_role', 'missing_answer', 'finished', 'token_limit', 'too_sho
 import re
 
 from ..annotations import query_text
+from .lists import phrases
 from .words import _CODE, _grams, _tokens, _words
 from ..novelty import letter_count
 
@@ -49,25 +50,21 @@ def short_and_cut(r, row, ctx):
     "Short, and without an end of its own."
     if letter_count(r.answer) < ctx.min_chars and not r.ended or len(r.answer) < 2: return "too short"
 
-_LEAD = re.compile(r"(?i)\W*(?:(?:sure|okay|ok|of course|certainly|yes|well|so|now|alright|here)\b[,.!:]*\s*)?(?:(?:(?:the|your|my|this|user'?s?) )*(?:question|answer|query|request|task|instruction|prompt|text|sentence|problem)(?: (?:is|was|asks|says|reads|here|that))*(?: to| me| you)?\s*[:—-]?\s+"
-    r"|(?:you|the user|user|i|we)(?:['’](?:re|m|d)| are| am| is| have| has| was| would| want| wants| need)*(?: been)? (?:ask(?:s|ed|ing)?|said|says?|wrote|wants?|wanted|want|like|need|going|told)\b(?: (?:me|us|you|for|to|tell|know|hear|say|about|whether|if))*[:,]?|here (?:is|are) (?:the|your) (?:\w+ )?(?:text|question|query|sentence|request)s?:?)?\s*")
-_SAY_AGAIN = re.compile(r"(?i)\b(?:repeat|copy|echo|recite|quote|transcribe|verbatim|say (?:\w+ )?(?:again|back)|read (?:\w+ )?(?:back|aloud|out)|type (?:out|in)|exactly as|as (?:it is|written)|unchanged)\b")
-_SPELLS = re.compile(r"(?i)\b(?:capital\w*|\w*case|cased|letters?|correct\w*|proofread|fix|mistakes?|errors?|spell\w*|punctuat\w*|grammar|title|upper|lower|normali[sz]e|format\w*|clean)\b") # another spelling may be the answer
-_YES_NO = re.compile(r"(?i)\W*(?:is|are|was|were|am|do|does|did|can|could|will|would|should|has|have|had|may|must)\b")
 _OTHER_PERSON = frozenset("your yours mine you yourself myself their".split())
 
 # %% ../../nbs/core/filters/shape.ipynb #daa461df
 def echo(r, row, ctx, share=0.85):
     "The answer says the query, or the text it came with, again as it stands; another order, spelling or punctuation may be the answer."
-    if _SAY_AGAIN.search(row["instruction"]): return
-    fold = str if _SPELLS.search(row["instruction"]) else str.lower
-    said = _LEAD.sub("", r.answer, count=1) if _LEAD.match(r.answer) else r.answer
+    asked_for = phrases("echo")
+    if asked_for.asked(row["instruction"]): return
+    fold = str if phrases("spelling").match(row["instruction"]) else str.lower
+    said = r.answer[lead.end():] if (lead := asked_for.match(r.answer)) else r.answer
     a = _tokens(fold(said))
     parts = [p for p in (row["instruction"], row.get("input") or "") if p.strip()]
     if sum(map(str.isalpha, a)) < 4 or len(a) < 0.5*min(len(_tokens(p)) for p in parts): return
     mine, query = [tuple(a[i:i+3]) for i in range(len(a)-2)], _grams(_tokens(fold(query_text(row))), 3)
     if sum(g in query for g in mine) >= share*len(mine): return "echo"
-    if len(parts) == 1 and (not _YES_NO.match(parts[0]) or r.answer.rstrip().endswith("?")): # a question put as a statement, or asked in fewer words, or of the other person
+    if len(parts) == 1 and (not phrases("yes_no").match(parts[0]) or r.answer.rstrip().endswith("?")): # a question put as a statement, or asked in fewer words, or of the other person
         q, mine = _words(parts[0]), _words(said)
         asked, heads = {w[:5] for w in q}, {w[:5] for w in mine if (len(w) > 3 or w.isdigit()) and w not in _OTHER_PERSON}
         whole = not re.search(r":| or ", parts[0]) or {w[:5] for w in q if len(w) > 3 and w not in _OTHER_PERSON} <= heads # of two things one may be the answer
@@ -101,7 +98,7 @@ def list_end(text, most): # the place of the first item too many, or None
 def long_list(r, row, ctx):
     "Cut a list after `ctx.max_items` items in a row: lines behind a bullet, a number or a letter, numbers that count on inside a line, or bare short lines."
     at = list_end(r.answer, ctx.max_items)
-    if at is not None: r.answer, r.ended, r.edits = r.answer[:at].rstrip(), False, [*r.edits, "long list"]
+    if at is not None: r.cut(at, "long list")
 
 # %% ../../nbs/core/filters/shape.ipynb #36c1e745
 def no_end(r, row, ctx):

@@ -10,58 +10,55 @@ import re
 from functools import cache
 
 from ..annotations import query_text
-from .words import _any
+from .lists import phrases
 
-# %% ../../nbs/core/filters/turns.ipynb #129dad2c
-_PEOPLE = ("student|teacher|pupil|professor|tutor|learner|customer|client|agent|interviewer|interviewee|reader|writer|friend|child|parent|mother|father|son|daughter|boy|girl|man|woman|patient|doctor|nurse|guest|host|visitor|expert|"
-           "questioner|asker|speaker|caller|operator|moderator|me|you|person|questions?|q")
-_WRITES_SPEECH = re.compile(r"(?i)\b(?:dialog(?:ue)?s?|conversations?|plays?|scenes?|scripts?|sketch|skit|interview|drama|exchange|chat|transcript|screenplay|monologue|story|tale|joke|quiz|faqs?|q ?& ?a|questions and answers|role[- ]?play|argues?|talks?)\b")
-_OWN_SPEECH = re.compile(r"\W*(?!(?i:answer|response|assistant|a|user|human|ai|bot)\b)[A-Z][\w ]{0,30}:[ \t]+\S")
-_SAYS = r"(?:asks?|asked|says?|said|repl(?:y|ies|ied)|answers?|answered|responds?|responded|writes|wrote|continues|thinks|thanks|adds|then|now|here)"
-
+# %% ../../nbs/core/filters/turns.ipynb #e65f16b2
 @cache
-def turn_pattern(name:str, user="User", label="", example="Example"): # a compiled pattern
+def _turns(name, user, label, example): # the list of turns, with the words of a principle set
+    own = "" if user == "User" else f"(?i:(?:an? |the )?{re.escape(user)}){{aside}}{{end}}|" # a word of the set's own is no person of a dialogue
+    words = dict(name=name, user=user, label=label or "(internal thoughts)", example=example)
+    return phrases("turns", own=own, **{k: re.escape(v) for k, v in words.items()})
+
+def turn_pattern(name:str, user="User", label="", example="Example")->re.Pattern:
     "How a turn of somebody, or the next piece of a prompt or of a chat, begins; a group `named` holds the speaker whom an answer may have of its own."
-    name, user, label, example = (re.escape(x) for x in (name, user, label or "(internal thoughts)", example))
-    who = rf"(?:an? |the |another |next |new |second |first |follow[- ]up )?(?:{user}|user|human|assistant|ai|bot|chat ?bot|system|instruction|prompt|query|(?:user'?s? )?(?:question|message|prompt|request|query))"
-    aside, end = r"(?: ?#?\d+| [A-Z])?(?: ?[\[(][^)\]\n]{0,60}[)\]])?", r"[\])*_ \t]*(?:(?i:asks|says|replies|answers)[ \t]*)?(?:[:：]|>(?= ))"
-    own = "" if user == "User" else rf"(?i:(?:an? |the )?{user}){aside}{end}|" # a word of the set's own is no person of a dialogue
-    return re.compile(rf"(?m)^[ \t*_>\[(-]*(?:\w{{1,12}}: )?(?:{own}{name}(?: [A-Z\d])?[ \t]*(?:{label}|\([^)\n]*(?:\)|$)|[*_\])]*[:：]|$)|(?P<named>(?i:{who}|{_PEOPLE})){aside}{end})"
-        rf"|(?<=\n)[ \t]*(?:{name}(?:['’]s (?:\w+ )?(?:response|answer|reply|prompt|question|thoughts?|message|turn|request|role|rules?)\b| {_SAYS}\b)|(?i:an? |the |another )?(?i:user) {_SAYS}\b)|^#+ [^\n]*\b{name}\b"
-        rf"|^[ \t]*(?i:#{{2,}} *(?:{who}|{example}|example|response|input|output|answer|q)s?\b|#+ *(?:task|conversation|chat|dialogue|exercise|problem|exemplar) *\d|\[(?:example|conversation|chat) *\d)"
-        rf"|<\||\[/?INST\]|<</?SYS>>|</s>|^[ \t]*</?(?i:user|human|assistant|bot|system|prompt|instruction)>|(?<=[.!?\"”] )(?:{user}|User|Human|Assistant|{name})(?: \([^)\n]*\))?:(?= )")
+    (_, pattern), = _turns(name, user, label, example).groups
+    return pattern
 
-_EVERYBODY = re.compile(rf"(?i)\W*(?:{_PEOPLE})\b")
-
+# %% ../../nbs/core/filters/turns.ipynb #044aca23
 def turn_start(answer, query, pattern): # characters, or None
     "Where somebody else speaks; the persons of a dialogue that was asked for, or that an answer opens with, are its own. Others than those of a chat need a partner or a question."
-    opens, asked = bool(_OWN_SPEECH.match(answer)), bool(_WRITES_SPEECH.search(query))
+    turns = _turns("Aster", "User", "", "Example") # the query's words are the same for all
+    opens, asked = bool(phrases("speech").match(answer)), turns.asked(query)
     found = [*pattern.finditer(answer)]
     for m in found:
-        if who := m["named"]:
-            line = answer[m.end():].partition("\n")[0]
-            if opens or asked and (_EVERYBODY.match(who) or re.search(rf"(?i)\b{re.escape(who.split()[-1])}", query)): continue
-            if _EVERYBODY.fullmatch(who) and not (who.lower()[0] == "q" or "?" in line and sum(o["named"] is not None for o in found) > 1 and m.start() > 0): continue
+        if (who := m["named"]) and (opens or _is_its_own(who, m, found, answer, query, asked)): continue
         return m.start()
+
+def _is_its_own(who, m, found, answer, query, asked): # may the answer have this speaker?
+    everybody = _everybody()
+    if asked and (everybody.match(who) or re.search(rf"(?i)\b{re.escape(who.split()[-1])}", query)): return True
+    if not everybody.fullmatch(who) or who.lower()[0] == "q": return False
+    asks = "?" in answer[m.end():].partition("\n")[0]
+    return not (asks and sum(o["named"] is not None for o in found) > 1 and m.start() > 0)
+
+@cache
+def _everybody(): return re.compile(rf"(?i)\W*(?:{phrases('turns').defined['people']})\b")
 
 # %% ../../nbs/core/filters/turns.ipynb #4c43a7a6
 def next_turn(r, row, ctx):
     "Cut where the model goes on to write another turn, the user's or its own, or another section of the prompt."
     at = turn_start(r.answer, query_text(row), ctx.turn)
-    if at is not None: r.answer, r.ended, r.edits = r.answer[:at].rstrip(), True, [*r.edits, "next turn"]
+    if at is not None: r.cut(at, "next turn", ended=True)
     if not r.answer: return "missing answer"
 
 def thoughts_in_answer(r, row, ctx):
     "The answer holds private thoughts: the cue, the role statement, the kind of request, or rules as something it goes by."
-    always, opening, citing, telling = ctx.thinking
-    if always.search(r.answer) or opening.match(r.answer): return "thoughts in answer"
-    low = r.answer.lower()
-    if ("(" in low or any(w.lower() in low for w in (*ctx.pset.rule_words, "guideline"))) and citing.search(r.answer) and not re.search(rf"(?i){_any(ctx.pset.rule_words)}|\bguidelines?\b", query_text(row)): return "thoughts in answer"
-    if ("the user" in low or "request" in low) and telling.search(r.answer) and not re.search(r"(?i)\b(?:users?|requests?|apps?|software|programs?|web ?sites?|interfaces?|functions?|api)\b", query_text(row)): return "thoughts in answer"
+    for thoughts in ctx.thinking:
+        if found := thoughts.find(r.answer, query_text(row)): return f"thoughts in answer: {found}"
 
 # %% ../../nbs/core/filters/turns.ipynb #51de2ee1
 def another_turn(r, row, ctx):
     "Cut where somebody speaks again, or the next piece of a chat or a prompt begins."
     at = turn_start(r.answer, query_text(row), ctx.turn)
-    if at is not None: r.answer, r.ended, r.edits = r.answer[:at].rstrip(), True, [*r.edits, "another turn"]
+    if at is not None: r.cut(at, "another turn", ended=True)
     if not r.answer.strip(): return "empty"
