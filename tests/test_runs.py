@@ -12,7 +12,8 @@ import pytest
 from selfalign.checks import InputError
 from selfalign.generation import Sampling, ScriptedEngine
 from selfalign.rows import content_id, read_jsonl, write_jsonl
-from selfalign.runs import Journal, Run, _started
+from selfalign.holder import _started
+from selfalign.runs import Journal, Run
 
 
 def answers(prompt, index, seed): return f"answer to {prompt} with {seed % 1000}"

@@ -12,7 +12,7 @@ from collections import Counter
 from ..annotations import query_text
 from .shape import _BULLET, _INLINE, _ITEM
 from .words import _CODE, _QUOTED, _grams, _words
-from ..novelty import _unit
+from ..words import _unit
 
 # %% ../../nbs/core/filters/repetition.ipynb #54633294
 _MARK = re.compile(r"^\s*(?:[-*•]|\(?\d{1,3}[.):]|[a-zA-Z][.)])\s+")
