@@ -15,6 +15,8 @@ libraries loaded, and is ended by SIGKILL.
 """
 import argparse, gc, itertools, json, os, platform, random, resource, shlex, signal, sys, tempfile, time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 os.environ.setdefault("SELFALIGN_NO_PROGRESS", "1")
@@ -304,21 +306,33 @@ def a_server():
     e.url = "http://127.0.0.1:9/v1"
     return e
 
-def fuzz(inputs, seed=0, keep=lambda got: None):
+def fuzz_reader(name, n, seed):
+    "(how many inputs are kept, slowest in seconds) of one reader; ends where one raises anything but `InputError`."
     def hang(*a): raise SystemExit("an input took more than 10 s")
     signal.signal(signal.SIGALRM, hang)
-    start, counts, slowest = time.monotonic(), {}, (0.0, "")
+    rng, kept, slowest, begun = random.Random(f"{seed} {name}"), 0, 0.0, time.monotonic()
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as d:
-        for name, (share, read) in readers(Path(d)).items():
-            rng, kept, n, begun = random.Random(f"{seed} {name}"), 0, max(1, round(inputs*share)), time.monotonic()
-            for _ in range(n):
-                text = some_text(rng); signal.setitimer(signal.ITIMER_REAL, 10); t = time.perf_counter()
-                try: kept += read(text, rng)
-                except BaseException: print(f"{name}: {text!r}", flush=True); raise
-                if (t := time.perf_counter() - t) > slowest[0]: slowest = (t, name)
-            signal.setitimer(signal.ITIMER_REAL, 0)
+        read = readers(Path(d))[name][1]
+        for _ in range(n):
+            text = some_text(rng)
+            signal.setitimer(signal.ITIMER_REAL, 10)
+            start = time.perf_counter()
+            try: kept += read(text, rng)
+            except BaseException: print(f"{name}: {text!r}", flush=True); raise
+            slowest = max(slowest, time.perf_counter() - start)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    print(f"{name}: {n} inputs, {kept} kept, {n/(time.monotonic()-begun):.0f}/s", flush=True)
+    return kept, slowest
+
+def fuzz(inputs, seed=0, keep=lambda got: None, processes=1):
+    "Every reader gets its share of the inputs, which do not depend on the number of processes."
+    start, counts, slowest = time.monotonic(), {}, (0.0, "")
+    with tempfile.TemporaryDirectory() as d: shares = {k: share for k, (share, _) in readers(Path(d)).items()}
+    sizes = [max(1, round(inputs*x)) for x in shares.values()]
+    with ProcessPoolExecutor(processes, get_context("fork")) as pool:
+        for name, n, (kept, s) in zip(shares, sizes, pool.map(fuzz_reader, shares, sizes, itertools.repeat(seed))):
+            slowest = max(slowest, (s, name))
             counts[name] = dict(inputs=n, kept=kept, rejected=n-kept)
-            print(f"{name}: {n} inputs, {kept} kept, {n/(time.monotonic()-begun):.0f}/s", flush=True)
             got = dict(inputs=sum(c["inputs"] for c in counts.values()), crashes=0, hangs=0,
                 slowest_seconds=round(slowest[0], 3), slowest_reader=slowest[1], readers=dict(counts),
                 minutes=round((time.monotonic()-start)/60, 1))
@@ -415,14 +429,16 @@ def main():
     p.add_argument("--kills", type=int, default=60)
     p.add_argument("--minutes", type=float, default=20, help="no new run is begun after this time")
     p.add_argument("--inputs", type=int, default=2_000_000); p.add_argument("--rows", type=int, default=1_000_000)
+    p.add_argument("--processes", type=int, default=1, help="readers that are fuzzed at the same time")
     a = p.parse_args()
     def keep(got):
         whole = json.loads(a.out.read_text()) if a.out.exists() else {}
         write_json(a.out, whole | {a.part: dict(got, **made)})
     made = dict(command=shlex.join(["python", "benchmarks/reliability.py", *sys.argv[1:]]), commit=git_commit(ROOT),
         hardware=hardware(), versions=versions(("selfalign", "torch", "transformers", "trl", "peft")))
-    got = dict(soak=lambda: soak(a.kills, a.minutes, a.seed, keep), fuzz=lambda: fuzz(a.inputs, a.seed, keep),
-        load=lambda: load(a.rows), report=lambda: report(a.rows))[a.part]()
+    parts = dict(soak=lambda: soak(a.kills, a.minutes, a.seed, keep),
+        fuzz=lambda: fuzz(a.inputs, a.seed, keep, a.processes), load=lambda: load(a.rows), report=lambda: report(a.rows))
+    got = parts[a.part]()
     keep(got)
     print(json.dumps({k: v for k, v in got.items() if k != "readers"}, indent=1))
     bad = (a.part == "soak" and (got["kills"] < a.kills or any(got["differences"].values())
