@@ -99,7 +99,7 @@ def said(capsys, *argv):
     (("ablate", "{tmp}/none"), "no run here; write prompts first"),
     (("ablate", "{tmp}/run"), "stage 'prompts' is not finished"),
     (("ablate", "{tmp}/asked", "--drop", "4,99"), "--drop 99: no rule '99'; the rules are 1 (ethical)"),
-    (("ablate", "{tmp}/asked", "--n", "0"), "n is 0; give a whole number, 1 or more"),
+    (("ablate", "{tmp}/asked", "--n", "-1"), "n is -1; give a whole number, 0 or more"),
     (("ablate", "{tmp}/asked", "--judge", "warp:9"), "--judge is 'warp:9'; give a full engine string"),
 ])
 def test_a_mistake_is_one_line_and_exit_code_1(tmp_path, capsys, argv, words):

@@ -12,20 +12,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from .. import annotations as ann
+from .uptake import asked_plainly
 from ..checks import InputError
-from ..config import PromptsConfig, RunConfig, product_name
-from ..encoding import plain_messages, system_variants
+from ..config import PromptsConfig, RunConfig
 from ..engines.opening import base_model, open_engine, open_scorer
 from ..evals.sets import load_benchmark
 from ..evaluation import _plain_ways
-from ..models import load_tokenizer, resolve_model
+from ..models import resolve_model
 from ..pipeline import _seeded
 from ..principle_engraving import load_principle_set, respond
 from ..principle_pairs import (UPTAKE, behind_principles, fitting_pairs, score_principles, summary,
                                        uptake_sentence)
 from ..runs import Run
 from ..sources import read_source
-from ..tokens import Prompts, with_chat_template
 from ..topic_prompting import write_prompts
 
 # %% ../../nbs/app/plan.ipynb #5a255f7e
@@ -116,14 +115,12 @@ def _model_space(cfg):
 def uptake(cfg:RunConfig, n=None # pairs, drawn by the run's seed; None = all of the tuning half
           )->dict: # see `selfalign.principle_pairs.summary`
     "What the principles move in the base model, before anything is made; `InputError` where there are no pairs or no weights."
-    pset, variants = load_principle_set(cfg.respond, cfg.annotations), system_variants(product_name(cfg), folder=cfg.annotations)
+    pset = load_principle_set(cfg.respond, cfg.annotations)
     pairs, said = fitting_pairs(load_benchmark("principles_tuning", n, cfg.seed), pset)
     if not pairs: raise InputError(said)
-    prompts = Prompts(with_chat_template(load_tokenizer(base_model(cfg)))) # as the engraved model will be asked
-    plain = lambda r: prompts.messages(plain_messages(r, variants))
     with open_scorer(cfg) as lazy:
         engine = lazy.loaded()
-        ways = {"base": plain, UPTAKE: behind_principles(pset)}
+        ways = {"base": asked_plainly(cfg), UPTAKE: behind_principles(pset)}
         return summary({arm: score_principles(engine, pairs, ask) for arm, ask in ways.items()}, cfg.seed)
 
 def uptake_rows(cfg)->list: # (what, value)

@@ -1,0 +1,60 @@
+"What each part of the prompt moves in the model, as `selfalign ablate` shows it."
+import json
+import pytest
+
+from selfalign.app import ablate as room
+from selfalign.app.cli import main
+from selfalign.app.uptake import tuning_pairs
+from selfalign.checks import InputError
+from selfalign.config import RespondConfig
+from selfalign.principle_engraving import PrincipleSet, load_principle_set
+
+def a_run(path, **config):
+    path.mkdir()
+    (path/"prompts.jsonl").write_text('{"id": "1", "instruction": "Name a river.", "input": ""}\n')
+    stages = dict(prompts=dict(done=True, fingerprint="x", settings={}, files=[]))
+    (path/"manifest.json").write_text(json.dumps(dict(stages=stages, config=dict(dict(model="embedded"), **config))))
+    return path
+
+def test_the_uptake_of_each_prompt_by_a_real_model_alone(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(room, "open_engine", lambda *a: pytest.fail("an answer was asked for"))
+    keep = {"full", "1 exemplar", "no exemplars", "without 9", "without 4+7"}
+    some = lambda f: lambda *a: {k: v for k, v in f(*a).items() if k in keep}
+    for where, name in ((room, "ablation_variants"), (room.measured_uptake, "uptake_prompts")):
+        if where is room: monkeypatch.setattr(room, name, some(getattr(room, name)))
+        else: monkeypatch.setattr(f"selfalign.app.uptake.{name}", some(where.__globals__[name]))
+    run = a_run(tmp_path/"r")
+    assert main(["ablate", str(run), "--n", "0", "--pairs", "16", "--drop", "4+7"]) == 0
+    said, got = capsys.readouterr().out, json.loads((run/"eval"/"uptake.json").read_text())
+    moved = got["prompts"]
+    assert set(moved) == keep and got["pairs"] == 16
+    assert moved["full"]["tokens"] > moved["without 9"]["tokens"] > moved["no exemplars"]["tokens"]
+    low, value, high = (moved["full"]["shift"][k] for k in (1, 0, 2))
+    assert low < value < high and len({x["shift"][0] for x in moved.values()}) == len(keep)
+    assert set(moved["without 9"]["own"]) == {"full", "without 9"} and "own" not in moved["without 4+7"]
+    assert "without 9 (static)" in said and "stand-in" in said and "rejected" not in said
+
+@pytest.mark.parametrize("argv, words", [
+    (("--n", "0", "--pairs", "0"), "--n and --pairs are both 0"),
+    (("--pairs", "-1"), "pairs is -1; give a whole number"),
+    (("--n", "0", "--pair-set", "nowhere.jsonl"), "nowhere.jsonl: no such set or file"),
+    (("--n", "0", "--pair-set", "principles"), "all pairs are held out"),
+    (("--n", "0", "--pairs", "4", "--drop", "77"), "no rule '77'")])
+def test_what_cannot_be_measured_is_one_line(tmp_path, capsys, argv, words):
+    code = main(["ablate", str(a_run(tmp_path/"r")), *argv])
+    out, err = capsys.readouterr()
+    if words.startswith("all pairs"): assert code == 0 and f"uptake: not measured: principles: {words}" in out
+    else: assert code == 1 and words in err and len(err.strip().splitlines()) == 1
+
+def test_pairs_of_ones_own_leave_out_those_held_out(tmp_path):
+    pset, f = load_principle_set(RespondConfig()), tmp_path/"mine.jsonl"
+    row = dict(rule=9, kind="applies", instruction="What time is it?", keeping="There is no clock in here.", breaking="It is a quarter past nine.")
+    f.write_text("".join(json.dumps(dict(row, id=str(i), held_out=i > 1)) + "\n" for i in range(4)))
+    assert [r["id"] for r in tuning_pairs(pset, str(f))] == ["0", "1"]
+    f.write_text(json.dumps(dict(row, id="x", rule=99)))
+    with pytest.raises(InputError, match="pairs for rule 99"): tuning_pairs(pset, str(f))
+
+def test_a_prompt_of_other_principles_has_none_of_our_pairs():
+    pset = load_principle_set(RespondConfig())
+    other = PrincipleSet(tuple(p.__class__(p.number, p.name, f"{p.text} Always.") for p in pset.principles), pset.exemplars)
+    with pytest.raises(InputError, match="other wordings than yours"): tuning_pairs(other)
