@@ -7,6 +7,8 @@ from selfalign.app.cli import main
 from selfalign.app.uptake import tuning_pairs
 from selfalign.checks import InputError
 from selfalign.config import RespondConfig
+from selfalign.evals.sets import load_benchmark
+from selfalign.generation import Score, ScriptedEngine
 from selfalign.principle_engraving import PrincipleSet, load_principle_set
 
 def a_run(path, **config):
@@ -16,22 +18,30 @@ def a_run(path, **config):
     (path/"manifest.json").write_text(json.dumps(dict(stages=stages, config=dict(dict(model="embedded"), **config))))
     return path
 
-def test_the_uptake_of_each_prompt_by_a_real_model_alone(tmp_path, capsys, monkeypatch):
+class Reads(ScriptedEngine):
+    "A keeping answer gains 2 nats where its rule is in view, and a tenth for each exemplar."
+    rule_of = {r["keeping"]: r["rule"] for r in load_benchmark("principles_tuning")}
+    def loaded(self): return self
+    def score(self, prompts, continuations):
+        return [Score(-30. + self.gain(str(p), c.strip()), 9) for p, c in zip(prompts, continuations)]
+    def gain(self, prompt, answer):
+        n = self.rule_of.get(answer)
+        return 0 if n is None else n/100 + 2*(f"\n{n} (" in prompt) + 0.1*max(0, prompt.count("### Example") - 1)
+
+def test_the_uptake_of_each_prompt_without_an_answer(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(room, "open_engine", lambda *a: pytest.fail("an answer was asked for"))
-    keep = {"full", "1 exemplar", "no exemplars", "without 9", "without 4+7"}
-    some = lambda f: lambda *a: {k: v for k, v in f(*a).items() if k in keep}
-    for where, name in ((room, "ablation_variants"), (room.measured_uptake, "uptake_prompts")):
-        if where is room: monkeypatch.setattr(room, name, some(getattr(room, name)))
-        else: monkeypatch.setattr(f"selfalign.app.uptake.{name}", some(where.__globals__[name]))
+    monkeypatch.setattr("selfalign.app.uptake.open_scorer", lambda cfg: Reads(lambda *a: ""))
     run = a_run(tmp_path/"r")
-    assert main(["ablate", str(run), "--n", "0", "--pairs", "16", "--drop", "4+7"]) == 0
+    assert main(["ablate", str(run), "--n", "0", "--pairs", "32", "--drop", "4+7"]) == 0
     said, got = capsys.readouterr().out, json.loads((run/"eval"/"uptake.json").read_text())
     moved = got["prompts"]
-    assert set(moved) == keep and got["pairs"] == 16
-    assert moved["full"]["tokens"] > moved["without 9"]["tokens"] > moved["no exemplars"]["tokens"]
-    low, value, high = (moved["full"]["shift"][k] for k in (1, 0, 2))
-    assert low < value < high and len({x["shift"][0] for x in moved.values()}) == len(keep)
-    assert set(moved["without 9"]["own"]) == {"full", "without 9"} and "own" not in moved["without 4+7"]
+    assert got["pairs"] == 32 and len(moved) == 25 and not (run/"eval"/"ablation.json").exists()
+    value = lambda name, key="shift": round(moved[name][key][0], 3)
+    assert [value(k) for k in ("full", "4 exemplars", "1 exemplar", "no exemplars", "no principles", "neither")] == [
+        2.5, 2.4, 2.1, 2.0, 0.5, 0.0]
+    assert value("without 9", "minus_full") == -2/16 and value("without 4+7", "minus_full") == -4/16
+    assert {k: round(v[0], 3) for k, v in moved["without 9"]["own"].items()} == {"full": 2.5, "without 9": 0.5}
+    assert "own" not in moved["without 4+7"] and moved["full"]["tokens"] > moved["without 9"]["tokens"]
     assert "without 9 (static)" in said and "stand-in" in said and "rejected" not in said
 
 @pytest.mark.parametrize("argv, words", [

@@ -16,6 +16,7 @@ import tyro
 
 from .. import annotations as ann
 from ..annotations import query_text
+from .uptake import measured_uptake, told_shift, uptake_table
 from ..checks import InputError, check_settings, whole_number
 from ..config import RunConfig, _options, config_from
 from ..engines.opening import Remembering, _check_full, open_engine
@@ -111,14 +112,17 @@ def _variant_stats(name, cells, full, what):
     both = lambda f: [x - y for c, d in zip(cells, full) if (x := f(c)) is not None and (y := f(d)) is not None]
     return out | ({} if name == "full" else {"minus_full": {k: _triple(bootstrap(both(f))) for k, f in what.items()}, "p": {k: sign_flip(both(f)) for k, f in what.items()}})
 
-def ablation_table(got:dict # what eval/ablation.json holds
+def ablation_table(got:dict, # what eval/ablation.json holds
+                   uptake=None # what eval/uptake.json holds
                   )->Table:
     "One line a variant; an asterisk marks a paired difference to the whole prompt with p < 0.05 by `sign_flip`."
     sure = lambda s, k: "*" if s.get("p", {}).get(k, 1) < 0.05 else ""
     pct = lambda s, k: "–" if s[k][0] is None else f"{s[k][0]:.0%}{sure(s, k)}"
     versus = lambda s: {} if not got["judge"] else {"judge: better, tie, worse than full": "–" if "against_full" not in s else ", ".join("–" if s["against_full"][k][0] is None else f"{s['against_full'][k][0]:.0%}" for k in ("win", "tie", "loss")),
                              "judge: unparsable (pairs, refusals)": ", ".join("–" if x is None else f"{x:.0%}" for x in (s.get("against_full", {}).get("unparsable", [None])[0], s.get("refusals_unparsable")))}
-    out = Table({"prompt": s["variant"], "prompt tokens": f"{s['prompt_tokens']:,.0f}", "answered": pct(s, "answered"), "kept": pct(s, "kept"), "refused": pct(s, "refused"),
+    moved = (uptake or {}).get("prompts", {})
+    shift = lambda s: {"uptake, nats": told_shift(moved[s["variant"]]["shift"])} if s["variant"] in moved else {}
+    out = Table({"prompt": s["variant"], "prompt tokens": f"{s['prompt_tokens']:,.0f}", **shift(s), "answered": pct(s, "answered"), "kept": pct(s, "kept"), "refused": pct(s, "refused"),
                  "words": "–" if s["words"][0] is None else f"{s['words'][0]:.0f}{sure(s, 'words')}", "tokens": f"{s['tokens']:.0f}", "rules cited": f"{s['cited_per_answer']:.1f}",
                  "rejected": _counts(dict(list(s["rejected"].items())[:4])), **versus(s)} for s in got["variants"])
     out.note = f"{got['prompts']} prompts; * the paired difference to the whole prompt is more than chance explains (p < 0.05)"
@@ -129,24 +133,53 @@ class AblateArgs:
     "Options of `selfalign ablate RUN`."
     run: Annotated[str, tyro.conf.arg(metavar="RUN")] # folder of a run with prompts; its settings are used
     drop: str = ""            # rules to leave out one by one, by number or name: 4,7 or ethical; 4+7 leaves both out together
-    n: int = 64               # prompts, drawn by the run's seed
+    n: int = 64               # prompts to answer, drawn by the run's seed; 0 = none, only the uptake is measured
     judge: str|None = None    # engine string of a judge: which answers decline, and which of two is better, in both orders
+    pairs: int = 64           # pairs of answers that tell how far each prompt moves the model (its uptake), evenly over the rules; 0 = not measured
+    pair_set: str = "principles_tuning" # the pairs, or a JSONL file of pairs for principles of your own
 
-    def __post_init__(self): check_settings(self, n=whole_number(1))
+    def __post_init__(self):
+        check_settings(self, n=whole_number(0), pairs=whole_number(0))
+        if not (self.n or self.pairs):
+            raise InputError("--n and --pairs are both 0: nothing to ablate on; give prompts to answer, or pairs to score")
 
 def ablate_command(argv, say=print):
     "`selfalign ablate RUN`: the table, and eval/ablation.json."
-    a = _options(AblateArgs, argv, "ablate", "Answer the same prompts under the whole principled prompt, without exemplars, without principles, without both, and without single rules; show refusals, length, survival through the filters, cited rules and, with --judge, which answers are better.")
+    a = _options(AblateArgs, argv, "ablate", "Answer the same prompts under the whole principled prompt, without exemplars, without principles, without both, and without single rules; show refusals, length, survival through the filters, cited rules and, with --judge, which answers are better. Pairs of answers show how far each prompt, each number of exemplars and each single rule moves the model.")
     path = Path(a.run)
     if not (path/"manifest.json").exists(): raise InputError(f"{path}: no run here; write prompts first, such as selfalign prompts {path} --preset demo")
     if a.judge: _check_full("--judge", a.judge)
     path = at_home(path)
     with Run(path, say=say) as run:
         cfg = config_from(run.manifest.get("config") or {}, where=str(path/"manifest.json"))
-        with open_engine(cfg) as e: got = ablate(run, e, cfg, [d for d in a.drop.split(",") if d.strip()], a.n)
-        write_json(run/"eval"/"ablation.json", got)
-        if a.judge:
-            with load_engine(a.judge) as j: write_json(run/"eval"/"ablation.json", got := judge_ablation(run, got, j, cfg.annotations, cfg.seed, say))
-    say(repr(ablation_table(got)))
+        got, moved = _ablated_run(run, cfg, a, say)
+    if got: say(f"{ablation_table(got, moved)!r}\n")
+    if moved: say(_told_uptake(moved))
     if _stand_in(path): say(f"\nmodel: {STAND_IN_NOTICE}")
-    say(f"\nanswers, reasons and cited rules of every prompt: {path/'eval'/'ablation.json'}")
+    if moved: say(f"\nthe figures of every prompt: {path/'eval'/'uptake.json'}")
+    if got: say(f"\nanswers, reasons and cited rules of every prompt: {path/'eval'/'ablation.json'}")
+
+# %% ../../nbs/app/ablate.ipynb #e7edf01f
+def _ablated_run(run, cfg, a, say): # (what eval/ablation.json holds, what eval/uptake.json holds); {} where not asked for
+    "The uptake of every prompt, then answers under it, then what a judge makes of them."
+    if a.n: run.fingerprint("prompts")
+    pset, drop, got = load_principle_set(cfg.respond, cfg.annotations), [d for d in a.drop.split(",") if d.strip()], {}
+    moved = _moved_by(run, cfg, a, ablation_variants(pset, drop), say) if a.pairs else {}
+    if not a.n: return got, moved
+    with open_engine(cfg) as e: got = ablate(run, e, cfg, drop, a.n)
+    write_json(file := run/"eval"/"ablation.json", got)
+    if a.judge:
+        with load_engine(a.judge) as j:
+            write_json(file, got := judge_ablation(run, got, j, cfg.annotations, cfg.seed, say))
+    return got, moved
+
+def _moved_by(run, cfg, a, more, say): # what eval/uptake.json holds
+    pset = load_principle_set(cfg.respond, cfg.annotations)
+    moved = measured_uptake(cfg, a.pairs, a.pair_set, more, say)
+    moved = dict(moved, seed=cfg.seed, pair_set=a.pair_set, rules={str(p.number): p.name for p in pset.principles})
+    write_json(run/"eval"/"uptake.json", moved)
+    return moved
+
+def _told_uptake(moved): # the second table, or why there is none
+    if why := moved.get("why"): return f"uptake: not measured: {why}"
+    return f"what each prompt moves in the base model:\n\n{uptake_table(moved, moved['rules'])!r}"

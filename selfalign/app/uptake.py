@@ -114,7 +114,7 @@ def uptake_table(found:dict,  # see `prompt_uptake`
     "One line a prompt; an asterisk marks a paired difference to the whole prompt with p < 0.05."
     out = Table(_line(k, x, names or {}) for k, x in found["prompts"].items())
     out.note = ("nats a pair towards the answer that keeps the rule, against the plain prompt, with 95 % interval; "
-                f"{found['pairs']} pairs; * the paired difference to the whole prompt is more than chance explains (p < 0.05)")
+                f"{found['pairs']} pairs; * the paired difference to the whole prompt is beyond chance (p < 0.05)")
     return out
 
 def _line(name, x, names):

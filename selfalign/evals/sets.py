@@ -62,6 +62,7 @@ def _check_principles(row, where):
     for key in ("id", "instruction", "keeping", "breaking"):
         if not _text(row.get(key)): raise InputError(f"{where}: {key} is {row.get(key)!r}; write a text")
     if type(row.get("rule")) is not int: raise InputError(f"{where}: rule is {row.get('rule')!r}; give the rule's number")
+    if row.get("draft"): raise InputError(f"{where}: this pair is a draft; read it, mend it, and remove its \"draft\" where it is good")
     if row.get("kind") not in PAIR_KINDS: raise InputError(f"{where}: kind is {row.get('kind')!r}; it must be applies or near_miss")
     a, b = len(row["keeping"]), len(row["breaking"])
     if abs(a - b) > 0.1*min(a, b):
