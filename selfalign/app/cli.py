@@ -26,6 +26,7 @@ COMMANDS = dict(demo="the whole method on the embedded model, in runs/demo", run
                 engrave="stage 3: fine-tune without the principles", clone="stage 4: verbose answers, final model", evaluate="stage 5: the evidence of a run, or scores of any models",
                 report="report.html, answers.html and figures of a run", plan="a pilot: what a run of this size would take here", chat="talk to base and final model side by side",
                 compare="compare two evaluations, paired; or several runs over their seeds", ablate="answer a run's prompts with principles or exemplars left out, and show what changes", doctor="check this machine: versions, GPU, disk, models; --model: does it follow the principles in its prompt?",
+                probes="drafts of principle pairs for rules of your own: probes draft OUT --engine ENGINE",
                 judge="a judge says which of two models answers better, in both orders; of one model, whether it is truthful and informative, or declines",
                 export="rows of a run for other trainers: export rows RUN OUT --as messages, sharegpt, alpaca or prompt-completion",
                 push="list what would go to the Hugging Face hub; --send sends it")
@@ -202,6 +203,9 @@ def _dispatch(argv):
     elif command == "ablate":
         from selfalign.app.ablate import ablate_command
         ablate_command(rest)
+    elif command == "probes":
+        from selfalign.app.probes import probes_command
+        probes_command(rest)
     elif command == "judge":
         from selfalign.app.judge import judge_command
         judge_command(rest)
