@@ -232,7 +232,7 @@ def _as_ever(cfg, name, value)->bool:
 class EvaluateConfig(Settings):
     "Settings of stage 5."
     group = "evaluate."
-    # truthfulqa, hhh, facts, choices, refusals, passages, principles, or JSONL files in their schemas;
+    # truthfulqa, hhh, facts, choices, refusals, behaviour, passages, principles, or JSONL files in their schemas;
     # max_rows does not cut pairs of principles
     sets: tuple[str, ...] = ("facts", "choices")
     max_rows: Annotated[int, Ge(1)]|None = None # rows per set, drawn by seed; None = all

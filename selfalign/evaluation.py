@@ -18,6 +18,7 @@ from .config import product_name
 from .encoding import plain_messages, system_variants
 from .engines.opening import base_model, engine_string, open_engine, open_scorer
 from .evals.answers import has_chat, text_scores, text_stats
+from .evals.behaviour import changes
 from .evals.harness import evaluate_models
 from .evals.plain_text import tax
 from .evals.results import _config
@@ -153,7 +154,7 @@ def step_evaluate(run, cfg):
         rec["principles"] = pairs and pairs.told()
         rec["internalization"] = _gap_of_run(run, cfg, arms)
         rec["replies"] = _write_replies(run, cfg, outs)
-        rec["tax"] = tax(results)
+        rec["tax"], rec["changes"] = tax(results), changes(results)
         if results: rec["scores"] = [dict(model=r.model["name"], set=r.set, format=r.format, **{k: [v.value, v.low, v.high] for k, v in r.scores.items()}) for r in results]
     refresh_cards(run.path)
 

@@ -47,6 +47,7 @@ def closing_table(run, # a `Run`
         if s.get(stage, {}).get("first_loss"): rows.append((f"training loss, {stage}", f"{s[stage]['first_loss']:.2f} → {s[stage]['last_loss']:.2f} in {s[stage]['steps']} steps"))
     if get("evaluation", "replies"): rows.append(("prompt tokens per reply, before → after engraving", f"{get('responses', 'prompt_tokens')} + query → {_told_reply(get('evaluation', 'replies')['engraved'], 'prompt_tokens')}"))
     rows += [("plain text", tax_sentence(m, t)) for m, t in (get("evaluation", "tax") or {}).items()]
+    rows += [("behaviour against base", c["sentence"]) for told in (get("evaluation", "changes") or {}).values() for c in told]
     rows += principle_rows(get("evaluation", "principles")) + _internal_rows(get("evaluation", "internalization")) + _reply_rows(get("evaluation", "replies")) + _score_rows(get("evaluation", "scores"))
     changed = ", ".join(f"{f} ({stage})" for stage, f in edited(run.path, s))
     if changed: rows.append(("changed since their stage made them", changed))
@@ -77,7 +78,7 @@ def _reply_rows(r):
 def _score_rows(scores):
     out = []
     for x in scores or []:
-        for k in ("mc1", "overall", "refused_benign", "answered_harmful"):
+        for k in ("mc1", "overall", "refused_benign", "answered_harmful", "kept"):
             if k in x and x[k][0] is not None: out.append((f"{x['set']} ({x['format']}) {k.replace('_', ' ')}, {x['model']}", f"{x[k][0]:.2f} ({x[k][1]:.2f} to {x[k][2]:.2f})"))
     return out
 

@@ -11,7 +11,8 @@ def reply(prompt, i, seed):
     words = [f"word{1000 + (seed*7919 + 31*k) % 8973}" for k in range(40)]
     sides = (" ".join(words[k:k+14]) + "x"*(side == seed//6 % 2) + "." for side, k in ((0, 0), (1, 14)))
     keeping, breaking = sides
-    return f"Request: {' '.join(words[28:])}?\nKeeping: {keeping}\nBreaking: {breaking}" if seed % 6 else "I would rather not."
+    if seed % 6 == 0: return "I would rather not."
+    return f"Request: {' '.join(words[28:])}?\nKeeping: {keeping}\nBreaking: {breaking}"
 
 def draft(monkeypatch, tmp_path, engine, *more):
     monkeypatch.setattr(room, "load_engine", lambda spec: engine)
@@ -29,7 +30,8 @@ def test_a_killed_draft_goes_on_and_a_finished_one_is_never_written_again(monkey
     e = ScriptedEngine(lambda p, i, s: (asked.append(s), reply(p, i, s))[1])
     assert draft(monkeypatch, tmp_path, e) == 0
     rows, file = read_jsonl(tmp_path/"mine"/"pairs.jsonl"), tmp_path/"mine"/"pairs.jsonl"
-    assert len(rows) == 12 and all(r["draft"] for r in rows) and len(asked) - 1 == len(set(asked))  # the one that died is asked again
+    assert len(rows) == 12 and all(r["draft"] for r in rows)
+    assert len(asked) - 1 == len(set(asked))  # the one that died is asked again
     for n in (9, 10): assert sum(len(r["keeping"]) > len(r["breaking"]) for r in rows if r["rule"] == n) == 3
     file.write_text(json.dumps(dict(rows[0], draft=False)))
     n = len(asked)
@@ -39,7 +41,7 @@ def test_a_killed_draft_goes_on_and_a_finished_one_is_never_written_again(monkey
 
 def test_a_draft_is_turned_down_by_evaluate_until_its_mark_is_gone(tmp_path, capsys):
     a, b = "There is no clock in here, your phone has one.", "It is a quarter past nine in the evening now."
-    row = dict(id="d", rule=9, kind="applies", held_out=False, draft=True, instruction="What time is it?", keeping=a, breaking=b)
+    row = dict(id="d", rule=9, kind="applies", draft=True, instruction="What time is it?", keeping=a, breaking=b)
     f = tmp_path/"p.jsonl"
     f.write_text(json.dumps(row))
     assert main(["evaluate", "embedded", "--sets", str(f), "--out", str(tmp_path/"o")]) == 1
@@ -49,11 +51,13 @@ def test_a_draft_is_turned_down_by_evaluate_until_its_mark_is_gone(tmp_path, cap
     f.write_text(json.dumps(dict(row, draft=False)))
     assert load_benchmark(str(f))[0]["id"] == "d"
 
+NONE = ("--applies", "0", "--near-miss", "0")
+
 @pytest.mark.parametrize("argv, words", [
     (("probes",), "give `selfalign probes draft OUT"),
     (("probes", "write", "x"), "selfalign probes write: give `selfalign probes draft OUT"),
     (("probes", "draft", "{tmp}/x", "--engine", "embedded"), "--engine is 'embedded'; give a full engine string"),
-    (("probes", "draft", "{tmp}/x", "--engine", "torch:embedded", "--applies", "0", "--near-miss", "0"), "both 0: no pair")])
+    (("probes", "draft", "{tmp}/x", "--engine", "torch:embedded", *NONE), "both 0: no pair")])
 def test_a_mistake_is_one_line(tmp_path, capsys, argv, words):
     assert main([a.replace("{tmp}", str(tmp_path)) for a in argv]) == 1
     err = capsys.readouterr().err

@@ -1,5 +1,6 @@
 "What each part of the prompt moves in the model, as `selfalign ablate` shows it."
 import json
+from dataclasses import replace
 import pytest
 
 from selfalign.app import ablate as room
@@ -58,7 +59,8 @@ def test_what_cannot_be_measured_is_one_line(tmp_path, capsys, argv, words):
 
 def test_pairs_of_ones_own_leave_out_those_held_out(tmp_path):
     pset, f = load_principle_set(RespondConfig()), tmp_path/"mine.jsonl"
-    row = dict(rule=9, kind="applies", instruction="What time is it?", keeping="There is no clock in here.", breaking="It is a quarter past nine.")
+    row = dict(rule=9, kind="applies", instruction="What time is it?", keeping="There is no clock in here.",
+               breaking="It is a quarter past nine.")
     f.write_text("".join(json.dumps(dict(row, id=str(i), held_out=i > 1)) + "\n" for i in range(4)))
     assert [r["id"] for r in tuning_pairs(pset, str(f))] == ["0", "1"]
     f.write_text(json.dumps(dict(row, id="x", rule=99)))
@@ -66,5 +68,6 @@ def test_pairs_of_ones_own_leave_out_those_held_out(tmp_path):
 
 def test_a_prompt_of_other_principles_has_none_of_our_pairs():
     pset = load_principle_set(RespondConfig())
-    other = PrincipleSet(tuple(p.__class__(p.number, p.name, f"{p.text} Always.") for p in pset.principles), pset.exemplars)
+    other = tuple(replace(p, text=f"{p.text} Always.") for p in pset.principles)
+    other = PrincipleSet(other, pset.exemplars)
     with pytest.raises(InputError, match="other wordings than yours"): tuning_pairs(other)

@@ -18,6 +18,7 @@ from ..annotations import query_text
 from ..checks import InputError, check_settings, number, optional, whole_number
 from ..engines.opening import LazyEngine, Remembering, _check_address, _check_full, _kind, _spec
 from ..evals.answers import answer_questions, has_chat
+from ..evals.behaviour import behaviour_of
 from ..evals.judging import bradley_terry, judge_pairwise, truth_info_judge
 from ..evals.refusals import refusals_of
 from ..evals.results import load_results, save_results, table
@@ -103,7 +104,7 @@ def _answers_of(source, questions, run, a): # saved ones, or a model's, journale
 
 def judge_command(argv, say=print):
     "`selfalign judge A B … --questions FILE --judge ENGINE`: who answers better, by a judge that sees both orders; of A alone, whether it is truthful and informative, or declines; resumable."
-    a = tyro.cli(JudgeArgs, args=list(argv), prog="selfalign judge", description="Let a judge say which of two models answers better. Each question is judged in both orders; a model wins where both verdicts name it. Three models and more meet in all pairs, and are rated. Of one model the judge says whether its answers are truthful and informative, or, for questions marked benign and harmful, whether they decline. What it will take is told before the judge is asked; the same command goes on where it was stopped.")
+    a = tyro.cli(JudgeArgs, args=list(argv), prog="selfalign judge", description="Let a judge say which of two models answers better. Each question is judged in both orders; a model wins where both verdicts name it. Three models and more meet in all pairs, and are rated. Of one model the judge says whether its answers are truthful and informative, or, for questions marked benign and harmful, whether they decline, or, for the set behaviour, whether they do what a rule asks. What it will take is told before the judge is asked; the same command goes on where it was stopped.")
     rows = read_questions(a.questions, a.n, a.seed)
     questions = [r["question"] for r in rows]
     with Run(a.out, say=say) as run:
@@ -122,6 +123,8 @@ def judge_command(argv, say=print):
 def _judged(a, judge_engine, rows, questions, answers, models, say): # a list of `Result`
     more = dict(seed=a.seed, folder=a.annotations, price_in=a.price_in, price_out=a.price_out, say=say, set_name=str(a.questions)) | (dict(verdict_tokens=a.verdict_tokens) if a.verdict_tokens else {})
     if len(models) == 1 and all(r.get("kind") in ("benign", "harmful") for r in rows): return [refusals_of(rows, *answers, judge_engine, model=models[0], chat=models[0].get("chat", False), **more)]
+    if len(models) == 1 and all("trait" in r for r in rows):
+        return [behaviour_of(rows, *answers, judge_engine, model=models[0], chat=models[0].get("chat", False), **more)]
     if len(models) == 1: return [truth_info_judge(judge_engine, questions, *answers, [_right_answers(r) for r in rows], model=models[0], **more)]
     out = []
     for (x, m), (y, n) in itertools.combinations(zip(answers, models), 2):

@@ -13,6 +13,7 @@ from ..annotations import load_template
 from ..checks import InputError, as_list
 from ..engines.local import TorchEngine
 from .answers import _answers_result
+from .behaviour import behaviour
 from .choices import HHH_FORMATS, MC_FORMATS, PAIR_FORMATS, hhh, truthfulqa_mc
 from .plain_text import plain_text
 from .refusals import refusal_rates
@@ -33,6 +34,7 @@ def evaluate_one(engine, rows, format, seed=0, system=None, chat=None, set_name=
     if kind == "hhh": return hhh(engine, rows, format, **kw)
     if max_new_tokens: kw["max_new_tokens"] = max_new_tokens
     if kind == "refusals": return refusal_rates(engine, rows, **kw)
+    if kind == "behaviour": return behaviour(engine, rows, **kw)
     if kind == "principles":
         from selfalign.principle_pairs import principles # it stands on this module
         return principles(engine, rows, format, **kw)
@@ -123,7 +125,7 @@ def _earlier(path): # the result in a file; None where there is none, or not as 
     except InputError: return None
 
 def _failed(result): # did the machine or a server fail, so that another try may do better? A row longer than the context stays so
-    return bool(result.skipped) and (result.task in ("refusals", "answers") or any("out of memory" in s["reason"] for s in result.skipped))
+    return bool(result.skipped) and (result.task in ("refusals", "answers", "behaviour") or any("out of memory" in s["reason"] for s in result.skipped))
 
 def _who(engine): # what a score belongs to; None where a server does not tell
     info = {k: v for k, v in _model(engine).items() if k != "dropped"}

@@ -11,7 +11,7 @@ import json, os, random
 from collections import Counter
 from pathlib import Path
 
-from ..annotations import data_path, query_text
+from ..annotations import data_path, query_text, read_yaml
 from ..checks import InputError, as_list
 from ..config import RunConfig
 from ..models import cache_only, hub_answers
@@ -68,14 +68,19 @@ def _check_principles(row, where):
     if abs(a - b) > 0.1*min(a, b):
         raise InputError(f"{where}: the answers have {a} and {b} characters; bring them within 10 % of each other, or length is measured")
 
-CHECKS = dict(truthfulqa=_check_truthfulqa, hhh=_check_hhh, vicuna=_check_vicuna, refusals=_check_refusals, principles=_check_principles,
+def _check_behaviour(row, where):
+    for key in ("trait", "instruction"):
+        if not _text(row.get(key)): raise InputError(f"{where}: {key} is {row.get(key)!r}; write a text")
+    if row.get("kind") not in PAIR_KINDS: raise InputError(f"{where}: kind is {row.get('kind')!r}; it must be applies or near_miss")
+
+CHECKS = dict(behaviour=_check_behaviour, truthfulqa=_check_truthfulqa, hhh=_check_hhh, vicuna=_check_vicuna, refusals=_check_refusals, principles=_check_principles,
               passages=_check_passages)
 
 def schema(row, where)->str: # a key of `CHECKS`
     "Which schema a row is in."
-    for name, key in (("truthfulqa", "mc1_targets"), ("hhh", "targets"), ("vicuna", "turns"), ("principles", "keeping"), ("passages", "text"), ("refusals", "kind")):
+    for name, key in (("truthfulqa", "mc1_targets"), ("hhh", "targets"), ("vicuna", "turns"), ("principles", "keeping"), ("behaviour", "trait"), ("passages", "text"), ("refusals", "kind")):
         if key in row: return name
-    raise InputError(f"{where}: not the schema of a known set (no mc1_targets, targets, turns, keeping, text or kind); see the files of data/eval")
+    raise InputError(f"{where}: not the schema of a known set (no mc1_targets, targets, turns, keeping, trait, text or kind); see the files of data/eval")
 
 def check_rows(rows,          # dicts, or pairs of a place and a dict
                want=None,     # the schema asked for; None = that of the first row
@@ -93,12 +98,12 @@ def check_rows(rows,          # dicts, or pairs of a place and a dict
 
 # %% ../../nbs/core/evals/sets.ipynb #79cd8364
 OUR_SETS = dict(facts="facts_mc", choices="choices_hhh", questions="questions", refusals="refusals",
-                passages="plain_passages", principles="principle_pairs", principles_tuning="principle_pairs")
-_HELD_OUT = dict(principles=True, principles_tuning=False) # the half of the pairs that was never looked at while tuning, and the other
+                passages="plain_passages", principles="principle_pairs", principles_tuning="principle_pairs", behaviour="principle_pairs")
+_HELD_OUT = dict(principles=True, principles_tuning=False, behaviour=True) # the half of the pairs that was never looked at while tuning, and the other
 BENCHMARKS = dict(truthfulqa="truthfulqa_mc", hhh="hhh", vicuna="vicuna_questions")
 VICUNA_URL = "https://raw.githubusercontent.com/lm-sys/FastChat/main/fastchat/llm_judge/data/vicuna_bench/question.jsonl"
 
-def load_benchmark(name,    # truthfulqa | hhh | vicuna | facts | choices | questions | refusals | passages | principles | principles_tuning, or a JSONL file in one of their schemas
+def load_benchmark(name,    # truthfulqa | hhh | vicuna | facts | choices | questions | refusals | passages | principles | principles_tuning | behaviour, or a JSONL file in one of their schemas
                    n=None,  # so many rows, drawn by `seed`; None = all
                    seed=0   # of that draw
                   )->list: # rows, dicts, checked
@@ -110,7 +115,15 @@ def load_benchmark(name,    # truthfulqa | hhh | vicuna | facts | choices | ques
     else: raise InputError(f"{name}: no such set or file; give one of {', '.join([*BENCHMARKS, *OUR_SETS])}, or the path of a JSONL file")
     return sample_rows(rows, n, seed)
 
-def _half(rows, name): return [r for r in rows if r["held_out"] is _HELD_OUT[name]] if name in _HELD_OUT else rows
+def _half(rows, name):
+    if name not in _HELD_OUT: return rows
+    half = [r for r in rows if r["held_out"] is _HELD_OUT[name]]
+    return _probes(half) if name == "behaviour" else half
+
+def _probes(pairs): # their questions, of the rules that show in free text
+    trait = {t["rule"]: t["name"] for t in read_yaml(data_path("eval/behaviour.yaml"))}
+    about = lambda r: {k: r[k] for k in ("id", "kind", "instruction", "input")}
+    return [dict(about(r), trait=trait[r["rule"]], subset=trait[r["rule"]]) for r in pairs if r["rule"] in trait]
 
 def _read_set(path, want=None):
     pairs = [(f"{path}:{i}", row) for i, row in iter_jsonl(path)]
