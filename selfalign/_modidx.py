@@ -1318,6 +1318,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'selfalign.hub.data_card': ('core/hub.html#data_card', 'selfalign/hub.py'),
                                'selfalign.hub.fresh_cards': ('core/hub.html#fresh_cards', 'selfalign/hub.py'),
                                'selfalign.hub.model_card': ('core/hub.html#model_card', 'selfalign/hub.py'),
+                               'selfalign.hub.needed_transformers': ('core/hub.html#needed_transformers', 'selfalign/hub.py'),
                                'selfalign.hub.push': ('core/hub.html#push', 'selfalign/hub.py'),
                                'selfalign.hub.refresh_cards': ('core/hub.html#refresh_cards', 'selfalign/hub.py'),
                                'selfalign.hub.reply_losses': ('core/hub.html#reply_losses', 'selfalign/hub.py'),

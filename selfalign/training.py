@@ -16,7 +16,7 @@ from .config import TrainConfig
 from .distil import load_targets, save_targets
 from .encoding import identity_pairs
 from .end_rows import _start_row, _with_row, end_row
-from .hub import model_card
+from .hub import model_card, needed_transformers
 from .model_files import STAND_IN_NOTICE
 from .models import _without_paths, best_device, load_model, load_tokenizer, resolve_model
 from .moved import moved
@@ -196,6 +196,7 @@ def save_model(model, tok, base, out, cfg, losses, info:dict):
         tok.save_pretrained(tmp)
         if src.stand_in: (tmp/"STAND_IN").write_text(STAND_IN_NOTICE + "\n", encoding="utf-8")
         write_json(tmp/"training.json", dict(losses=losses, **info))
+        info = dict(info, transformers=needed_transformers(tmp))
         (tmp/"README.md").write_text(model_card(src, cfg, losses, info), encoding="utf-8")
 
 # %% ../nbs/core/training.ipynb #add06372

@@ -7,7 +7,7 @@ import pytest
 
 from selfalign.config import TrainConfig
 from selfalign.generation import Sampling, ScriptedEngine
-from selfalign.hub import _findings, chance_of_rise, model_card, reply_losses
+from selfalign.hub import _findings, chance_of_rise, model_card, needed_transformers, reply_losses
 from selfalign.models import _without_paths, public_name, resolve_model
 from selfalign.runs import Run
 
@@ -102,3 +102,18 @@ def test_both_engines_weigh_ngrams_alike_after_a_gap():
     late, whole = NGrams({2: 1.0}), NGrams({2: 1.0})
     for done in ([7, 8, -1, -1], [7, 8, 7, -1], [7, 8, 7, 9, 7]): seen = sorted(late.hits(done))
     assert seen == sorted(whole.hits([7, 8, 7, 9, 7])) == [(8, 1.0), (9, 1.0)]
+
+
+# ---- which version loads what was saved
+
+@pytest.mark.parametrize("kind, template, words", [
+    ("TokenizersBackend", True, "5.0 or newer, as its tokenizer is a `TokenizersBackend`"),
+    ("SentencePieceBackend", False, "5.0 or newer"), ("LlamaTokenizerFast", True, "pass over `chat_template.jinja`"),
+    ("LlamaTokenizerFast", False, "saved by"), (None, False, "saved by")])
+def test_a_card_says_which_transformers_loads_the_model(tmp_path, kind, template, words):
+    if kind: (tmp_path / "tokenizer_config.json").write_text(json.dumps(dict(tokenizer_class=kind)))
+    if template: (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
+    told = needed_transformers(tmp_path)
+    assert words in told and ("5.0" in told) == bool(kind and "Backend" in kind) and ("jinja" in words or "jinja" not in told)
+    card = model_card(resolve_model("o/n"), TrainConfig(), [dict(loss=1.0)], dict(transformers=told))
+    assert f"| transformers | {told} |" in card
