@@ -1702,6 +1702,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'selfalign.sft.control_prompt': ('sft.html#control_prompt', 'selfalign/sft.py'),
                                'selfalign.sft.engrave': ('sft.html#engrave', 'selfalign/sft.py'),
                                'selfalign.sft.engrave_control': ('sft.html#engrave_control', 'selfalign/sft.py'),
+                               'selfalign.sft.seed_rows': ('sft.html#seed_rows', 'selfalign/sft.py'),
                                'selfalign.sft.shorten': ('sft.html#shorten', 'selfalign/sft.py'),
                                'selfalign.sft.split_held_out': ('sft.html#split_held_out', 'selfalign/sft.py'),
                                'selfalign.sft.teacher_engine': ('sft.html#teacher_engine', 'selfalign/sft.py'),

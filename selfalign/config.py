@@ -166,8 +166,13 @@ class TrainConfig(Settings):
     objective: Literal["labels", "distil"] = "labels"
     # of the vocabulary, kept of the teacher's distribution at each token
     distil_top: Annotated[int, Ge(1)] = 64
+    # with distil: the teacher reads the seed tasks' answers too; what it would say there is learnt, not their words
+    seed_texts: bool = False
 
     def __post_init__(self):
+        if self.seed_texts and self.objective != "distil":
+            raise InputError("seed_texts is true and objective is labels, which would train on the seeds' own words; "
+                             "set objective to distil, or leave seed_texts out")
         if self.lora_r and not self.lora_targets: raise InputError(f"{self.group}lora_targets is (); give {_MODULES}")
         if self.objective == "distil" and self.packing:
             raise InputError("packing is true and objective is distil, which asks for a row in a sequence of its own; "

@@ -76,6 +76,20 @@ def test_settings():
     assert _recipe(TrainConfig(objective="distil"))["objective"] == "distil"
     with pytest.raises(InputError, match="packing"): TrainConfig(objective="distil", packing=True)
     with pytest.raises(InputError, match="objective"): TrainConfig(objective="kl")
+    with pytest.raises(InputError, match="seeds' own words"): TrainConfig(seed_texts=True)
+
+def test_the_teacher_reads_seed_texts_only_where_asked(monkeypatch, tmp_path):
+    "Seed tasks are contexts of the teacher: with the switch they follow the rows, without it none is seen."
+    import selfalign.sft as sft
+    seen = []
+    def teach(rows, encoded, teacher, k): seen.append([r["id"] for r in rows]); raise KeyboardInterrupt
+    monkeypatch.setattr(sft, "with_targets", teach)
+    row = dict(id="mine", instruction="Name a river.", input="", answer="The Vistula.", ended=True)
+    for more in (False, True):
+        cfg = TrainConfig(objective="distil", seed_texts=more)
+        with pytest.raises(KeyboardInterrupt): sft.train_model([row], "embedded", tmp_path/"o", tmp_path/"w", cfg)
+    assert seen[0] == ["mine"] and seen[1][0] == "mine" and len(seen[1]) > 100
+    assert {"seed_task_0"} <= set(seen[1])
 
 def test_context_is_checked_before_the_first_pass(encoded):
     tok, _, rows = encoded
