@@ -437,7 +437,8 @@ def main():
     made = dict(command=shlex.join(["python", "benchmarks/reliability.py", *sys.argv[1:]]), commit=git_commit(ROOT),
         hardware=hardware(), versions=versions(("selfalign", "torch", "transformers", "trl", "peft")))
     parts = dict(soak=lambda: soak(a.kills, a.minutes, a.seed, keep),
-        fuzz=lambda: fuzz(a.inputs, a.seed, keep, a.processes), load=lambda: load(a.rows), report=lambda: report(a.rows))
+        fuzz=lambda: fuzz(a.inputs, a.seed, keep, a.processes), load=lambda: load(a.rows),
+        report=lambda: report(a.rows))
     got = parts[a.part]()
     keep(got)
     print(json.dumps({k: v for k, v in got.items() if k != "readers"}, indent=1))

@@ -35,7 +35,8 @@ def data_path(name,       # a file of ours, such as "annotations/principles.yaml
               folder=None # a folder whose files go before ours
              )->Path: # an existing file; `InputError` if there is none
     "A file of ours: the one in `folder` (with or without its subfolder), else the package's, never one of the working folder. Any other path: as given, else in `folder`."
-    if folder and not Path(folder).expanduser().is_dir(): raise InputError(f"{folder}: no such folder; give the folder that holds your annotation files")
+    if folder and not Path(folder).expanduser().is_dir():
+        raise InputError(f"{folder}: no such folder; give the folder that holds your annotation files")
     p, ours = Path(name).expanduser(), is_ours(name)
     own = [Path(folder).expanduser()/p, Path(folder).expanduser()/p.name] if folder else []
     places = [*own, data_dir()/p] if ours else [p, *own]
@@ -47,7 +48,8 @@ def data_path(name,       # a file of ours, such as "annotations/principles.yaml
 # %% ../nbs/core/annotations.ipynb #c7a23c84
 def _texts(folder): # files of a folder that could be meant for ours
     places = [Path(folder).expanduser()/d for d in ("", "annotations", "prompts")]
-    return [f for d in places if d.is_dir() for f in sorted(d.iterdir()) if f.is_file() and f.suffix.lower() in _SUFFIXES]
+    return [f for d in places if d.is_dir()
+        for f in sorted(d.iterdir()) if f.is_file() and f.suffix.lower() in _SUFFIXES]
 
 _SUFFIXES = {".yaml": ".yaml", ".yml": ".yaml", ".txt": ".txt", ".jsonl": ".jsonl", ".json": ".jsonl"}
 
@@ -76,7 +78,8 @@ def own_files(folder, # of annotation files, or None
     own = {n: p for n, p in paths.items() if data_dir() not in p.parents}
     if folder and not any(Path(folder).expanduser() in p.parents for p in own.values()):
         there = ", ".join(f.name for f in _texts(folder)[:5]) or "no text files"
-        raise InputError(f"{folder}: nothing in this folder is read; it holds {there}, and what is looked for are {', '.join(Path(n).name for n in names)}")
+        raise InputError(f"{folder}: nothing in this folder is read; it holds {there}, "
+            f"and what is looked for are {', '.join(Path(n).name for n in names)}")
     return own
 
 # %% ../nbs/core/annotations.ipynb #f61dd9b7
@@ -84,7 +87,8 @@ def unread_files(folder, names # see `own_files`
                 )->list: # of (file, name of ours that it resembles)
     "Files of a folder that look as if they were meant for the run, and are not read."
     if not folder: return []
-    used, ours = {p.resolve() for p in own_files(folder, names).values()}, {_spelled(Path(n)): Path(n).name for n in names}
+    used = {p.resolve() for p in own_files(folder, names).values()}
+    ours = {_spelled(Path(n)): Path(n).name for n in names}
     like = {f: get_close_matches(_spelled(f), ours, 1, 0.8) for f in _texts(folder) if f.resolve() not in used}
     known = {p.name for d in ("annotations", "prompts") for p in (data_dir()/d).iterdir()}
     return [(f, ours[m[0]] if m else f.name) for f, m in like.items() if m or f.name in known]
@@ -103,7 +107,8 @@ def read_yaml(path # a YAML file
     except (yaml.YAMLError, ValueError, RecursionError) as e:
         mark = getattr(e, "problem_mark", None)
         line = f":{mark.line+1}" if mark else ""
-        raise InputError(f"{path}{line}: not valid YAML ({getattr(e, 'problem', None) or type(e).__name__}); mend that line") from None
+        raise InputError(f"{path}{line}: not valid YAML ({getattr(e, 'problem', None) or type(e).__name__}); "
+            f"mend that line") from None
 
 def load_template(name,       # such as "principles" for prompts/principles.txt
                   folder=None # see `data_path`
@@ -140,10 +145,13 @@ class Exemplar:
 
 def _entries(path, keys, what):
     rows = read_yaml(path)
-    if not isinstance(rows, list) or not rows: raise InputError(f"{path}: expected a list of {what}; see data/annotations for the format")
+    if not isinstance(rows, list) or not rows:
+        raise InputError(f"{path}: expected a list of {what}; see data/annotations for the format")
     for i, r in enumerate(rows, 1):
         missing = [k for k in keys if not isinstance(r, dict) or r.get(k) in (None, "", [])]
-        if missing: raise InputError(f"{path}: entry {i} has no {', '.join(missing)}; every one of the {what} needs {', '.join(keys)}")
+        if missing:
+            raise InputError(
+                f"{path}: entry {i} has no {', '.join(missing)}; every one of the {what} needs {', '.join(keys)}")
     return rows
 
 # %% ../nbs/core/annotations.ipynb #a79f1890
@@ -156,7 +164,8 @@ def load_principles(paths="annotations/principles.yaml", # one file or several, 
         p = data_path(path, folder)
         for i, r in enumerate(_entries(p, ("number", "name", "text"), "principles"), 1):
             n = r["number"]
-            if isinstance(n, bool) or not isinstance(n, int) or n < 1: raise InputError(f"{p}: entry {i}: number is {n!r}; give a whole number from 1")
+            if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+                raise InputError(f"{p}: entry {i}: number is {n!r}; give a whole number from 1")
             if n in out: raise InputError(f"{p}: principle {n} occurs twice; number each once")
             out[n] = Principle(n, str(r["name"]).strip().lower(), " ".join(str(r["text"]).split()))
     names = Counter(p.name for p in out.values())
@@ -172,11 +181,16 @@ def load_exemplars(paths="annotations/exemplars.yaml", # one file or several, jo
     for path in _many(paths):
         p = data_path(path, folder)
         for i, e in enumerate(_entries(p, ("turns",), "exemplars"), 1):
-            if not isinstance(e["turns"], list): raise InputError(f"{p}: exemplar {i}: turns is {type(e['turns']).__name__}; give a list")
+            if not isinstance(e["turns"], list):
+                raise InputError(f"{p}: exemplar {i}: turns is {type(e['turns']).__name__}; give a list")
             for t in e["turns"]:
-                bad = [k for k in ("user", "thoughts", "answer") if not isinstance(t, dict) or not isinstance(t.get(k), str) or not t[k].strip()]
-                if bad: raise InputError(f"{p}: exemplar {i}: a turn has no {', '.join(bad)}; every turn needs user, thoughts and answer as text")
-            out.append(Exemplar(tuple(Turn(*(t[k].strip() for k in ("user", "thoughts", "answer"))) for t in e["turns"]), f"{p}: exemplar {i}"))
+                bad = [k for k in ("user", "thoughts", "answer")
+                    if not isinstance(t, dict) or not isinstance(t.get(k), str) or not t[k].strip()]
+                if bad:
+                    raise InputError(f"{p}: exemplar {i}: a turn has no {', '.join(bad)}; every turn needs user, "
+                        f"thoughts and answer as text")
+            out.append(Exemplar(tuple(Turn(*(t[k].strip() for k in ("user", "thoughts", "answer")))
+                for t in e["turns"]), f"{p}: exemplar {i}"))
     return out
 
 # %% ../nbs/core/annotations.ipynb #65698e13
@@ -204,11 +218,14 @@ def load_seed_tasks(path="annotations/seed_tasks.jsonl", # one object a line: in
         text = str(r.get("instruction") or "").strip()
         if not text: raise InputError(f"{p}:{n}: empty instruction; write one or remove the line")
         one = r.get("instances")[0] if isinstance(r.get("instances"), list) and r["instances"] else r
-        if not isinstance(one, dict): raise InputError(f"{p}:{n}: instances holds {type(one).__name__}; give objects with input and output")
-        task = SeedTask(str(r.get("id", f"seed_task_{n-1}")), text, str(one.get("input") or "").strip(), str(one.get("output") or "").strip())
+        if not isinstance(one, dict):
+            raise InputError(f"{p}:{n}: instances holds {type(one).__name__}; give objects with input and output")
+        task = SeedTask(str(r.get("id", f"seed_task_{n-1}")), text, str(one.get("input") or "").strip(),
+            str(one.get("output") or "").strip())
         key = (task.instruction.casefold(), task.input.casefold())
         if key in seen: raise InputError(f"{p}:{n}: the same task as line {seen[key]}; remove one of them")
-        seen[key] = n; out.append(task)
+        seen[key] = n
+        out.append(task)
     if not out: raise InputError(f"{p}: no seed task; give at least one")
     return out
 
@@ -221,9 +238,12 @@ def load_seed_questions(path="annotations/seed_questions.jsonl", # one object a 
         q = SeedQuestion(*(str(next((r[k] for k in keys if r.get(k)), "")).strip() for keys in
                            (("type", "instruction_type", "question_type"), ("topic",), ("question", "instruction"))))
         for key in ("type", "topic", "question"):
-            if not getattr(q, key): raise InputError(f"{p}:{n}: no {key}; every question type needs a type, a topic and a question")
-        if q.question.casefold() in seen: raise InputError(f"{p}:{n}: the same question as line {seen[q.question.casefold()]}; remove one of them")
-        seen[q.question.casefold()] = n; out.append(q)
+            if not getattr(q, key):
+                raise InputError(f"{p}:{n}: no {key}; every question type needs a type, a topic and a question")
+        if q.question.casefold() in seen:
+            raise InputError(f"{p}:{n}: the same question as line {seen[q.question.casefold()]}; remove one of them")
+        seen[q.question.casefold()] = n
+        out.append(q)
     if not out: raise InputError(f"{p}: no seed question; give at least one")
     return out
 
@@ -240,7 +260,8 @@ def load_identity(name="Aster",                          # the product's name
     p = data_path(path, folder)
     d = read_yaml(p)
     for k in ("questions", "answers"):
-        if not isinstance(d, dict) or not isinstance(d.get(k), list) or not d[k]: raise InputError(f"{p}: no {k}; give a list of lines")
+        if not isinstance(d, dict) or not isinstance(d.get(k), list) or not d[k]:
+            raise InputError(f"{p}: no {k}; give a list of lines")
     return [dict(id=content_id("identity", q, a), instruction=fill(q, name=name), input="", answer=fill(a, name=name))
             for q in d["questions"] for a in d["answers"]]
 
@@ -251,7 +272,9 @@ def load_preset(name # a preset's name, or the path of a YAML file of your own
                )->dict: # nested settings, as in the file
     "Read a preset; `InputError` names those that exist."
     p = Path(name) if str(name).endswith((".yaml", ".yml")) else data_dir()/"presets"/f"{name}.yaml"
-    if not p.is_file(): raise InputError(f"{name}: no such preset; choose one of {', '.join(preset_names())}, or give the path of a YAML file")
+    if not p.is_file():
+        raise InputError(
+            f"{name}: no such preset; choose one of {', '.join(preset_names())}, or give the path of a YAML file")
     d = read_yaml(p)
     if not isinstance(d, dict): raise InputError(f"{p}: expected settings, got {type(d).__name__}; see data/presets")
     return d
@@ -269,17 +292,21 @@ def annotation_budget(preset="demo", # a preset's name or path: it decides which
     rows = [("annotations/seed_tasks.jsonl", "seed tasks", len(load_seed_tasks(folder=folder))),
             ("annotations/seed_questions.jsonl", "seed questions", len(load_seed_questions(folder=folder)))]
     whole = [f for f in pr if f.endswith(".txt")] # a prompt as one text has its own header and exemplars
-    rows += [(f, "principles and exemplars", _count(read_text(data_path(f, folder)))) if f in whole else (f, "principles", len(load_principles(f, folder))) for f in pr]
-    rows += [] if whole else [(f, "exemplars", sum(_count(x) for e in load_exemplars(f, folder) for t in e.turns for x in (t.user, t.thoughts, t.answer))) for f in ex]
+    rows += [(f, "principles and exemplars", _count(read_text(data_path(f, folder)))) if f in whole
+        else (f, "principles", len(load_principles(f, folder))) for f in pr]
+    rows += [] if whole else [(f, "exemplars", sum(_count(x) for e in load_exemplars(f, folder) for t in e.turns
+        for x in (t.user, t.thoughts, t.answer))) for f in ex]
     load_identity(folder=folder) # checks it
     idy = read_yaml(data_path("annotations/identity.yaml", folder))
-    rows += [("annotations/identity.yaml", "identity", sum(_count(x) for k in ("questions", "answers") for x in idy[k]))]
+    rows += [("annotations/identity.yaml", "identity",
+        sum(_count(x) for k in ("questions", "answers") for x in idy[k]))]
     prompts = sorted((data_dir()/"prompts").glob("*.txt"))
     judged = lambda p: p.stem.startswith(("judge", "eval"))
     if whole: prompts = [p for p in prompts if p.stem != "principles"]
     rows += [(f"prompts/{p.name}", "template", _count(load_template(p.stem, folder))) for p in prompts if not judged(p)]
     out = [dict(file=f, kind=k, lines=n, counts=True) for f, k, n in rows]
-    return out + [dict(file=f"prompts/{p.name}", kind="evaluation", lines=_count(read_text(p)), counts=False) for p in prompts if judged(p)]
+    return out + [dict(file=f"prompts/{p.name}", kind="evaluation", lines=_count(read_text(p)), counts=False)
+        for p in prompts if judged(p)]
 
 def budget_total(rows)->int:
     "Lines that count."
@@ -298,4 +325,5 @@ def example_rows(name,      # such as "prompts" for prompts.jsonl
                 )->list: # dicts
     "Rows of the newest run, else those in `data/samples`."
     run = example_run(start)
-    return [r for _, r in iter_jsonl(run/f"{name}.jsonl" if run and (run/f"{name}.jsonl").exists() else data_path(f"samples/{name}.jsonl"))]
+    return [r for _, r in iter_jsonl(run/f"{name}.jsonl" if run and (run/f"{name}.jsonl").exists()
+        else data_path(f"samples/{name}.jsonl"))]

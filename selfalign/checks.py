@@ -14,14 +14,17 @@ class InputError(Exception):
     "A user's mistake in one line: the file, the line, the value, the remedy. The command line prints it and exits with 1."
 
 # %% ../nbs/core/checks.ipynb #38946552
-_LIKE = {"…": "...", "–": "-", "—": "-", "−": "-", "·": "-", "•": "*", "→": "->", "←": "<-", "×": "x", "±": "+-", "≤": "<=", "≥": ">=", "≠": "!=", "“": '"', "”": '"', "„": '"', "‘": "'", "’": "'", "\u00a0": " ", "\u2009": " ", "\u202f": " ", "✓": "ok", "█": "#"}
+_LIKE = {"…": "...", "–": "-", "—": "-", "−": "-", "·": "-", "•": "*", "→": "->", "←": "<-", "×": "x", "±": "+-",
+    "≤": "<=", "≥": ">=", "≠": "!=", "“": '"', "”": '"', "„": '"', "‘": "'", "’": "'", "\u00a0": " ", "\u2009": " ",
+    "\u202f": " ", "✓": "ok", "█": "#"}
 
 def plain_sign(text:str)->str:
     "Each sign as ASCII: the one that looks most like it, a letter without its accent, or a question mark."
     bare = lambda c: "".join(x for x in unicodedata.normalize("NFKD", c) if x.isascii())
     return "".join(c if c.isascii() else _LIKE.get(c) or bare(c) or "?" for c in text)
 
-codecs.register_error("selfalign", lambda e: (plain_sign(e.object[e.start:e.end]), e.end) if isinstance(e, UnicodeEncodeError) else codecs.replace_errors(e))
+codecs.register_error("selfalign", lambda e: (plain_sign(e.object[e.start:e.end]), e.end)
+    if isinstance(e, UnicodeEncodeError) else codecs.replace_errors(e))
 
 def safe_console():
     "Let no output of this process end in an encoding error."
@@ -39,18 +42,23 @@ def check_settings(cfg,    # settings; a `group` of its class, such as "engrave.
                   ):
     "`InputError` names the first setting whose value cannot be right, the value, and what is accepted."
     for name, (ok, words) in rules.items():
-        if not ok(v := getattr(cfg, name)): raise InputError(f"{getattr(cfg, 'group', '')}{name} is {v!r}; give {words}")
+        if not ok(v := getattr(cfg, name)):
+            raise InputError(f"{getattr(cfg, 'group', '')}{name} is {v!r}; give {words}")
 
 def number(low=None, high=None,   # bounds that are accepted
            above=None, below=None, # bounds that are not
            whole=False
           )->tuple: # a rule of `check_settings`
     "A finite number within bounds."
-    def ok(v): return (isinstance(v, int if whole else (int, float)) and not isinstance(v, bool) and -math.inf < v < math.inf
-                       and (low is None or v >= low) and (high is None or v <= high) and (above is None or v > above) and (below is None or v < below))
+    def ok(v): return (isinstance(v, int if whole else (int, float)) and not isinstance(v, bool)
+                       and -math.inf < v < math.inf
+                       and (low is None or v >= low) and (high is None or v <= high) and (above is None or v > above)
+                       and (below is None or v < below))
     more = ", at most" if above is not None else " to"
-    start = f" above {above}" if above is not None else "" if low is None else f", {low} or more" if high is None and below is None else f" from {low}"
-    return ok, f"a {'whole ' if whole else ''}number{start}" + (f"{more} {high}" if high is not None else f"{more} below {below}" if below is not None else "")
+    start = (f" above {above}" if above is not None else "" if low is None else f", {low} or more"
+        if high is None and below is None else f" from {low}")
+    return (ok, f"a {'whole ' if whole else ''}number{start}"
+        + (f"{more} {high}" if high is not None else f"{more} below {below}" if below is not None else ""))
 
 def whole_number(low, high=None)->tuple:
     "A whole number within bounds."
@@ -86,5 +94,8 @@ def plain_value(x): # for JSON
 class StepFailed(Exception):
     "A step's own process has ended: with an error, which it has told, or by a signal, which is told here."
     def __init__(self, step, code):
-        super().__init__(f"stage {step} ended with exit code {code}" if code >= 0 else f"stage {step} was ended by {signal.Signals(-code).name}" + ("; if memory ran out, lower --batch-size or the micro_batch of the training" if code == -9 else "") + "; the same command goes on from here")
+        super().__init__(f"stage {step} ended with exit code {code}" if code >= 0
+            else f"stage {step} was ended by {signal.Signals(-code).name}"
+            + ("; if memory ran out, lower --batch-size or the micro_batch of the training" if code == -9 else "")
+            + "; the same command goes on from here")
         self.code = code

@@ -37,7 +37,8 @@ def as_alpaca(row, system=None)->dict:
     out = dict(instruction=row["instruction"], input=row.get("input") or "", output=row["answer"])
     return dict(out, system=system) if system else out
 
-FORMS = {"messages": as_messages, "sharegpt": as_sharegpt, "alpaca": as_alpaca, "prompt-completion": as_prompt_completion}
+FORMS = {"messages": as_messages, "sharegpt": as_sharegpt, "alpaca": as_alpaca,
+    "prompt-completion": as_prompt_completion}
 
 # %% ../nbs/core/export.ipynb #a301798b
 def export_rows(run, # a run's folder
@@ -49,12 +50,16 @@ def export_rows(run, # a run's folder
     "Write a run's rows for another trainer, and a card beside them; `InputError` where there are none, or the form is unknown."
     run, out = Path(run).expanduser(), Path(out).expanduser()
     if form not in FORMS: raise InputError(f"--as {form}: no such form; give one of {', '.join(FORMS)}")
-    if out.suffix not in _WRITERS: raise InputError(f"{out}: ends in {out.suffix or 'nothing'}; give a name that ends in .jsonl or .parquet")
-    if not (run/f"{source}.jsonl").exists(): raise InputError(f"{run/source}.jsonl: no such file; finish the stage that writes it, or choose --source responses or verbose")
+    if out.suffix not in _WRITERS:
+        raise InputError(f"{out}: ends in {out.suffix or 'nothing'}; give a name that ends in .jsonl or .parquet")
+    if not (run/f"{source}.jsonl").exists():
+        raise InputError(f"{run/source}.jsonl: no such file; finish the stage that writes it, "
+            f"or choose --source responses or verbose")
     rows = (FORMS[form](r, system) for _, r in iter_jsonl(run/f"{source}.jsonl"))
     out.parent.mkdir(parents=True, exist_ok=True)
     n = _WRITERS[out.suffix](out, rows)
-    with atomic_path(card := out.with_suffix(".md")) as tmp: tmp.write_text(_card(run, out.name, form, source, n), encoding="utf-8")
+    with atomic_path(card := out.with_suffix(".md")) as tmp:
+        tmp.write_text(_card(run, out.name, form, source, n), encoding="utf-8")
     return n
 
 def _card(run, name, form, source, n):
@@ -80,7 +85,9 @@ def _groups(rows, size):
     group = []
     for r in rows:
         group.append(r)
-        if len(group) == size: yield group; group = []
+        if len(group) == size:
+            yield group
+            group = []
     if group: yield group
 
 _WRITERS = {".jsonl": write_jsonl, ".parquet": _parquet}

@@ -31,7 +31,8 @@ def outline(spec # as for `resolve_model`
     config, tok = check_kind(src), load_tokenizer(src)
     with _loading(src):
         if Path(src.path).is_dir() and not getattr(config, "quantization_config", None):
-            model, found = AutoModelForCausalLM.from_pretrained(src.path, dtype="auto", device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True)
+            model, found = AutoModelForCausalLM.from_pretrained(src.path, dtype="auto", device_map="meta",
+                output_loading_info=True, ignore_mismatched_sizes=True)
             check_tensors(found, src.name)
         else:
             with torch.device("meta"): model = AutoModelForCausalLM.from_config(config)
@@ -50,15 +51,19 @@ def check_trainable(model, tok, name, # as `outline` gives them; the model's nam
                     **trainings       # settings' group, such as engrave → `TrainConfig`
                    ):
     "`InputError` where a model cannot be trained under these settings: a multimodal one, no end of turn, LoRA targets that it lacks, an objective that it cannot take."
-    parts = [k for k in ("vision_config", "audio_config", "speech_config", "image_config", "video_config") if getattr(model.config, k, None) is not None]
-    if parts: raise InputError(f"{name}: a multimodal checkpoint ({', '.join(parts)} in its config.json); its fine-tune would lose what is not text, so give the text-only model of the family, or save its language model alone")
+    parts = [k for k in ("vision_config", "audio_config", "speech_config", "image_config", "video_config")
+        if getattr(model.config, k, None) is not None]
+    if parts:
+        raise InputError(f"{name}: a multimodal checkpoint ({', '.join(parts)} in its config.json); its fine-tune "
+            f"would lose what is not text, so give the text-only model of the family, or save its language model alone")
     check_template(tok)
     for group, cfg in trainings.items():
         try:
             if cfg.lora_r: lora_targets(model, cfg.lora_targets)
         except InputError as e: raise InputError(f"{group}.lora_targets: {e}") from None
         if cfg.objective == "distil" and "logits_to_keep" not in inspect.signature(model.forward).parameters:
-            raise InputError(f"{group}.objective is distil, by which {type(model).__name__} cannot be trained; use labels")
+            raise InputError(
+                f"{group}.objective is distil, by which {type(model).__name__} cannot be trained; use labels")
 
 # %% ../nbs/core/gate.ipynb #63cb6704
 def check_processes(group, cfg):
@@ -69,24 +74,35 @@ def check_processes(group, cfg):
     file = accelerate_file(cfg.accelerate_config)
     d = read_yaml(file)
     n = d.get("num_processes") if isinstance(d, dict) else None
-    if not isinstance(n, int) or n < 1: raise InputError(f"{file}: num_processes is {n!r}; give the number of processes, as `accelerate config` writes it")
-    if cfg.global_batch % n: raise InputError(f"{group}.global_batch is {cfg.global_batch}, which the {n} processes of {file} cannot share; give a multiple of {n}")
-    if d.get("distributed_type") == "DEEPSPEED" and not importlib.util.find_spec("deepspeed"): raise InputError(f"{file} asks for DeepSpeed, which is not installed; pip install deepspeed, or set {group}.accelerate_config to fsdp")
+    if not isinstance(n, int) or n < 1:
+        raise InputError(
+            f"{file}: num_processes is {n!r}; give the number of processes, as `accelerate config` writes it")
+    if cfg.global_batch % n:
+        raise InputError(f"{group}.global_batch is {cfg.global_batch}, which the {n} processes of {file} cannot share; "
+            f"give a multiple of {n}")
+    if d.get("distributed_type") == "DEEPSPEED" and not importlib.util.find_spec("deepspeed"):
+        raise InputError(f"{file} asks for DeepSpeed, which is not installed; pip install deepspeed, "
+            f"or set {group}.accelerate_config to fsdp")
 
 def check_four_bits(group, cfg):
     "`InputError` where four bits are asked for and this machine has no GPU, or no bitsandbytes."
     if not cfg.load_in_4bit: return
-    if best_device() != "cuda": raise InputError(f"{group}.load_in_4bit needs a GPU, and there is none here; set it to false, or train on another machine")
-    if not importlib.util.find_spec("bitsandbytes"): raise InputError(f"{group}.load_in_4bit needs bitsandbytes; pip install bitsandbytes, or set it to false")
+    if best_device() != "cuda":
+        raise InputError(
+            f"{group}.load_in_4bit needs a GPU, and there is none here; set it to false, or train on another machine")
+    if not importlib.util.find_spec("bitsandbytes"):
+        raise InputError(f"{group}.load_in_4bit needs bitsandbytes; pip install bitsandbytes, or set it to false")
 
 def check_room(folder, model, trainings): # where the models go, the base model, how each is trained
     "`InputError` where the disk has no room for the models that are to be made."
     size = sum(p.numel()*p.element_size() for p in model.parameters())
-    work = [0 if cfg.lora_r else 2 * 12 * model.num_parameters() for cfg in trainings] # two checkpoints in float32, with Adam's two moments
+    # two checkpoints in float32, with Adam's two moments
+    work = [0 if cfg.lora_r else 2 * 12 * model.num_parameters() for cfg in trainings]
     need = size*len(trainings) + max(work, default=0)
     place = next(p for p in (Path(folder).absolute(), *Path(folder).absolute().parents) if p.exists())
     if (free := shutil.disk_usage(place).free) < need:
-        raise InputError(f"{place}: {free/1e9:.1f} GB free, and the models to come take {need/1e9:.1f} GB; make room or choose another folder")
+        raise InputError(f"{place}: {free/1e9:.1f} GB free, and the models to come take {need/1e9:.1f} GB; "
+            f"make room or choose another folder")
 
 # %% ../nbs/core/gate.ipynb #0a8fb14e
 def check_sets(names):
@@ -97,13 +113,16 @@ def check_sets(names):
 
 def check_packages(*names):
     "`InputError` for a package that a later step imports and that is not installed."
-    if missing := [n for n in names if not importlib.util.find_spec(n)]: raise InputError(f"the report needs {', '.join(missing)}; pip install {' '.join(missing)}")
+    if missing := [n for n in names if not importlib.util.find_spec(n)]:
+        raise InputError(f"the report needs {', '.join(missing)}; pip install {' '.join(missing)}")
 
 def check_principles(respond, folder, model, tok, room=None): # settings of stage 2; room: the engine's own limit
     "`InputError` where the model's context does not hold the principles, a query and an answer."
     prompts, limits = Prompts(tok), [n for n in (_positions(model.config.get_text_config(decoder=True)), room) if n]
     count = lambda text: len(prompts.encode(text))
-    if limits: check_context(load_principle_set(respond, folder), SimpleNamespace(count_tokens=count, max_context=min(limits)), respond.max_new_tokens)
+    if limits:
+        check_context(load_principle_set(respond, folder), SimpleNamespace(count_tokens=count, max_context=min(limits)),
+            respond.max_new_tokens)
 
 # %% ../nbs/core/gate.ipynb #8f74c5a8
 TRAINING = {"engrave", "clone"}
@@ -116,7 +135,8 @@ def check_before(cfg,     # a `RunConfig`
                  served=False # does a server generate?
                 ):
     "`InputError` for the first thing that would stop one of the open steps."
-    trainings = {g: c for step, g, c in (("engrave", "engrave", cfg.engrave), ("clone", "clone.train", cfg.clone.train)) if step in todo}
+    trainings = {g: c for step, g, c in (("engrave", "engrave", cfg.engrave), ("clone", "clone.train", cfg.clone.train))
+        if step in todo}
     now = {g: c for g, c in trainings.items() if g.split(".")[0] in steps}
     for group, c in trainings.items(): check_processes(group, c)
     for group, c in now.items(): check_four_bits(group, c)
@@ -124,8 +144,10 @@ def check_before(cfg,     # a `RunConfig`
     if base and (set(todo) - {"report", "verbose"}) and (not served or now or at_hand(base)):
         model, tok = outline(base)
         if trainings: check_trainable(model, tok, base, **trainings)
-        if "respond" in todo and not served: check_principles(cfg.respond, cfg.annotations, model, tok, _engine_room(cfg))
-        if out and now: check_room(out, model, [*now.values(), *([cfg.engrave] if cfg.control and "engrave" in now else [])])
+        if "respond" in todo and not served:
+            check_principles(cfg.respond, cfg.annotations, model, tok, _engine_room(cfg))
+        if out and now:
+            check_room(out, model, [*now.values(), *([cfg.engrave] if cfg.control and "engrave" in now else [])])
     if "evaluate" in todo: check_sets(cfg.evaluate.sets)
 
 def _engine_room(cfg): # the context that the engine's options allow, None for the model's own

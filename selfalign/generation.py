@@ -28,7 +28,8 @@ class Sampling:
     seed: int = 0                  # rows get seeds of their own from it
     ban_eos: bool = False          # never end by the end token
     banned_first: tuple = ()       # texts whose first token may not come first
-    ngram_penalty: dict = field(default_factory=dict) # {n: taken off the logit of a token that would repeat an n-gram of this completion}, n from 1 to 4
+    # {n: taken off the logit of a token that would repeat an n-gram of this completion}, n from 1 to 4
+    ngram_penalty: dict = field(default_factory=dict)
     word_start_only: bool = False  # the penalty touches only tokens that begin a word
     min_new_tokens: int = 0        # no end token before so many tokens
 
@@ -38,10 +39,13 @@ class Sampling:
         for name in ("stop", "banned_first"):
             v = getattr(self, name)
             object.__setattr__(self, name, () if v is None else (v,) if isinstance(v, str) else tuple(v))
-        texts, pen = lambda xs: all(isinstance(x, str) and x for x in xs), lambda p: isinstance(p, dict) and all(n in (1, 2, 3, 4) and number()[0](v) for n, v in p.items())
-        check_settings(self, max_new_tokens=whole_number(1), temperature=number(0), top_p=number(above=0, high=1), top_k=whole_number(0), seed=number(whole=True),
-                       stop=(texts, "texts that are not empty (an empty one would end every completion at once)"), banned_first=(texts, "texts that are not empty"),
-                       ngram_penalty=(pen, "a dict from n-gram size (1 to 4) to a number"), min_new_tokens=whole_number(0, self.max_new_tokens))
+        texts = lambda xs: all(isinstance(x, str) and x for x in xs)
+        pen = lambda p: isinstance(p, dict) and all(n in (1, 2, 3, 4) and number()[0](v) for n, v in p.items())
+        check_settings(self, max_new_tokens=whole_number(1), temperature=number(0),
+            top_p=number(above=0, high=1), top_k=whole_number(0), seed=number(whole=True),
+            stop=(texts, "texts that are not empty (an empty one would end every completion at once)"),
+            banned_first=(texts, "texts that are not empty"), ngram_penalty=(pen,
+            "a dict from n-gram size (1 to 4) to a number"), min_new_tokens=whole_number(0, self.max_new_tokens))
 
 @dataclass
 class Completion:
@@ -81,21 +85,28 @@ def row_seeds(seed:int, # of the whole call
     "Seeds for the rows of one call."
     return [mix(seed, i) for i in range(n)]
 
-def _error(row, msg, n_prompt=0, n_tokens=0): return Completion("", n_tokens, "error", n_prompt, error=f"row {row}: {msg}")
+def _error(row, msg, n_prompt=0, n_tokens=0):
+    return Completion("", n_tokens, "error", n_prompt, error=f"row {row}: {msg}")
 
 def as_prompts(prompts)->list: # texts, message lists and token-id lists
     "The prompts of one call; `InputError` for one prompt alone."
-    prompts = [p.tolist() if hasattr(p, "tolist") else p for p in as_list(prompts, "prompts", 'prompts, such as ["Hello"]')]
-    if prompts and all(isinstance(p, dict) for p in prompts): raise InputError("prompts is one conversation; give a list of them: [messages]")
-    if prompts and all(isinstance(p, int) for p in prompts): raise InputError("prompts is one list of token ids; give a list of them: [ids]")
+    prompts = [p.tolist() if hasattr(p, "tolist") else p
+        for p in as_list(prompts, "prompts", 'prompts, such as ["Hello"]')]
+    if prompts and all(isinstance(p, dict) for p in prompts):
+        raise InputError("prompts is one conversation; give a list of them: [messages]")
+    if prompts and all(isinstance(p, int) for p in prompts):
+        raise InputError("prompts is one list of token ids; give a list of them: [ids]")
     return prompts
 
 def as_pairs(prompts, continuations)->tuple: # (prompts, continuations), two lists
     "What `score` takes; `InputError` where they do not belong together."
     prompts, continuations = as_prompts(prompts), as_list(continuations, "continuations")
-    if len(prompts) != len(continuations): raise InputError(f"{len(prompts)} prompts but {len(continuations)} continuations; give one continuation per prompt")
+    if len(prompts) != len(continuations):
+        raise InputError(
+            f"{len(prompts)} prompts but {len(continuations)} continuations; give one continuation per prompt")
     text = lambda c: isinstance(c, str) or isinstance(c, list) and c and all(isinstance(i, int) for i in c)
-    if bad := [c for c in continuations if not text(c)]: raise InputError(f"continuations holds {bad[0]!r:.60}; give texts, or lists of token ids")
+    if bad := [c for c in continuations if not text(c)]:
+        raise InputError(f"continuations holds {bad[0]!r:.60}; give texts, or lists of token ids")
     return prompts, continuations
 
 class Engine:
@@ -111,7 +122,9 @@ class Engine:
         prompts = as_prompts(prompts)
         out = [None] * len(prompts)
         with _progress(progress, len(prompts)) as tell:
-            for i, c in self.generate_iter(prompts, sampling or Sampling(), seeds): out[i] = c; tell(i, c)
+            for i, c in self.generate_iter(prompts, sampling or Sampling(), seeds):
+                out[i] = c
+                tell(i, c)
         return out
 
     def generate_iter(self, prompts, sampling, seeds=None):
@@ -140,7 +153,8 @@ def _progress(progress, n):
 def _pairs(prompts, seeds, sampling):
     if isinstance(prompts, str): as_prompts(prompts)
     seeds = row_seeds(sampling.seed, len(prompts)) if seeds is None else list(seeds)
-    if len(seeds) != len(prompts): raise InputError(f"{len(prompts)} prompts but {len(seeds)} seeds; give one seed per row")
+    if len(seeds) != len(prompts):
+        raise InputError(f"{len(prompts)} prompts but {len(seeds)} seeds; give one seed per row")
     return seeds
 
 # %% ../nbs/core/generation.ipynb #8065e6c6
@@ -156,7 +170,8 @@ class ScriptedEngine(Engine):
     def generate_iter(self, prompts, sampling, seeds=None):
         "Yield the scripted answers, cut at stop texts and at the token limit (words stand for tokens)."
         self.calls.append((list(prompts), sampling))
-        for i, (p, s) in enumerate(zip(prompts, _pairs(prompts, seeds, sampling))): yield i, self._one(p, i, s, sampling)
+        for i, (p, s) in enumerate(zip(prompts, _pairs(prompts, seeds, sampling))):
+            yield i, self._one(p, i, s, sampling)
 
     def _one(self, prompt, i, seed, sampling):
         c = self.completions
@@ -170,7 +185,8 @@ class ScriptedEngine(Engine):
         "Scores by the given function."
         if self.scores is None: return super().score(prompts, continuations)
         prompts, continuations = as_pairs(prompts, continuations)
-        return [Score(float(self.scores(p, c)), max(1, len(c.split()))) for p, c in zip(prompts, continuations, strict=True)]
+        return [Score(float(self.scores(p, c)), max(1, len(c.split())))
+            for p, c in zip(prompts, continuations, strict=True)]
 
 def find_stop(text:str, stops)->tuple: # (position, stop text) of the earliest, or (-1, None)
     "The first stop text in `text`."
@@ -180,7 +196,8 @@ def _cut_text(text, n_prompt, sampling):
     at, stop = find_stop(text, sampling.stop)
     text = text if stop is None else text[:at]
     words = text.split()
-    if len(words) > sampling.max_new_tokens: return Completion(" ".join(words[:sampling.max_new_tokens]), sampling.max_new_tokens, "length", n_prompt)
+    if len(words) > sampling.max_new_tokens:
+        return Completion(" ".join(words[:sampling.max_new_tokens]), sampling.max_new_tokens, "length", n_prompt)
     return Completion(text, len(words), "stop", n_prompt, stop=stop or "<eos>")
 
 # %% ../nbs/core/generation.ipynb #ade83e5a
@@ -216,7 +233,9 @@ def no_answer(n_tokens:int,     # made
              )->str|None:
     "Why a reply without any answer is none; None for one that is simply empty."
     what = ", all of them reasoning" if reasoning else ""
-    if cut: return f"no answer within its {n_tokens} tokens{what}: allow more (max_new_tokens, of a judge verdict_tokens), or turn the model's reasoning off"
+    if cut:
+        return (f"no answer within its {n_tokens} tokens{what}: allow more (max_new_tokens, "
+            f"of a judge verdict_tokens), or turn the model's reasoning off")
     return "reasoning without an answer behind it" if reasoning else None
 
 def read_reply(c:Completion)->Completion:
@@ -233,9 +252,12 @@ def load_engine(spec:str,  # "torch:embedded" | "torch:<hub id or path>" | "vllm
                )->Engine:
     "Open an engine; raises `InputError` for an unknown kind, model or option. A `Path` is a model's folder."
     if isinstance(spec, os.PathLike): spec = f"torch:{os.fspath(spec)}"
-    if not isinstance(spec, str): raise InputError(f"an engine is named by a text, such as torch:embedded, not by {type(spec).__name__}")
+    if not isinstance(spec, str):
+        raise InputError(f"an engine is named by a text, such as torch:embedded, not by {type(spec).__name__}")
     kind, _, model = spec.partition(":")
-    if kind not in ENGINES or not model: raise InputError(f"engine {spec!r}: give one of {', '.join(f'{k}:MODEL' for k in ENGINES)}, such as torch:embedded")
+    if kind not in ENGINES or not model:
+        raise InputError(
+            f"engine {spec!r}: give one of {', '.join(f'{k}:MODEL' for k in ENGINES)}, such as torch:embedded")
     _check_options(kind, options)
     return ENGINES[kind](model, **options)
 
@@ -245,7 +267,8 @@ def _check_options(kind, options):
     bad = set(options) - set(known) if "options" not in known else ()
     if bad: raise InputError(f"engine {kind}: no option {', '.join(sorted(bad))}; it has {', '.join(known)}")
 
-class _Engines(dict): # a class, or where it is written: that is imported when it is asked for, so that naming an engine loads nothing
+# a class, or where it is written: that is imported when it is asked for, so that naming an engine loads nothing
+class _Engines(dict):
     def __getitem__(self, kind):
         found = super().__getitem__(kind)
         if not isinstance(found, str): return found
@@ -271,7 +294,8 @@ __getattr__ = moved(__name__, {
     "engines.served": "OpenAIEngine",
     "engines.requests": "CONTROL_TEXT",
     "engines.replies": "SERVERS served_by refused_parameters Passing Final retry_after reply_of",
-    "engines.shared_prefix": "ATTENTION Group prefix_groups Unsupported attend join SharedLayer SharedCache shared_attention",
+    "engines.shared_prefix": "ATTENTION Group prefix_groups Unsupported attend join SharedLayer SharedCache "
+    "shared_attention",
     "engines.vllm": "vllm_trouble vllm_rules VLLMEngine VLLMRules",
     "models": "free_memory",
     "tokens": "whole_text Prompts after asks_turn",

@@ -49,6 +49,7 @@ def edited(run,          # a run's folder
 
 def edit_told(run, stage, file)->str:
     "One line about an edit: what it means, and what to do."
-    return (f"{Path(run)/file}: changed since stage '{stage}' made it, and taken as it is; what later stages made from it "
+    return (f"{Path(run)/file}: changed since stage '{stage}' made it, and taken as it is; "
+            f"what later stages made from it "
             f"before stays (--redo of that stage makes it anew), and --redo {stage} makes this file anew")
 

@@ -13,34 +13,42 @@ from .annotations import Exemplar, Principle, Turn
 from .checks import InputError
 
 # %% ../nbs/core/prompt_text.ipynb #9d34c1f2
-_NUMBERED = re.compile(r"(?m)^[ \t>*-]*(\d{1,3})[ \t]*(?:[(（]([^)）\n]{1,60})[)）][ \t]*[.:：。]?|[.):：][ \t]*(?:\*{0,2}([^\n.:：*]{1,40}?)\*{0,2}[:：]\*{0,2}(?=[ \t]))?)[ \t]*(\S[^\n]*(?:\n(?![ \t>*-]*\d{1,3}[ \t]*[(（.):：]|[ \t]*(?:#|\n|$))[^\n]+)*)")
+_NUMBERED = re.compile(r"(?m)^[ \t>*-]*(\d{1,3})[ \t]*(?:[(（]([^)）\n]{1,60})[)）][ \t]*[.:：。]?|[.):：][ "
+    r"\t]*(?:\*{0,2}([^\n.:：*]{1,40}?)\*{0,2}[:：]\*{0,2}(?=[ \t]))?)[ \t]*(\S[^\n]*(?:\n(?![ \t>*-]*\d{1,3}[ "
+    r"\t]*[(（.):：]|[ \t]*(?:#|\n|$))[^\n]+)*)")
 _SPEAKER = r"[^\s:：()（）#*>-][^\n:：()（）]{0,40}?"
 
-def _thinker(text, name, label): # (name, label) of the speaker whose thoughts are shown, the most frequent; None if nobody thinks
+# (name, label) of the speaker whose thoughts are shown, the most frequent; None if nobody thinks
+def _thinker(text, name, label):
     who, what = re.escape(name) if name else _SPEAKER, re.escape(label) if label else r"\([^)\n]{1,40}\)|（[^）\n]{1,40}）"
     found = Counter((m[1], m[2]) for m in re.finditer(rf"(?m)^[ \t]*({who}) ?({what}):", text))
     return next((x for x, _ in found.most_common() if re.search(rf"(?m)^[ \t]*{re.escape(x[0])}:", text)), None)
 
 def _other_side(parts): # the name that opens a turn in all parts, each of which stands before a thought
-    for before in (r"(?:\A|\n[ \t]*\n|#[^\n]*\n)", r"(?:\A|\n)"): # where turns stand apart, a line "Text:" inside one is no speaker
+    # where turns stand apart, a line "Text:" inside one is no speaker
+    for before in (r"(?:\A|\n[ \t]*\n|#[^\n]*\n)", r"(?:\A|\n)"):
         said = [[m[1] for m in re.finditer(f"{before}(?=[ \\t]*({_SPEAKER}):)", p)] for p in parts]
-        if both := [s for s in said[-1] if all(s in x for x in said)]: return "User" if "User" in both else both[0 if len(parts) > 1 else -1]
+        if both := [s for s in said[-1] if all(s in x for x in said)]:
+            return "User" if "User" in both else both[0 if len(parts) > 1 else -1]
 
 def _turns(text, name, label, user): # matches of user's text, thoughts, answer, and the name of the user
     think, answer = rf"^[ \t]*{re.escape(name)} ?{re.escape(label)}:", rf"^[ \t]*{re.escape(name)}:"
     first, *rest = re.split("(?m)" + think, text)
     user = user or _other_side([first, *(re.split("(?m)" + answer, p, maxsplit=1)[-1] for p in rest[:-1])])
     say = rf"^[ \t]*{re.escape(user or '')}:"
-    return [*re.finditer(rf"(?ms){say}((?:(?!{say}).)*?){think}(.*?){answer}(.*?)(?={say}|{think}|\Z)", text)] if user else [], user
+    return ([*re.finditer(rf"(?ms){say}((?:(?!{say}).)*?){think}(.*?){answer}(.*?)(?={say}|{think}|\Z)", text)] if user
+        else [], user)
 
-def _opening(thoughts, name): # the words that all thoughts open with: up to the name, else the first clause, else whole words
+# the words that all thoughts open with: up to the name, else the first clause, else whole words
+def _opening(thoughts, name):
     same = os.path.commonprefix(thoughts)
     if name in same: return same[:same.index(name)] + "{name}"
     clause = re.match(r"[^.!?,;。、\n]*", same)[0]
     return (clause if clause != same or len(thoughts) == 1 else same.rpartition(" ")[0]).strip()
 
 def _without_heading(answer, heading): # (answer, does a heading or a line follow it)
-    lines, head = answer.strip().split("\n"), re.compile(rf"\s*(?:#.*|[-=*_]{{3,}}\s*|{re.escape(heading) or '(?!)'}\s*\d+\W*)")
+    lines = answer.strip().split("\n")
+    head = re.compile(rf"\s*(?:#.*|[-=*_]{{3,}}\s*|{re.escape(heading) or '(?!)'}\s*\d+\W*)")
     n = next((i for i in range(len(lines), 0, -1) if lines[i-1].strip() and not head.fullmatch(lines[i-1])), 0)
     return "\n".join(lines[:n]).rstrip(), n < len(lines)
 
@@ -49,15 +57,20 @@ def _exemplars(turns, heading, where): # turns that no heading parts are one exe
     for user, thoughts, answer in turns:
         answer, ends = _without_heading(answer, heading)
         if fresh: out.append([])
-        out[-1].append(Turn(user, thoughts, answer)); fresh = ends or not heading
+        out[-1].append(Turn(user, thoughts, answer))
+        fresh = ends or not heading
     return tuple(Exemplar(tuple(e), f"{where}: exemplar {i}") for i, e in enumerate(out, 1))
 
 def _principles(text, user, where): # (principles, what stands before them, what behind)
     found = [*_NUMBERED.finditer(text)]
     found = [m for m in found if m[2]] or found # "1 (ethical)" goes before other numbered lines
-    if not found: raise InputError(f"{where}: no numbered principle found before the first {user + ':'!r}; looked for lines such as '1 (ethical). …' or '1. …'")
-    if twice := [n for n, k in Counter(int(m[1]) for m in found).items() if k > 1]: raise InputError(f"{where}: principle {twice[0]} occurs twice; number each once")
-    return tuple(Principle(int(m[1]), (m[2] or m[3] or "").strip().lower(), " ".join(m[4].split())) for m in found), text[:found[0].start()].strip("\n"), text[found[-1].end():]
+    if not found:
+        raise InputError(f"{where}: no numbered principle found before the first {user + ':'!r}; "
+            f"looked for lines such as '1 (ethical). …' or '1. …'")
+    if twice := [n for n, k in Counter(int(m[1]) for m in found).items() if k > 1]:
+        raise InputError(f"{where}: principle {twice[0]} occurs twice; number each once")
+    return (tuple(Principle(int(m[1]), (m[2] or m[3] or "").strip().lower(), " ".join(m[4].split())) for m in found),
+        text[:found[0].start()].strip("\n"), text[found[-1].end():])
 
 def prompt_parts(text:str,           # a whole prompt: rules, then exemplars; an unanswered turn at its end is left out
                  where="the prompt", # file, for messages
@@ -67,12 +80,17 @@ def prompt_parts(text:str,           # a whole prompt: rules, then exemplars; an
     name, label = _thinker(text, words.get("name"), words.get("thoughts_label")) or ("", "")
     turns, user = _turns(text, name, label, words.get("user")) if name else ([], None)
     if not turns:
-        raise InputError(f"{where}: no exemplar found; looked for turns, lines that begin with 'User:', then 'Aster (internal thoughts):' and 'Aster:', with any names and label" + (f"; found '{name} {label}:', but not who speaks before it" if name else ""))
+        raise InputError(f"{where}: no exemplar found; looked for turns, lines that begin with 'User:', "
+            f"then 'Aster (internal thoughts):' and 'Aster:', with any names and label"
+            + (f"; found '{name} {label}:', but not who speaks before it" if name else ""))
     principles, header, behind = _principles(text[:turns[0].start()], user, where)
     role = words.get("role") or _opening([m[2].strip() for m in turns], name)
-    if not role: raise InputError(f"{where}: the thoughts do not all open with the same words, such as 'Role: {name}'; state the role first in each, or give role")
+    if not role:
+        raise InputError(f"{where}: the thoughts do not all open with the same words, such as 'Role: {name}'; "
+            f"state the role first in each, or give role")
     heading = m[1].strip() if (m := re.search(r"\n([^\n]*?\D)[ \t]*\d+\W*\Z", behind)) else ""
     each = heading.lstrip("# ") if heading.startswith("#") else "Example"
     section = re.findall(r"(?m)^#+[ \t]*(\S[^\n]*)", behind[:m.start()+1] if m else behind)
-    return dict(principles=principles, exemplars=_exemplars([(m[1].strip(), m[2].strip(), m[3]) for m in turns], heading, where), header=header, name=name, thoughts_label=label, user=user,
-                role=role, example_words=(section[-1] if section else each + "s", each), text=text[:turns[-1].end()]) | words
+    return dict(principles=principles, exemplars=_exemplars([(m[1].strip(), m[2].strip(), m[3]) for m in turns],
+        heading, where), header=header, name=name, thoughts_label=label, user=user, role=role,
+        example_words=(section[-1] if section else each + "s", each), text=text[:turns[-1].end()]) | words

@@ -22,8 +22,10 @@ def load_from(place:str # `package.module:name` or `folder/file.py:name`
     module, _, name = place.rpartition(":")
     try: found = _module(module)
     except Exception as e: # whatever a module of somebody's raises
-        raise InputError(f"{place}: {module} cannot be loaded ({type(e).__name__}: {e}); give package.module:name or file.py:name, and mend what is told") from e
-    if not hasattr(found, name): raise InputError(f"{place}: {module} has no {name}; give the name of something that is written there")
+        raise InputError(f"{place}: {module} cannot be loaded ({type(e).__name__}: {e}); "
+            f"give package.module:name or file.py:name, and mend what is told") from e
+    if not hasattr(found, name):
+        raise InputError(f"{place}: {module} has no {name}; give the name of something that is written there")
     return getattr(found, name)
 
 # %% ../nbs/core/registry.ipynb #bb37b9a7
@@ -38,7 +40,9 @@ def _module(module):
         spec = importlib.util.spec_from_file_location(path.stem, path)
         sys.modules[key] = made = importlib.util.module_from_spec(spec)
         try: spec.loader.exec_module(made)
-        except BaseException: del sys.modules[key]; raise
+        except BaseException:
+            del sys.modules[key]
+            raise
     return sys.modules[key]
 
 # %% ../nbs/core/registry.ipynb #7ec71c20
@@ -57,4 +61,5 @@ class Registry(dict):
         "`InputError` names the first that is neither known nor a place."
         for name in names:
             if name not in self and not is_place(name):
-                raise InputError(f"{name!r} is no {self.what}; give one of {', '.join(self)}, or one of your own as package.module:name or file.py:name")
+                raise InputError(f"{name!r} is no {self.what}; give one of {', '.join(self)}, "
+                    f"or one of your own as package.module:name or file.py:name")

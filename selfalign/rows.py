@@ -18,7 +18,8 @@ from .checks import InputError, plain_value
 def content_id(*parts # anything JSON can hold: stage, instruction, input, sample index …
               )->str: # 16 hexadecimal digits
     "A row's identity: the SHA-256 of its parts, so that the same work always has the same name."
-    return hashlib.sha256(json.dumps(parts, ensure_ascii=True, sort_keys=True, default=plain_value).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(parts, ensure_ascii=True, sort_keys=True,
+        default=plain_value).encode()).hexdigest()[:16]
 
 # %% ../nbs/core/rows.ipynb #28778070
 def text_lines(text:str)->list: # without their ends
@@ -35,10 +36,12 @@ def open_text(path # a file in UTF-8, UTF-16 or UTF-32; packed by gzip or not
             plain = gzip.open(raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw
             yield io.TextIOWrapper(plain, encoding=_encoding(plain.peek(8)[:8]), newline="\n")
     except UnicodeError: raise InputError(f"{path}{_bad_line(path)}: {_NOT_UTF8}") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile): raise InputError(f"{path}: the packed file is damaged or not whole; copy it again") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        raise InputError(f"{path}: the packed file is damaged or not whole; copy it again") from None
     except OSError as e: raise InputError(f"{path}: cannot be read ({e.strerror or e}); check the path") from None
 
-_NOT_UTF8 = 'not UTF-8; save the file as UTF-8 (from a spreadsheet: as "CSV UTF-8"), or convert it: iconv -f CP1252 -t UTF-8 OLD > NEW, with its own encoding for CP1252'
+_NOT_UTF8 = ('not UTF-8; save the file as UTF-8 (from a spreadsheet: as "CSV UTF-8"), or convert it: '
+    'iconv -f CP1252 -t UTF-8 OLD > NEW, with its own encoding for CP1252')
 
 # %% ../nbs/core/rows.ipynb #804d716d
 _MARKS = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
@@ -74,7 +77,8 @@ def iter_jsonl(path # a file with one JSON object a line; blank lines are skippe
             except (ValueError, RecursionError) as e:
                 old_mac(path, line)
                 raise InputError(f"{path}:{n}: not valid JSON ({e}); mend or remove that line") from None
-            if not isinstance(row, dict): raise InputError(f"{path}:{n}: expected an object, got {type(row).__name__}; one JSON object a line")
+            if not isinstance(row, dict):
+                raise InputError(f"{path}:{n}: expected an object, got {type(row).__name__}; one JSON object a line")
             yield n, row
 
 def read_jsonl(path # see `iter_jsonl`
@@ -86,19 +90,22 @@ def read_jsonl(path # see `iter_jsonl`
 def atomic_path(path # the file or folder to be made
                ): # gives a temporary path beside it; renamed over `path` when the block ends well
     "Write to a temporary name, then rename: a reader sees the old content or the new, never half."
-    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     tmp, old = (path.parent/f".{path.name}.{os.getpid()}.{k}tmp" for k in ("", "old."))
     try:
         yield tmp
         if tmp.is_dir():
             for f in tmp.rglob("*"):
                 if f.is_file(): _fsync(f)
-            if path.exists(): os.replace(path, old) # aside in one step: a folder half removed would look like a whole one
+            # aside in one step: a folder half removed would look like a whole one
+            if path.exists(): os.replace(path, old)
         else: _fsync(tmp)
         os.replace(tmp, path)
         with contextlib.suppress(OSError): _fsync(path.parent) # the new name itself; not every system can sync a folder
     finally:
-        _remove(tmp); _remove(old)
+        _remove(tmp)
+        _remove(old)
 
 def _remove(path):
     "Remove a file or folder, if it is there."
@@ -122,7 +129,8 @@ def write_jsonl(path, # the file to be made or replaced
 
 def write_json(path, obj):
     "Write one JSON file atomically."
-    with atomic_path(path) as tmp: tmp.write_text(json.dumps(obj, indent=1, ensure_ascii=True, default=str) + "\n", encoding="utf-8")
+    with atomic_path(path) as tmp:
+        tmp.write_text(json.dumps(obj, indent=1, ensure_ascii=True, default=str) + "\n", encoding="utf-8")
 
 # %% ../nbs/core/rows.ipynb #86bd9220
 def _show_progress(): return not os.environ.get("SELFALIGN_NO_PROGRESS")
@@ -131,7 +139,8 @@ def progress(rows, desc, # rows of any kind; what is done with them
              total=None, # how many there are, where that is known
              unit="row"):
     "The same rows; a bar appears where they take longer than two seconds."
-    return tqdm(rows, desc=desc, total=total, unit=unit, disable=not _show_progress(), mininterval=1, delay=2, leave=False)
+    return tqdm(rows, desc=desc, total=total, unit=unit, disable=not _show_progress(), mininterval=1,
+        delay=2, leave=False)
 
 def _slim(row): # short strings and keys are the same in most rows: a million rows then fit into half the memory
     short = lambda v: sys.intern(v) if type(v) is str and len(v) < 16 else v
@@ -141,4 +150,5 @@ def read_columns(path, # see `iter_jsonl`
                  *columns:str # those to keep
                 )->list: # dicts; a column that a row has not is left out
     "Some columns of a large file, in little memory."
-    return [_slim({k: row[k] for k in columns if k in row}) for _, row in progress(iter_jsonl(path), f"reading {Path(path).name}")]
+    return [_slim({k: row[k] for k in columns if k in row})
+        for _, row in progress(iter_jsonl(path), f"reading {Path(path).name}")]

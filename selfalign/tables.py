@@ -30,7 +30,8 @@ class Table(list):
         lines = ["| " + " | ".join(x.ljust(w) for x, w in zip(r, wide)) + " |" for r in cells]
         return "\n".join([lines[0], "|" + "|".join("-"*(w+2) for w in wide) + "|", *lines[1:]])
 
-def _cell(x): return "" if x is None else f"{x:.3f}" if isinstance(x, float) else str(x).replace("\n", " ").replace("|", "/")
+def _cell(x):
+    return "" if x is None else f"{x:.3f}" if isinstance(x, float) else str(x).replace("\n", " ").replace("|", "/")
 
 # %% ../nbs/core/tables.ipynb #32f644db
 def _mean(xs): return round(sum(xs)/len(xs), 1) if xs else None

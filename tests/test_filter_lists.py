@@ -32,7 +32,8 @@ def test_a_list_is_read_and_its_short_form_looks_for_no_more(name):
 @pytest.mark.parametrize("name", LISTS)
 def test_every_word_in_braces_is_defined(name):
     made = [pattern.pattern for _, pattern in phrases(name, **SLOTS).groups]
-    assert not [p for p in made if "{" in p and any(f"{{{w}}}" in p for w in ("models", "made", "open", "line", "starts"))]
+    assert not [p for p in made
+        if "{" in p and any(f"{{{w}}}" in p for w in ("models", "made", "open", "line", "starts"))]
 
 
 @pytest.mark.parametrize("f,answer,told", [

@@ -234,8 +234,10 @@ def test_a_set_of_the_hub_is_gone_on_with_while_the_hub_is_away(tmp_path, monkey
 # ---- files in other encodings
 
 FILES = {
-    ".csv": "text,id\nWhy does bread rise?,1\nHow do tides come?,2\n", ".tsv": "id\ttext\n1\tWhy does bread rise?\n2\tHow do tides come?\n",
-    ".txt": "Why does bread rise?\nHow do tides come?\n", ".json": '[{"text": "Why does bread rise?"},\n {"text": "How do tides come?"}]',
+    ".csv": "text,id\nWhy does bread rise?,1\nHow do tides come?,2\n",
+    ".tsv": "id\ttext\n1\tWhy does bread rise?\n2\tHow do tides come?\n",
+    ".txt": "Why does bread rise?\nHow do tides come?\n",
+    ".json": '[{"text": "Why does bread rise?"},\n {"text": "How do tides come?"}]',
     ".jsonl": '{"text": "Why does bread rise?"}\n{"text": "How do tides come?"}\n'}
 
 
@@ -258,10 +260,12 @@ def test_line_ends_of_old_macs_are_read_or_told_in_one_line(tmp_path, ending):
         with pytest.raises(InputError, match=r"lines end by \\r alone.*save it with"): list(read_prompts(str(p)))
 
 
-@pytest.mark.parametrize("data", [b"\xff\xfeW", "Why?\n".encode("utf-16")[:-1], "Ähnlich?\n".encode("latin-1"), b"\xff\xfe\0\0W"])
+@pytest.mark.parametrize("data",
+    [b"\xff\xfeW", "Why?\n".encode("utf-16")[:-1], "Ähnlich?\n".encode("latin-1"), b"\xff\xfe\0\0W"])
 def test_a_damaged_encoding_is_one_line(tmp_path, data):
     (tmp_path / "d.txt").write_bytes(data)
-    with pytest.raises(InputError, match="not UTF-8; save the file as UTF-8"): list(read_prompts(str(tmp_path / "d.txt")))
+    with pytest.raises(InputError, match="not UTF-8; save the file as UTF-8"):
+        list(read_prompts(str(tmp_path / "d.txt")))
 
 
 def test_own_lists_of_tasks_in_other_encodings(tmp_path):

@@ -402,9 +402,12 @@ def test_answers_of_an_ablation_belong_to_the_server_that_gave_them(serve, tmp_p
 
 # --- whatever a server sends --------------------------------------------------------------------------------------
 
-ODD = [dict(choices=[dict(text=7)]), dict(choices=[dict(message="Hm.")]), dict(choices="x"), dict(choices=[dict()]), dict(choices=[None]),
-       dict(choices=["x", dict(message=dict(content=dict(a=1)))]), dict(choices=[dict(text="a", finish_reason=[])], usage="many"),
-       dict(choices=[dict(text="a")], usage=dict(completion_tokens="9", prompt_tokens=-1)), dict(error=[1, "two\nlines"]),
+ODD = [dict(choices=[dict(text=7)]), dict(choices=[dict(message="Hm.")]), dict(choices="x"), dict(choices=[dict()]),
+       dict(choices=[None]),
+       dict(choices=["x", dict(message=dict(content=dict(a=1)))]),
+       dict(choices=[dict(text="a", finish_reason=[])], usage="many"),
+       dict(choices=[dict(text="a")], usage=dict(completion_tokens="9", prompt_tokens=-1)),
+       dict(error=[1, "two\nlines"]),
        dict(error=dict(code=[4], message=5)), dict(error=True), dict(detail=[dict(msg="no field")])]
 
 @pytest.mark.parametrize("body", ODD)
@@ -416,7 +419,8 @@ def test_no_shape_of_a_reply_ends_a_run_with_a_traceback(serve, body):
     assert even.text == "Four." and not even.error
     assert (odd.text == "a" and not odd.error) or (odd.error and "\n" not in odd.error)
 
-@pytest.mark.parametrize("end", ['{"choices": 5}', '"words"', '{"choices": [5]}', '{"choices": [{"delta": "x"}]}', '{"error": "late"}'])
+@pytest.mark.parametrize("end",
+    ['{"choices": 5}', '"words"', '{"choices": [5]}', '{"choices": [{"delta": "x"}]}', '{"error": "late"}'])
 def test_no_event_of_a_stream_does_either(serve, end):
     first = 'data: {"choices": [{"delta": {"content": "Four."}, "finish_reason": "stop"}]}\n\n'
     s = serve(reply=lambda b: (200, f"{first}data: {end}\n\ndata: [DONE]\n\n".encode(), (), "text/event-stream"))

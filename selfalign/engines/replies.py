@@ -132,7 +132,8 @@ def error_of(d:dict # a reply, parsed
             )->tuple|None: # (code or None, words in one line)
     "The error that a reply carries; None where it has a choice and no error."
     choice = _choice(d)
-    error = d.get("error") or _dict(choice).get("error") or (None if choice else d.get("detail") or "no choice in its answer")
+    error = (d.get("error") or _dict(choice).get("error")
+        or (None if choice else d.get("detail") or "no choice in its answer"))
     if not error: return None
     code, words = (error.get("code"), error.get("message")) if isinstance(error, dict) else (None, error)
     if not isinstance(words, str) or not words.strip(): words = json.dumps(error)
