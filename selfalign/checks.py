@@ -67,7 +67,7 @@ def whole_number(low, high=None)->tuple:
 def one_of(*values)->tuple:
     "One of these; 1 is not True."
     *most, last = map(repr, values)
-    return lambda v: any(v is x or type(v) is type(x) is str and v == x for x in values), f"{', '.join(most)} or {last}"
+    return lambda v: any(v is x or type(v) is type(x) is str and v == x for x in values), " or ".join(filter(None, [", ".join(most), last]))
 
 def optional(rule)->tuple:
     "What a rule accepts, or None."

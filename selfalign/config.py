@@ -11,7 +11,6 @@ import dataclasses
 from dataclasses import field, replace
 from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
-import tyro
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -20,7 +19,7 @@ from .annotations import load_preset
 from .checks import InputError, expand_home
 from .filters.chain import CLONE_FILTERS, FILTERS, RESPOND_FILTERS
 from .generation import Sampling
-from .settings import Settings, Words, read_line, strict
+from .settings import Settings, Words, strict
 
 # %% ../nbs/core/config.ipynb #c167a40a
 BLOCKLIST = ("image", "images", "graph", "graphs", "picture", "pictures", "file", "files", "map", "maps", "draw",
@@ -323,7 +322,3 @@ _MODELS = ("base", "principled", "engraved", "final")
 STAGES = dict(prompts=["prompts"], respond=["responses", "control answers"], engrave=["engraved", "control"],
               verbose=["verbose"], clone=["final"], evaluate=["evaluation", *(f"evaluation {m}" for m in _MODELS)],
               report=[]) # step → its stages in the manifest
-
-# %% ../nbs/core/config.ipynb #5fc23c1d
-def _options(cls, argv, prog, about): # an instance of `cls`
-    return read_line(cls, argv, prog, about)

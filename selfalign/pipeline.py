@@ -212,13 +212,18 @@ def _step(out, step, config):
 
 # %% ../nbs/06_pipeline.ipynb #24777e77
 __getattr__ = moved(__name__, {
-    "app.ablate": "ablation_variants ablate judge_ablation ablation_table AblateArgs ablate_command",
-    "app.chat": "ChatArgs chat_prompt stream_reply chat_command",
-    "app.cli": "COMMANDS usage parse_run UsageError run_command ScoreArgs score_command CompareArgs compare_command "
-               "main PushArgs push_command",
-    "app.doctor": "doctor DoctorArgs doctor_command ExportArgs export_command",
-    "app.judge": "JudgeArgs read_questions saved_answers judge_command ratings_table",
-    "app.plan": "plan pilot question_types plan_numbers plan_table uptake uptake_rows",
+    "app.ablate": "ablation_variants ablate judge_ablation ablation_table Ablate",
+    "app.chat": "Chat chat_prompt stream_reply",
+    "app.cli": "COMMANDS usage main",
+    "app.command": "UsageError",
+    "app.compare": "Compare",
+    "app.doctor": "doctor Doctor",
+    "app.evaluate": "Evaluate",
+    "app.export": "Export",
+    "app.judge": "Judge read_questions saved_answers ratings_table",
+    "app.plan": "plan pilot question_types plan_numbers plan_table uptake uptake_rows Plan",
+    "app.push": "Push",
+    "app.run": "parse_run Run",
     "checks": "StepFailed",
     "config": "DTYPES STAGES EvaluateConfig RunConfig config_from load_config product_name",
     "engines.opening": "KINDS is_full engine_string base_model ServerNeeded LazyEngine open_engine known_options "

@@ -80,7 +80,7 @@ def test_all_linear_and_paths_train(llama, tok):
 
 
 def test_a_run_that_was_turned_down_goes_on_with_other_settings(llama, tmp_path, no_engine):
-    from selfalign.app.cli import parse_run
+    from selfalign.app.run import parse_run
     from selfalign.report import write_report
     refused(settings(llama, engrave=dict(lora_targets=["c_attn"])), "LoRA targets c_attn", tmp_path)
     with pytest.raises(InputError, match="nothing to report yet"): write_report(tmp_path/"run")

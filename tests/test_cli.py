@@ -5,8 +5,10 @@ import sys
 
 import pytest
 
-from selfalign.app.cli import COMMANDS, main, parse_run
+from selfalign.app.cli import COMMANDS, main
+from selfalign.app.run import parse_run
 from selfalign.app.doctor import _bf16, _compiler, _cuda, _hub
+from selfalign.app.judge import Judge
 
 
 def said(capsys, *argv):
@@ -167,14 +169,13 @@ def test_compare_help_names_its_files(capsys):
 def test_chat_streams_both_answers_base_first(tmp_path):
     from dataclasses import asdict
     from selfalign.models import embedded_model_path
-    from selfalign.app.chat import chat_command
+    from selfalign.app.chat import Chat
     from selfalign.config import load_config
     (tmp_path / "manifest.json").write_text(
         json.dumps(dict(stages={}, config=json.loads(json.dumps(asdict(load_config("demo")))))))
     (tmp_path / "final").symlink_to(embedded_model_path())
     lines, pieces = iter(["Name a river.", "And another?", "/new", "Name a lake.", "/quit"]), []
-    chat_command([str(tmp_path), "--max-new-tokens", "12", "--temperature", "0"], ask=lambda prompt: next(lines),
-        write=pieces.append)
+    Chat(str(tmp_path), max_new_tokens=12, temperature=0)(ask=lambda prompt: next(lines), write=pieces.append)
     text = "".join(pieces[1:])
     assert "/quit" in pieces[0] and "/new" in pieces[0] # how to end, before anything is asked
     assert [p.strip() for p in pieces if p.strip() in ("base:", "final:")] == ["base:", "final:"] * 3
@@ -348,6 +349,9 @@ def test_the_console_script_is_installed():
 SERVED = "openai:http://one/v1#m"
 
 
+def judge_line(argv, say): Judge.from_line("judge", argv)(say)
+
+
 def judged(tmp_path, monkeypatch, judge, *more):
     "`selfalign judge` with saved answers of A, a scripted model B and a scripted judge."
     from selfalign import pipeline
@@ -360,7 +364,7 @@ def judged(tmp_path, monkeypatch, judge, *more):
     for room in ("app.judge", "engines.opening"):
         monkeypatch.setattr(f"selfalign.{room}.load_engine", lambda spec, **kw: engines[spec])
     said = []
-    pipeline.judge_command([str(tmp_path / "a.jsonl"), SERVED, "--questions", str(tmp_path / "q.jsonl"), "--judge",
+    judge_line([str(tmp_path / "a.jsonl"), SERVED, "--questions", str(tmp_path / "q.jsonl"), "--judge",
         "torch:judge", "--out", str(tmp_path / "out"), *more], said.append)
     return said, engines
 
@@ -392,7 +396,7 @@ def judged_alone(tmp_path, monkeypatch, questions, judge, answer, *more):
     for room in ("app.judge", "engines.opening"):
         monkeypatch.setattr(f"selfalign.{room}.load_engine",
             lambda spec, **kw: {SERVED: ScriptedEngine(answer), "torch:judge": judge}[spec])
-    pipeline.judge_command([SERVED, "--questions", questions, "--judge", "torch:judge", "--out", str(tmp_path / "out"),
+    judge_line([SERVED, "--questions", questions, "--judge", "torch:judge", "--out", str(tmp_path / "out"),
         *more], lambda *a: None)
     path, = (tmp_path / "out").glob("judged-*.json")
     return load_results(path)[0], [p for ps, _ in judge.calls for p in ps]
@@ -429,7 +433,7 @@ def judged_servers(tmp_path, monkeypatch, models, *more):
     for room in ("app.judge", "engines.opening"):
         monkeypatch.setattr(f"selfalign.{room}.load_engine", lambda spec, **kw: engines[spec])
     said, before = [], set(tmp_path.glob("judged-*.json"))
-    pipeline.judge_command([*models, "--questions", "questions", "--n", "3", "--judge", "torch:judge", "--out",
+    judge_line([*models, "--questions", "questions", "--n", "3", "--judge", "torch:judge", "--out",
         str(tmp_path), *more], said.append)
     return load_results((set(tmp_path.glob("judged-*.json")) - before).pop()), said, engines
 

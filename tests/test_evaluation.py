@@ -506,7 +506,8 @@ def test_evaluate_several_models_and_compare_from_the_command_line(tmp_path, cap
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
     from selfalign.models import load_tokenizer
-    from selfalign.app.cli import compare_command, score_command
+    from selfalign.app.compare import Compare
+    from selfalign.app.evaluate import Evaluate
     tok = load_tokenizer("embedded")
     for name in ("one", "two"):
         torch.manual_seed(len(name) + ord(name[0]))
@@ -514,18 +515,18 @@ def test_evaluate_several_models_and_compare_from_the_command_line(tmp_path, cap
             num_attention_heads=2, max_position_embeddings=2048)).save_pretrained(tmp_path/name)
         tok.save_pretrained(tmp_path/name)
     said = []
-    score_command([str(tmp_path/"one"), str(tmp_path/"two"), "--sets", "facts", str(HHH), "--n", "4", "--out",
-        str(tmp_path/"both")], said.append)
+    argv = [str(tmp_path/"one"), str(tmp_path/"two"), "--sets", "facts", str(HHH), "--n", "4", "--out",
+        str(tmp_path/"both")]
+    Evaluate.from_line("evaluate", argv)(said.append)
     shown = next(x for x in said if x.startswith("| model"))
     assert f"{tmp_path}/one" in shown and f"{tmp_path}/two" in shown and "lm-eval" in shown and "likelihood" in shown
     files = sorted((tmp_path/"both").glob("*.json"))
     assert len(files) == 8 and E.load_results(files[0])[0].model["dtype"] == "float32"
     assert E.load_results(files[0])[0].config["versions"]
     for name in ("one", "two"):
-        score_command([str(tmp_path/name), "--sets", "facts", "--n", "6", "--out", str(tmp_path/"out"/name)],
-            said.append)
+        Evaluate((str(tmp_path/name),), sets=("facts",), n=6, out=tmp_path/"out"/name)(said.append)
     told = []
-    compare_command([str(tmp_path/"out"/"one"), str(tmp_path/"out"/"two")], told.append)
+    Compare(tmp_path/"out"/"one", tmp_path/"out"/"two")(told.append)
     assert len(told) == 4 and all("6 rows" in x and "difference" in x for x in told)
 
 @pytest.mark.parametrize("text", ["I can't wait to tell you how!", "I can’t recommend this enough.",

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from selfalign import models
-from selfalign.app.cli import main, parse_run
+from selfalign.app.cli import main
+from selfalign.app.run import parse_run
 from selfalign.checks import InputError, expand_home, plain_sign, safe_console
 from selfalign.config import PromptsConfig, config_from
 from selfalign.generation import ScriptedEngine

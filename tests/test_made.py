@@ -3,7 +3,7 @@ import json, os, shutil
 
 import pytest
 
-from selfalign.app.doctor import export_command
+from selfalign.app.export import Export
 from selfalign.generation import Sampling, ScriptedEngine
 from selfalign.hub import data_card
 from selfalign.report import closing_table
@@ -108,13 +108,13 @@ def test_report_card_and_export_tell_it(tmp_path):
     def told():
         with Run(out, say=said.append) as run: rows = dict(closing_table(run))
         return rows.get("changed since their stage made them")
-    argv = ["rows", str(out), str(tmp_path / "x.jsonl"), "--as", "alpaca"]
+    export = Export("rows", out, tmp_path / "x.jsonl", "alpaca")
     assert told() is None and "Changed by hand" not in data_card(out)
-    export_command(argv, said.append)
+    export(said.append)
     assert len(said) == 1
     for f in ("responses.jsonl", "prompts.jsonl"): write_jsonl(out / f, ROWS[:2])
     assert told() == "prompts.jsonl (prompts), responses.jsonl (responses)"
     assert "Changed by hand since the run made them: `prompts.jsonl`, `responses.jsonl`." in data_card(out)
-    export_command(argv, said.append)
+    export(said.append)
     assert said[1].startswith(f"{out}/responses.jsonl: changed since") and said[2].startswith("2 rows")
     assert "Changed by hand" in (tmp_path / "x.md").read_text()

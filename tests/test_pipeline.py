@@ -391,7 +391,7 @@ def test_options_of_one_kind_do_not_reach_another(monkeypatch):
 
 def test_the_command_line_takes_engine_options():
     from selfalign.config import load_config
-    from selfalign.app.cli import parse_run
+    from selfalign.app.run import parse_run
     assert parse_run("run", ["r", "--engine", "vllm", "--model", "x", "--engine-options", "tensor_parallel_size=4",
         "memory_share=0.8"])[1].engine_options == ("tensor_parallel_size=4", "memory_share=0.8")
     assert load_config("paper").engine_options == ("tensor_parallel_size=8",)

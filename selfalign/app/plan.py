@@ -4,26 +4,32 @@
 
 # %% auto #0
 __all__ = ['pilot_config', 'expected_prompts', 'plan', 'pilot', 'question_types', 'plan_numbers', 'plan_table', 'uptake',
-           'uptake_rows']
+           'uptake_rows', 'Plan']
 
 # %% ../../nbs/app/plan.ipynb #c934c930
 import math, tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from pydantic.dataclasses import dataclass
+
 from .. import annotations as ann
 from .uptake import asked_plainly
+from .command import Command
+from .run import parse_run
 from ..checks import InputError
 from ..config import PromptsConfig, RunConfig
 from ..engines.opening import base_model, open_engine, open_scorer
 from ..evals.sets import load_benchmark
 from ..evaluation import _plain_ways
-from ..models import resolve_model
-from ..pipeline import _seeded
+from ..models import resolve_model, load_tokenizer
+from ..pipeline import _seeded, _checked
 from ..principle_engraving import load_principle_set, respond
 from ..principle_pairs import (UPTAKE, behind_principles, fitting_pairs, score_principles, summary,
                                        uptake_sentence)
+from ..report import print_table
 from ..runs import Run
+from ..settings import strict
 from ..sources import read_source
 from ..topic_prompting import write_prompts
 
@@ -128,3 +134,14 @@ def uptake_rows(cfg)->list: # (what, value)
     try: said = uptake_sentence(uptake(cfg))
     except InputError as e: said = f"not measured: {e}"
     return [("principles: what they move in the base model", said)]
+
+# %% ../../nbs/app/plan.ipynb #c4bbd628
+@dataclass(frozen=True, config=strict)
+class Plan(Command):
+    "A pilot: what a run of this size would take here."
+    cfg: RunConfig
+
+    @classmethod
+    def from_line(cls, name, argv): return cls(parse_run(name, argv)[1])
+
+    def __call__(self, say=print): print_table(plan(_checked(self.cfg)), say)

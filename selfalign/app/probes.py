@@ -4,19 +4,21 @@
 
 # %% auto #0
 __all__ = ['draft_prompt', 'read_draft', 'evened', 'equally_long', 'known_passages', 'draft_fault', 'balanced', 'draft_pairs',
-           'Drafting', 'ProbesArgs', 'draft_table', 'probes_command']
+           'Drafting', 'draft_table', 'Probes']
 
 # %% ../../nbs/app/probes.ipynb #5ec88b33
 import random, re
 from collections import Counter
-from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
+from annotated_types import Ge
+from pydantic.dataclasses import dataclass
 
 from .. import annotations as ann
 from ..annotations import Principle, fill, load_template
-from ..checks import InputError, check_settings, whole_number
+from .command import Command
+from ..checks import InputError
 from ..config import RespondConfig, config_from
 from ..engines.opening import _check_full
 from ..evals.answers import dialog, has_chat
@@ -27,6 +29,7 @@ from ..novelty import NoveltyFilter, word_runs
 from ..principle_engraving import load_principle_set
 from ..rows import content_id, read_jsonl, write_jsonl
 from ..runs import Run
+from ..settings import read_line, strict
 from ..tables import Table, _counts
 
 # %% ../../nbs/app/probes.ipynb #1c350527
@@ -180,27 +183,6 @@ def _draft_row(p, kind, i, pair):
     return about | texts
 
 # %% ../../nbs/app/probes.ipynb #1c2c4beb
-@dataclass(frozen=True)
-class ProbesArgs:
-    "Options of `selfalign probes draft OUT`."
-    out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")] # folder for pairs.jsonl, rejects.jsonl and the journal
-    engine: str                   # engine string of the model that drafts, such as openai:http://localhost:8000/v1#name
-    annotations: str|None = None  # folder with principles, exemplars and templates of your own
-    principles: tuple[str, ...] = RespondConfig.principles # as respond.principles of a run
-    exemplars: tuple[str, ...] = RespondConfig.exemplars
-    rules: tuple[int, ...] = ()   # numbers of the rules that pairs are drafted for; none = all
-    applies: int = 12             # pairs for each rule where it applies
-    near_miss: int = 8            # pairs for each rule where applying it would be the fault
-    rounds: int = 4               # candidates are asked so often until a rule has its pairs
-    seed: int = 0
-
-    def __post_init__(self):
-        numbers = dict(applies=whole_number(0), near_miss=whole_number(0), rounds=whole_number(1), seed=whole_number(0))
-        check_settings(self, **numbers)
-        if not (self.applies or self.near_miss):
-            raise InputError("--applies and --near-miss are both 0: no pair is wanted; ask for one at least")
-        _check_full("--engine", self.engine)
-
 def draft_table(rows)->Table: # of pairs.jsonl
     "What was drafted for each rule, and how often the keeping answer is the longer one."
     def line(n):
@@ -211,21 +193,43 @@ def draft_table(rows)->Table: # of pairs.jsonl
                 "keeping answer longer": f"{longer:.0%}"}
     return Table(line(n) for n in sorted({r["rule"] for r in rows}))
 
-# %% ../../nbs/app/probes.ipynb #96cc8964
-def probes_command(argv, say=print):
-    "`selfalign probes draft OUT`: candidates for principle pairs of your own rules, resumable."
-    if not argv or argv[0] not in ("draft", "-h", "--help"):
-        given = argv[0] if argv else ""
-        raise InputError(f"selfalign probes {given}: give `selfalign probes draft OUT --engine ENGINE`")
-    about = "Ask an engine for pairs of answers that measure rules of your own; all are drafts, for a person to read."
-    a = tyro.cli(ProbesArgs, args=[x for x in argv if x != "draft"], prog="selfalign probes draft", description=about)
-    cfg = config_from(dict(principles=a.principles, exemplars=a.exemplars), RespondConfig, "probes")
-    with Run(a.out, say=say) as run:
-        run.save() # a folder that was stopped half-way is known again
-        counts = (a.applies, a.near_miss)
-        with load_engine(a.engine) as e:
-            rec = draft_pairs(run, e, cfg, counts, a.rounds, a.rules, a.seed, a.annotations)
-        rows = read_jsonl(run/"pairs.jsonl")
-    say(repr(draft_table(rows)))
-    say(f"\n{rec['asked']} candidates, {rec['kept']} kept; turned down: {_counts(rec['rejected'])}")
-    say(f"drafts: {run.path/'pairs.jsonl'}; read each pair, mend it, and remove its \"draft\" where it is good")
+# %% ../../nbs/app/probes.ipynb #69a08e79
+@dataclass(frozen=True, config=strict)
+class Probes(Command):
+    "Ask an engine for pairs of answers that measure rules of your own; all are drafts, for a person to read."
+    # folder for pairs.jsonl, rejects.jsonl and the journal
+    out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    # engine string of the model that drafts, such as openai:http://localhost:8000/v1#name
+    engine: str
+    annotations: str|None = None # folder with principles, exemplars and templates of your own
+    principles: tuple[str, ...] = RespondConfig.principles # as respond.principles of a run
+    exemplars: tuple[str, ...] = RespondConfig.exemplars
+    rules: tuple[int, ...] = ()  # numbers of the rules that pairs are drafted for; none = all
+    applies: Annotated[int, Ge(0)] = 12  # pairs for each rule where it applies
+    near_miss: Annotated[int, Ge(0)] = 8 # pairs for each rule where applying it would be the fault
+    rounds: Annotated[int, Ge(1)] = 4    # candidates are asked so often until a rule has its pairs
+    seed: Annotated[int, Ge(0)] = 0
+
+    def __post_init__(self):
+        if not (self.applies or self.near_miss):
+            raise InputError("--applies and --near-miss are both 0: no pair is wanted; ask for one at least")
+        _check_full("--engine", self.engine)
+
+    @classmethod
+    def from_line(cls, name, argv):
+        if not argv or argv[0] not in ("draft", "-h", "--help"):
+            given = argv[0] if argv else ""
+            raise InputError(f"selfalign probes {given}: give `selfalign probes draft OUT --engine ENGINE`")
+        return read_line(cls, [x for x in argv if x != "draft"], "probes draft")
+
+    def __call__(self, say=print):
+        cfg = config_from(dict(principles=self.principles, exemplars=self.exemplars), RespondConfig, "probes")
+        with Run(self.out, say=say) as run:
+            run.save() # a folder that was stopped half-way is known again
+            counts = (self.applies, self.near_miss)
+            with load_engine(self.engine) as e:
+                rec = draft_pairs(run, e, cfg, counts, self.rounds, self.rules, self.seed, self.annotations)
+            rows = read_jsonl(run/"pairs.jsonl")
+        say(repr(draft_table(rows)))
+        say(f"\n{rec['asked']} candidates, {rec['kept']} kept; turned down: {_counts(rec['rejected'])}")
+        say(f"drafts: {run.path/'pairs.jsonl'}; read each pair, mend it, and remove its \"draft\" where it is good")
