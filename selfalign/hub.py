@@ -14,6 +14,7 @@ from pathlib import Path
 from .checks import InputError
 from .made import edited
 from .models import EMBEDDED_HUB_ID, STAND_IN_NOTICE, public_name
+from .packaged import PACKAGED
 from .rows import atomic_path
 from .tables import _counts, _told_reply
 
@@ -41,6 +42,7 @@ def model_card(src, cfg, losses, info)->str:
 def base_licence(src)->str|None: # such as "apache-2.0"
     "The licence that a base model states: in its own card, in its folder or on the hub."
     if src.name == "embedded": return "apache-2.0"
+    if src.name in PACKAGED: return PACKAGED[src.name].licence
     from huggingface_hub import ModelCard, model_info
     card = Path(src.path)/"README.md"
     try: return ModelCard.load(str(card)).data.license if card.exists() else None if Path(src.path).exists() else model_info(src.name, timeout=10).card_data.license

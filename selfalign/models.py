@@ -17,6 +17,7 @@ from .model_files import EMBEDDED_HUB_ID, ModelSource, STAND_IN_NOTICE, cache_di
 from .model_files import _gguf_of, _made_once, _quiet_transformers, gguf_model_path, hub_answers, hub_id
 from .model_files import embedded_model_path, weights_sha256
 from .moved import moved
+from .packaged import PACKAGED, packaged_file
 from .rows import content_id, write_json
 from .tokens import one_template, with_bos, with_system
 
@@ -28,6 +29,9 @@ def resolve_model(spec:str # "embedded", a hub id, a folder, or a `ModelSource`,
     if spec == "embedded":
         p = embedded_model_path()
         return ModelSource(str(p), "embedded", None, weights_sha256(p), stand_in=True)
+    if spec in PACKAGED:
+        made = gguf_model_path(packaged_file(spec))
+        return ModelSource(str(made), spec, None, weights_sha256(made))
     p = Path(spec).expanduser()
     if p.is_dir() and not (p/"config.json").exists() and (gguf := _gguf_of(p)): p = gguf
     if p.is_file() and p.suffix == ".gguf":
@@ -297,6 +301,7 @@ def _without_paths(adapter, src): # peft writes the base model's path, and a car
     (adapter/"README.md").unlink(missing_ok=True)
     conf = json.loads((adapter/"adapter_config.json").read_text(encoding="utf-8"))
     base = EMBEDDED_HUB_ID if src.name == "embedded" else public_name(src.name)
+    if src.name in PACKAGED: base = PACKAGED[src.name].hub
     write_json(adapter/"adapter_config.json", dict(conf, base_model_name_or_path=base))
 
 # %% ../nbs/core/models.ipynb #1b7c1cd7
