@@ -20,9 +20,10 @@ from .engines.opening import base_model, engine_string, open_engine, open_scorer
 from .evals.answers import has_chat, text_scores, text_stats
 from .evals.behaviour import changes
 from .evals.harness import evaluate_models
+from .evals.kinds import schema
 from .evals.plain_text import tax
 from .evals.results import _config
-from .evals.sets import BENCHMARKS, OUR_SETS, _text, load_benchmark, schema
+from .evals.sets import BENCHMARKS, OUR_SETS, _text, load_benchmark
 from .evals.stats import Estimate, _resamples
 from .generation import Sampling, _opened
 from .hub import refresh_cards
@@ -31,6 +32,7 @@ from .moved import moved
 from .plots import _bars
 from .principle_engraving import load_principle_set, parse_response
 from .principle_pairs import UPTAKE, behind_principles, fitting_pairs, score_principles, summary
+from .registry import is_place
 from .rows import content_id, read_jsonl, write_json
 from .sft import _system
 from .tables import _counts, _mean
@@ -222,7 +224,8 @@ def _gap_of_run(run, cfg, arms):
 # %% ../nbs/05_evaluation.ipynb #4e4084cc
 def is_pairs(name)->bool:
     "Is this set one of principle pairs?"
-    return name.startswith("principles") if name in OUR_SETS else name not in BENCHMARKS and schema(load_benchmark(name)[0], name) == "principles"
+    if name in OUR_SETS: return name.startswith("principles")
+    return name not in BENCHMARKS and not is_place(name) and schema(load_benchmark(name)[0], name) == "principles"
 
 def run_pairs(run, cfg): # None where the run asks for no pairs, or its principles have none
     "The pairs of a run's stage 5."
@@ -300,7 +303,8 @@ __getattr__ = moved(__name__, {
     "evals.plain_text": "plain_text tax tax_sentence",
     "evals.refusals": "is_refusal refusal_rates refusals_of",
     "evals.results": "STAND_IN Result prompt_hash save_results load_results table over_seeds",
-    "evals.sets": "SUBSETS PAIR_KINDS CHECKS OUR_SETS BENCHMARKS VICUNA_URL schema check_rows load_benchmark "
+    "evals.kinds": "Evaluation EVALUATIONS schema evaluation_of",
+    "evals.sets": "SUBSETS PAIR_KINDS OUR_SETS BENCHMARKS VICUNA_URL check_rows load_benchmark "
                   "sample_rows question_text eval_questions",
     "evals.stats": "Estimate wilson bootstrap mcnemar sign_flip",
     "plots": "paper_results plot_scores plot_tax plot_steps",

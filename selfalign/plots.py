@@ -11,6 +11,7 @@ import csv
 import numpy as np
 
 from .annotations import data_dir, data_path
+from .evals.kinds import EVALUATIONS
 from .evals.stats import Estimate
 from .novelty import word_count
 
@@ -88,7 +89,8 @@ def _bars(ax, x, ests, width, **kw):
                 capsize=2, lw=1)
 
 def _reported(results, metrics, models):
-    kind = "hhh" if results[0].task == "hhh" else "truthfulqa"
+    kinds = {EVALUATIONS[k].task: EVALUATIONS[k].reported for k in EVALUATIONS}
+    if not (kind := kinds.get(results[0].task)): return []
     found = {(r["model"], r["metric"]): r
         for r in paper_results(kind) if r["size"] == "65B" and r["format"] in ("paper", "generation")}
     names = models or ("LLaMA", "Dromedary", "Dromedary final")

@@ -12,6 +12,7 @@ from pathlib import Path
 from .annotations import data_dir, query_text
 from .checks import InputError
 from .engines.opening import _named_model, is_full
+from .evals.kinds import headline
 from .evals.plain_text import tax_sentence
 from .hub import reply_losses
 from .made import edited
@@ -78,7 +79,7 @@ def _reply_rows(r):
 def _score_rows(scores):
     out = []
     for x in scores or []:
-        for k in ("mc1", "overall", "refused_benign", "answered_harmful", "kept"):
+        for k in headline(x["set"]):
             if k in x and x[k][0] is not None: out.append((f"{x['set']} ({x['format']}) {k.replace('_', ' ')}, {x['model']}", f"{x[k][0]:.2f} ({x[k][1]:.2f} to {x[k][2]:.2f})"))
     return out
 

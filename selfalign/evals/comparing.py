@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..checks import InputError
+from .kinds import ours, own_evaluation
 from .results import Result, load_results, over_seeds
 from .stats import Estimate, bootstrap, mcnemar, sign_flip
 from ..tables import Table
@@ -95,7 +96,7 @@ def _shared_models(ra, rb): # names to compare one by one; [None] where each sid
 
 def _row_scores(r, s): # (metric, values of r, values of s) of each metric that both have by row
     label = lambda m: f"{r.set} ({r.format}), {m}"
-    for m in ("mc1", "mc2", "right", "as_wished", "odds", "log_likelihood"):
+    for m in _paired(r.set):
         if all(x.rows and m in x.rows[0] for x in (r, s)): yield label(m), _by_id(r, m), _by_id(s, m)
     for part in _subsets(r, s):
         x, y = ({row["id"]: row["right"] for row in z.rows if row.get("subset") == part} for z in (r, s))
@@ -103,6 +104,11 @@ def _row_scores(r, s): # (metric, values of r, values of s) of each metric that 
     for m, kind, key in (("refused_benign", "benign", "refused"), ("answered_harmful", "harmful", "answered")):
         x, y = ({row["id"]: row[key] for row in z.rows if row.get("kind") == kind} for z in (r, s))
         if x.keys() & y.keys(): yield label(m), x, y
+
+def _paired(set_name): # numbers of a row's record that are compared
+    try: own = own_evaluation(set_name)
+    except InputError: own = None # it is no longer at its place
+    return own.paired if own else ours("paired")
 
 def _subsets(r, s): # of HHH, where both have some of its rows
     have = lambda z: dict.fromkeys(row["subset"] for row in z.rows if "subset" in row and "right" in row)

@@ -12,39 +12,26 @@ from pathlib import Path
 from ..annotations import load_template
 from ..checks import InputError, as_list
 from ..engines.local import TorchEngine
-from .answers import _answers_result
-from .behaviour import behaviour
-from .choices import HHH_FORMATS, MC_FORMATS, PAIR_FORMATS, hhh, truthfulqa_mc
-from .plain_text import plain_text
-from .refusals import refusal_rates
+from .kinds import evaluation_of
 from .results import Result, _model, load_results, prompt_hash, save_results
-from .sets import load_benchmark, schema
+from .sets import load_benchmark
 from ..generation import Engine, _opened
 from ..models import load_model, weights_sha256
+from ..registry import is_place
 from ..rows import content_id
 
 # %% ../../nbs/core/evals/harness.ipynb #deba77f4
 def evaluate_one(engine, rows, format, seed=0, system=None, chat=None, set_name="given rows", name=None,
                  max_new_tokens=None # per open answer, its reasoning included; None = 96 for refusals, 256 else
                 )->Result:
-    "Evaluate by the schema of the rows; `format` is one of `formats_of(rows)`."
-    kw = dict(seed=seed, system=system, chat=chat, set_name=set_name, name=name)
-    kind = schema(rows[0], set_name)
-    if kind == "truthfulqa": return truthfulqa_mc(engine, rows, format, **kw)
-    if kind == "hhh": return hhh(engine, rows, format, **kw)
-    if max_new_tokens: kw["max_new_tokens"] = max_new_tokens
-    if kind == "refusals": return refusal_rates(engine, rows, **kw)
-    if kind == "behaviour": return behaviour(engine, rows, **kw)
-    if kind == "principles":
-        from selfalign.principle_pairs import principles # it stands on this module
-        return principles(engine, rows, format, **kw)
-    if kind == "passages": return plain_text(engine, rows, seed, set_name, name)
-    return _answers_result(engine, rows, **kw)
+    "Evaluate as the set or the schema of its rows asks; `format` is one of `formats_of(rows)`."
+    more = dict(max_new_tokens=max_new_tokens) if max_new_tokens and format == "answer" else {}
+    evaluation = evaluation_of(rows, set_name)
+    return evaluation.score(engine, rows, format, seed=seed, system=system, chat=chat, set_name=set_name, name=name, **more)
 
-def formats_of(rows)->tuple:
+def formats_of(rows, set_name="rows")->tuple:
     "The prompt formats that a set is evaluated in."
-    every = dict(truthfulqa=tuple(MC_FORMATS), hhh=tuple(HHH_FORMATS), principles=PAIR_FORMATS, passages=("text",))
-    return every.get(schema(rows[0], "rows"), ("answer",))
+    return evaluation_of(rows, set_name).formats
 
 # %% ../../nbs/core/evals/harness.ipynb #1fc6b820
 def evaluate_models(models,       # dict from name to engine, engine string, or function that opens one
@@ -69,7 +56,7 @@ def evaluate_models(models,       # dict from name to engine, engine string, or 
         text = system.get(name) if isinstance(system, dict) else system
         with _opened(model) as engine:
             for s, rows in data.items():
-                for f in formats_of(rows):
+                for f in formats_of(rows, s):
                     if formats and f not in formats and f != "answer": continue
                     if f != "answer" and not can_score(engine): _leave_out(say, name, s, f); continue
                     out.append(_saved(out_dir, engine, name, s, rows, f, dict(seed=seed, system=text, chat=chat, **(more if f == "answer" else {})), n, say))
@@ -105,16 +92,19 @@ def can_score(engine)->bool:
 def _leave_out(say, name, set_name, format):
     if say: say(f"{name} · {set_name} · {format}: left out, this engine gives no log-probabilities; use torch: or vllm:")
 
-def _prompt_of(rows, format): # hash of the template that asks these rows; open questions have none
-    name = {"truthfulqa": MC_FORMATS, "hhh": HHH_FORMATS}.get(schema(rows[0], "rows"), {}).get(format, (None,))[-1]
+def _prompt_of(rows, format, set_name): # hash of the template that asks these rows; open questions have none
+    name = evaluation_of(rows, set_name).templates.get(format)
     return name and prompt_hash(load_template(name))
 
 def _result_path(out_dir, name, set_name, format, n, seed): # (path, result there or None): the plain name, or one of its own where another model or set has that
-    path = Path(out_dir)/f"{_slug(name)}-{_slug(Path(set_name).stem)}-{_slug(format)}{f'-n{n}' if n else ''}{f'-seed{seed}' if seed else ''}.json"
+    path = Path(out_dir)/f"{_slug(name)}-{_slug(_short(set_name))}-{_slug(format)}{f'-n{n}' if n else ''}{f'-seed{seed}' if seed else ''}.json"
     old = _earlier(path)
     if not path.exists() or (old and (old.name, old.set) == (name, set_name)): return path, old
     own = path.with_stem(f"{path.stem}-{content_id(name, set_name)[:6]}")
     return own, _earlier(own)
+
+def _short(set_name): # a file's stem; of an evaluation of yours what stands behind the file
+    return set_name.rpartition(":")[2] if is_place(set_name) else Path(set_name).stem
 
 def _slug(s):
     text = re.sub(r"\W+", "-", str(s)).strip("-")
@@ -125,7 +115,7 @@ def _earlier(path): # the result in a file; None where there is none, or not as 
     except InputError: return None
 
 def _failed(result): # did the machine or a server fail, so that another try may do better? A row longer than the context stays so
-    return bool(result.skipped) and (result.task in ("refusals", "answers", "behaviour") or any("out of memory" in s["reason"] for s in result.skipped))
+    return bool(result.skipped) and (result.format.partition(",")[0] == "answer" or any("out of memory" in s["reason"] for s in result.skipped))
 
 def _who(engine): # what a score belongs to; None where a server does not tell
     info = {k: v for k, v in _model(engine).items() if k != "dropped"}
@@ -137,7 +127,7 @@ def _who(engine): # what a score belongs to; None where a server does not tell
 def _saved(out_dir, engine, name, set_name, rows, format, kw, n, say):
     path, old = _result_path(out_dir, name, set_name, format, n, kw["seed"]) if out_dir else (None, None)
     who = _who(engine) if path else None
-    made_from = content_id(who, rows, format, kw, _prompt_of(rows, format))
+    made_from = content_id(who, rows, format, kw, _prompt_of(rows, format, set_name))
     if old and who and old.config.get("made_from") == made_from and not _failed(old):
         if say: say(f"{old!r}; read back from {path}, made by the same model")
         return old
