@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['ENGINES', 'Sampling', 'Completion', 'Score', 'mix', 'row_seeds', 'as_prompts', 'as_pairs', 'Engine', 'ScriptedEngine',
-           'find_stop', 'split_reasoning', 'outside_reasoning', 'no_answer', 'read_reply', 'load_engine']
+           'find_stop', 'split_reasoning', 'outside_reasoning', 'no_answer', 'read_reply', 'engine_parts',
+           'load_engine']
 
 # %% ../nbs/core/generation.ipynb #4b9d2dad
-import contextlib, importlib, json, os, re
+import contextlib, json, os, re
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from .checks import InputError, as_list, check_settings, number, whole_number
 from .moved import moved
+from .registry import Registry, is_place
 
 # %% ../nbs/core/generation.ipynb #aa924fc7
 @dataclass(frozen=True)
@@ -246,6 +248,21 @@ def read_reply(c:Completion)->Completion:
     why = no_answer(c.n_tokens, c.finish_reason == "length", bool(reasoning.strip()))
     return replace(c, text="", finish_reason="error", error=why) if why else replace(c, text="")
 
+# %% ../nbs/core/generation.ipynb #2543d1de
+ENGINES = Registry("engine", torch="selfalign.engines.local:TorchEngine", vllm="selfalign.engines.vllm:VLLMEngine",
+                   openai="selfalign.engines.served:OpenAIEngine", ray="selfalign.engines.cluster:RayEngine")
+
+# %% ../nbs/core/generation.ipynb #949ad7e8
+_OWN = re.compile(r"((?:[^:#]+\.py|[A-Za-z_]\w*(?:\.\w+)+):[A-Za-z_]\w*)(?::(.*))?")
+
+def engine_parts(engine:str # a kind, or an engine string; ray: before it is left out
+                )->tuple:   # (kind, model); the model is "" where none is named
+    "Take an engine string apart; the kind is a name of `ENGINES`, or the place of a class of yours."
+    engine = engine.removeprefix("ray:")
+    if own := _OWN.fullmatch(engine): return own[1], own[2] or ""
+    kind, _, model = engine.partition(":")
+    return kind, model
+
 # %% ../nbs/core/generation.ipynb #e216ba0f
 def load_engine(spec:str,  # "torch:embedded" | "torch:<hub id or path>" | "vllm:<id>" | "openai:<base url>#<model>" | "ray:<any of these>"
                 **options  # of that engine's class
@@ -254,10 +271,10 @@ def load_engine(spec:str,  # "torch:embedded" | "torch:<hub id or path>" | "vllm
     if isinstance(spec, os.PathLike): spec = f"torch:{os.fspath(spec)}"
     if not isinstance(spec, str):
         raise InputError(f"an engine is named by a text, such as torch:embedded, not by {type(spec).__name__}")
-    kind, _, model = spec.partition(":")
-    if kind not in ENGINES or not model:
-        raise InputError(
-            f"engine {spec!r}: give one of {', '.join(f'{k}:MODEL' for k in ENGINES)}, such as torch:embedded")
+    kind, model = ("ray", spec[4:]) if spec.startswith("ray:") else engine_parts(spec)
+    if kind not in ENGINES and not is_place(kind) or not model:
+        known = ", ".join(f"{k}:MODEL" for k in ENGINES)
+        raise InputError(f"engine {spec!r}: give one of {known}, such as torch:embedded, or yours as file.py:CLASS:MODEL")
     _check_options(kind, options)
     return ENGINES[kind](model, **options)
 
@@ -266,17 +283,6 @@ def _check_options(kind, options):
     known = list(inspect.signature(ENGINES[kind].__init__).parameters)[2:]
     bad = set(options) - set(known) if "options" not in known else ()
     if bad: raise InputError(f"engine {kind}: no option {', '.join(sorted(bad))}; it has {', '.join(known)}")
-
-# a class, or where it is written: that is imported when it is asked for, so that naming an engine loads nothing
-class _Engines(dict):
-    def __getitem__(self, kind):
-        found = super().__getitem__(kind)
-        if not isinstance(found, str): return found
-        module, _, name = found.partition(":")
-        return getattr(importlib.import_module(module), name)
-
-ENGINES = _Engines(torch="selfalign.engines.local:TorchEngine", vllm="selfalign.engines.vllm:VLLMEngine",
-                   openai="selfalign.engines.served:OpenAIEngine", ray="selfalign.engines.cluster:RayEngine")
 
 # %% ../nbs/core/generation.ipynb #9d18f0f3
 @contextlib.contextmanager

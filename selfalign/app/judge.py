@@ -23,10 +23,11 @@ from ..engines.opening import LazyEngine, Remembering, _check_address, _check_fu
 from ..evals.answers import answer_questions, has_chat
 from ..evals.behaviour import behaviour_of
 from ..evals.judging import bradley_terry, judge_pairwise, truth_info_judge
+from ..evals.kinds import EVALUATIONS
 from ..evals.refusals import refusals_of
 from ..evals.results import load_results, save_results, table
-from ..evals.sets import BENCHMARKS, CHECKS, OUR_SETS, load_benchmark, question_text, sample_rows
-from ..generation import Sampling, load_engine
+from ..evals.sets import BENCHMARKS, OUR_SETS, load_benchmark, question_text, sample_rows
+from ..generation import engine_parts, load_engine, Sampling
 from ..models import load_tokenizer, resolve_model
 from ..rows import content_id, iter_jsonl, write_jsonl
 from ..runs import Run
@@ -49,7 +50,7 @@ def _with_question(where, row):
     if bad := [k for k in ("question", "instruction", "input") if not isinstance(row.get(k, ""), str)]: raise InputError(f"{where}: {bad[0]} is {row[bad[0]]!r:.60}; write it as text")
     if not isinstance(row.get("turns", []), list) or not all(isinstance(t, str) for t in row.get("turns", [])): raise InputError(f"{where}: turns is {row['turns']!r:.60}; give a list of texts")
     if not (q := _asked(row)).strip(): raise InputError(f"{where}: no question; each row needs a question, an instruction or turns")
-    if "mc1_targets" in row or "mc2_targets" in row: CHECKS["truthfulqa"](row, where)
+    if "mc1_targets" in row or "mc2_targets" in row: EVALUATIONS["truthfulqa"].check(row, where)
     return dict(row, question=q)
 
 def saved_answers(path, # JSONL with question (or instruction) and answer, or a results file
@@ -73,7 +74,7 @@ def _saved_rows(path): # (place, row)
 def _answers_of(source, questions, run, a): # saved ones, or a model's, journaled; and what made them
     if Path(source).is_file(): return saved_answers(source, questions), dict(name=source, file=source, sha256=hashlib.sha256(Path(source).read_bytes()).hexdigest())
     spec = _spec(source)
-    local, model = _kind(spec) != "openai", spec.removeprefix("ray:").partition(":")[2]
+    local, model = _kind(spec) != "openai", engine_parts(spec)[1]
     with LazyEngine(spec) as e: # gives its memory back before the next one comes
         chat = bool(load_tokenizer(model).chat_template) if local else has_chat(e)
         sampling = Sampling(max_new_tokens=a.max_new_tokens, temperature=a.temperature, top_p=0.9, stop=() if chat else ("\nUser:",), seed=a.seed)

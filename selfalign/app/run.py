@@ -56,8 +56,7 @@ def _out_of(command, argv): # taken from argv
 def _check_model(argv, engine, whose): # is the model named once?
     from selfalign.engines.opening import is_full
     engines, models = _values(argv, "--engine"), _values(argv, "--model")
-    named = any(":" in e for e in engines) and engines[-1] not in ("ray:torch", "ray:vllm")
-    if models and named:
+    if models and any(map(is_full, engines)):
         raise InputError("--engine names its model already; "
                          "leave out --model, or give a bare kind such as --engine vllm")
     if models and not engines and is_full(engine):

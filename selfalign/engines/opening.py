@@ -15,20 +15,20 @@ from urllib.parse import urlsplit
 from ..checks import InputError
 from ..config import RunConfig
 from .replies import _no_secrets
-from ..generation import Completion, ENGINES, load_engine
+from ..generation import Completion, engine_parts, ENGINES, load_engine
 from ..models import best_device, model_identity, release, resolve_model
+from ..registry import is_place
 from ..rows import content_id
 from ..runs import Journal
 
 # %% ../../nbs/core/engines/opening.ipynb #7a2a25f5
 KINDS = ("torch", "vllm", "openai")
 
-def _kind(engine): return engine.removeprefix("ray:").partition(":")[0]
+def _kind(engine): return engine_parts(engine)[0]
 
 def is_full(engine:str)->bool:
     "Does this engine string name its model?"
-    rest = engine.removeprefix("ray:")
-    return ":" in rest
+    return bool(engine_parts(engine)[1])
 
 def engine_string(cfg:RunConfig,
                   model=None # instead of the base model
@@ -36,7 +36,7 @@ def engine_string(cfg:RunConfig,
     "The engine string for the base model, or for one that the run has made."
     kind = _kind(cfg.engine)
     for e in (cfg.engine, cfg.engraved_engine, cfg.final_engine): _check_address(e)
-    if kind not in KINDS:
+    if kind not in KINDS and not is_place(kind):
         raise InputError(f"unknown engine {cfg.engine!r}; give torch, vllm, ray:torch, ray:vllm, "
             f"or a full string such as openai:http://localhost:8000/v1#name")
     if model is not None and kind == "openai":
@@ -52,7 +52,7 @@ def engine_string(cfg:RunConfig,
 # %% ../../nbs/core/engines/opening.ipynb #3d443482
 def _check_address(engine): # of a server; it is stored with the run, and not repeated here
     if not engine or _kind(engine) != "openai" or not is_full(engine): return
-    url, _, model = engine.removeprefix("ray:").partition(":")[2].partition("#")
+    url, _, model = engine_parts(engine)[1].partition("#")
     try:
         u = urlsplit(url)
         u.port
@@ -67,7 +67,7 @@ def _check_address(engine): # of a server; it is stored with the run, and not re
         raise InputError(f"engine {engine} names no model; write it after a #, such as {engine.rstrip('#')}#name")
 
 def _named_model(engine):
-    return engine.removeprefix("ray:").partition(":")[2].rpartition("#")[2] # of a full engine string
+    return engine_parts(engine)[1].rpartition("#")[2] # of a full engine string
 
 # %% ../../nbs/core/engines/opening.ipynb #cda4506d
 def base_model(cfg:RunConfig)->str:
@@ -94,7 +94,7 @@ class LazyEngine:
     def info(self)->dict:
         "What the loaded engine says, else what the model's files say."
         if self.engine is not None: return self.engine.info
-        kind, _, model = self.spec.removeprefix("ray:").partition(":")
+        kind, model = engine_parts(self.spec)
         if kind == "openai":
             return dict(kind=kind, model=model.rpartition("#")[2], url=_no_secrets(model.rpartition("#")[0]))
         src = resolve_model(model)
@@ -188,12 +188,14 @@ def exact(spec, options)->dict: # options
 # %% ../../nbs/core/engines/opening.ipynb #be433533
 def _check_full(name, engine): # an engine string that names its model
     _check_address(engine)
-    if engine and (_kind(engine) not in KINDS or not is_full(engine)):
+    if engine and (_kind(engine) not in KINDS and not is_place(_kind(engine)) or not is_full(engine)):
         raise InputError(f"{name} is {engine!r}; give a full engine string, "
             f"such as torch:embedded or openai:http://127.0.0.1:8001/v1#name")
 
 # %% ../../nbs/core/engines/opening.ipynb #8e68f2e1
-def _spec(m): return m if m.partition(":")[0] in (*KINDS, "ray") and ":" in m else f"torch:{m}"
+def _spec(m): # a bare model is opened by torch
+    named = m.startswith("ray:") or is_full(m) and (_kind(m) in KINDS or is_place(_kind(m)))
+    return m if named else f"torch:{m}"
 
 # %% ../../nbs/core/engines/opening.ipynb #c907225b
 class Remembering:
