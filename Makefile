@@ -14,7 +14,7 @@ META := setup.py settings.ini pyproject.toml constraints.txt
 demo: $(VENV)/.base
 	$(BIN)/selfalign demo
 
-# Whole files side by side, each process with one thread: a second one costs half as much time again. Up to 6 GB a process.
+# Whole files side by side, each process with one thread: a second one costs half as much time again. One for all grew to 9 GB.
 TEST_PROCESSES ?= 2
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder

@@ -20,8 +20,8 @@ from .models import best_device, load_model, load_tokenizer, model_identity, rel
 from .moved import moved
 from .rows import content_id, progress, read_jsonl, write_jsonl
 from .tables import _counts
-from .tokens import end_of_turn, read_turn, with_chat_template
-from .end_rows import end_rank
+from .tokens import control_tokens, end_of_turn, read_turn, with_chat_template
+from .end_rows import end_rank, end_ranks
 from .trainers import _recipe
 from .training import _four_bit, fit, launch, save_model
 
@@ -126,6 +126,25 @@ def _named_ends(src)->list: # token ids, the config's first
     found = [getattr(c, "eos_token_id", None) for c in configs]
     return [i for x in found if x is not None for i in (x if isinstance(x, (list, tuple)) else [x])]
 
+# %% ../nbs/03_sft.ipynb #933245a6
+def _our_turns(model, src, named)->tuple: # (tokenizer, what is done, in words)
+    "Our chat template with an end that the model knows: one that its configuration names, or else a control token."
+    def ours(end):
+        tok = load_tokenizer(src)
+        tok.chat_template, tok.eos_token = None, tok.convert_ids_to_tokens(end)
+        return with_chat_template(tok)
+    tok = ours(named[0])
+    others = set(control_tokens(tok).values()) - {tok.bos_token_id, *named}
+    ranks = end_ranks(model, tok, identity_pairs(8), [*named, *sorted(others)])
+    best, other = min(named, key=ranks.get), min(ranks, key=ranks.get)
+    if ranks[best] >= _KNOWN_END > ranks[other]: best = other
+    tok = ours(best)
+    said = f"it is trained with our chat template, whose turns end in {tok.eos_token}"
+    if ranks[best] < _KNOWN_END: return tok, said
+    return tok, (f"{said}, which it hardly knows either ({ranks[best]:.0%}), so answers may run on: "
+        "full fine-tuning (lora_r 0) teaches it, and so does one process")
+
+# %% ../nbs/03_sft.ipynb #f0ba281a
 # (tokenizer with a chat template, a row to train or None, the unknown end or None)
 def training_tokenizer(base, cfg)->tuple:
     "The tokenizer to train with, and what its end of turn needs where the model does not know it."
@@ -136,15 +155,11 @@ def training_tokenizer(base, cfg)->tuple:
     device = "cpu" if cfg.accelerate_config else None # a model that several GPUs share may not fit on one
     model, _ = load_model(src, device=device, **_four_bit(cfg))
     rank, end = end_rank(model, tok, identity_pairs(8)), read_turn(tok).end
+    remedy = "that row of its vocabulary is trained beside LoRA"
+    if rank >= _KNOWN_END and cfg.accelerate_config: (tok, remedy), eot = _our_turns(model, src, named), None
     del model
     release()
     if rank < _KNOWN_END: return tok, None, None
-    if cfg.accelerate_config:
-        tok = load_tokenizer(src)
-        tok.chat_template, tok.eos_token = None, tok.convert_ids_to_tokens(named[0])
-        tok, eot, remedy = (with_chat_template(tok), None,
-            f"it is trained with our chat template, whose turns end in {tok.eos_token}")
-    else: remedy = "that row of its vocabulary is trained beside LoRA"
     print(f"{src.name} was never trained on {end}, its template's end of turn ({rank:.0%} of the vocabulary come "
         f"before it where an answer ends): {remedy}", file=sys.stderr)
     return tok, eot, end

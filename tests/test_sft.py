@@ -581,14 +581,23 @@ def test_the_weights_are_asked_only_where_it_matters(unknown_end, tmp_path, monk
     assert (end, unknown) == ((end_of_turn(tok), "<gh_stars>") if asked and rank == .9 else (None, None))
 
 # the tokenizer's file may name the unknown end, the model's does not
-@pytest.mark.parametrize("eos", ["<|endoftext|>", "<gh_stars>"])
-def test_several_processes_train_with_our_template_and_an_end_that_is_known(tiny, tmp_path, monkeypatch, capsys, eos):
+@pytest.mark.parametrize("eos, known, end, said", [
+    ("<|endoftext|>", "<|endoftext|>", "<|endoftext|>", "turns end in <|endoftext|>"),
+    ("<gh_stars>", "<|endoftext|>", "<|endoftext|>", "turns end in <|endoftext|>"),
+    ("<|endoftext|>", "<|im_end|>", "<|im_end|>", "turns end in <|im_end|>"), # the named end is hardly known
+    ("<|endoftext|>", None, "<|endoftext|>", "(90%), so answers may run on: full fine-tuning (lora_r 0) teaches it, and "
+     "so does one process"), # no end is
+])
+def test_several_processes_train_with_our_template_and_an_end_that_is_known(tiny, tmp_path, monkeypatch, capsys, eos,
+        known, end, said):
+    known = load_tokenizer(tiny).convert_tokens_to_ids(known) if known else None
     monkeypatch.setattr(sft, "end_rank", lambda *a: .9)
+    monkeypatch.setattr(sft, "end_ranks", lambda model, tok, rows, ids: {i: .001 if i == known else .9 for i in ids})
     base = with_template_end(tmp_path/"base", "<gh_stars>", eos=eos, source=tiny)
-    tok, end, unknown = sft.training_tokenizer(base, replace(CFG, accelerate_config="fsdp"))
-    assert (end, unknown) == (None, "<gh_stars>")
-    assert tok.eos_token == "<|endoftext|>" == tok.convert_ids_to_tokens(end_of_turn(tok))
-    assert capsys.readouterr().err.strip().endswith("turns end in <|endoftext|>")
+    tok, row, unknown = sft.training_tokenizer(base, replace(CFG, accelerate_config="fsdp"))
+    assert (row, unknown) == (None, "<gh_stars>")
+    assert tok.eos_token == end == tok.convert_ids_to_tokens(end_of_turn(tok))
+    assert capsys.readouterr().err.strip().endswith(said)
     talk = [dict(role="user", content="a"), dict(role="assistant", content="b"), dict(role="user", content="c")]
     assert "<gh_stars>" not in tok.apply_chat_template(talk, tokenize=False)
     model, _ = load_model(base)
@@ -596,7 +605,16 @@ def test_several_processes_train_with_our_template_and_an_end_that_is_known(tiny
     model.save_pretrained(tmp_path/"out")
     tok.save_pretrained(tmp_path/"out")
     named, config, generation = ends_of(tmp_path/"out")
-    assert named == "<|endoftext|>" and config == generation and tok.eos_token_id in config
+    assert named == end and config == generation and tok.eos_token_id in config
+
+def test_an_instruct_model_does_not_end_our_turns_as_its_base_did():
+    import torch
+    model, tok = load_model("embedded", dtype=torch.float32, device="cpu")
+    tok.chat_template, tok.eos_token = None, "<|endoftext|>"
+    ended, text = tok.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    ranks = sft.end_ranks(model, with_chat_template(tok), sft.identity_pairs(8), [ended, text])
+    assert ranks[ended] < sft._KNOWN_END/10 and ranks[text] > 2*sft._KNOWN_END
+
 SHARDED_ON_CPU = '''
 import os
 if "RANK" in os.environ and "SELFALIGN_JOB" in os.environ: # accelerate shards on GPUs only: here two CPU processes stand for them
