@@ -34,6 +34,7 @@ COMMANDS = dict( # name → the class that does it, and what it does
            "of one model, whether it is truthful and informative, or declines"),
     export=("export:Export", "rows of a run for other trainers: "
             "export rows RUN OUT --as messages, sharegpt, alpaca or prompt-completion"),
+    swap=("swap:SwapRuns", "two runs that differ in one rule and its opposite: does behaviour flip with it?"),
     probes=("probes:Probes", "drafts of principle pairs for rules of your own: probes draft OUT --engine ENGINE"),
     push=("push:Push", "list what would go to the Hugging Face hub; --send sends it"))
 

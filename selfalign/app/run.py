@@ -26,7 +26,9 @@ _ABOUT = dict(demo="the whole method on the embedded model, in runs/demo", run="
               engrave="stage 3: fine-tune without the principles", clone="stage 4: verbose answers, final model",
               evaluate="stage 5: the evidence of a run, or scores of any models",
               report="report.html, answers.html and figures of a run",
-              plan="a pilot: what a run of this size would take here")
+              plan="a pilot: what a run of this size would take here",
+              swap="two runs that differ in one rule and its opposite; --rule-file FILE gives another than length, "
+                   "--answers N how many prompts are asked (40)")
 
 def _about(command):
     where = "OUT is the run folder" + (" (runs/demo if left out)" if command == "demo" else "")
