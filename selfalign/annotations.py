@@ -34,7 +34,7 @@ def is_ours(name # such as "annotations/principles.yaml"
 def data_path(name,       # a file of ours, such as "annotations/principles.yaml", or a path of the user's own
               folder=None # a folder whose files go before ours
              )->Path: # an existing file; `InputError` if there is none
-    "A file of ours: the one in `folder` (with or without its subfolder), else the package's, never one of the working folder. Any other path: as given, else in `folder`."
+    "A file of ours: the one in `folder`, else the package's, never the working folder's; other paths: as given, or there."
     if folder and not Path(folder).expanduser().is_dir():
         raise InputError(f"{folder}: no such folder; give the folder that holds your annotation files")
     p, ours = Path(name).expanduser(), is_ours(name)
@@ -63,7 +63,8 @@ def _check_spelling(p, folder): # `p` of ours is not in `folder`
 # %% ../nbs/core/annotations.ipynb #7a2560ab
 def _many(paths): return [paths] if isinstance(paths, (str, Path)) else list(paths)
 
-def read_names(principles=("annotations/principles.yaml",), exemplars=("annotations/exemplars.yaml",) # as in the settings of a run
+def read_names(principles=("annotations/principles.yaml",),
+               exemplars=("annotations/exemplars.yaml",) # as in the settings of a run
               )->list: # names of all files of human text that a run reads
     "The files that a folder of your own can replace."
     fixed = ["annotations/seed_tasks.jsonl", "annotations/seed_questions.jsonl", "annotations/identity.yaml"]
@@ -110,6 +111,7 @@ def read_yaml(path # a YAML file
         raise InputError(f"{path}{line}: not valid YAML ({getattr(e, 'problem', None) or type(e).__name__}); "
             f"mend that line") from None
 
+# %% ../nbs/core/annotations.ipynb #f364fd1b
 def load_template(name,       # such as "principles" for prompts/principles.txt
                   folder=None # see `data_path`
                  )->str:
@@ -143,6 +145,7 @@ class Exemplar:
     turns: tuple
     where: str = field(default="", compare=False) # file and place, for messages
 
+# %% ../nbs/core/annotations.ipynb #90e036ac
 def _entries(path, keys, what):
     rows = read_yaml(path)
     if not isinstance(rows, list) or not rows:
@@ -209,6 +212,7 @@ class SeedQuestion:
     topic: str
     question: str
 
+# %% ../nbs/core/annotations.ipynb #95aa719c
 def load_seed_tasks(path="annotations/seed_tasks.jsonl", # one object a line: instruction, instances[{input, output}]
                     folder=None                          # see `data_path`
                    )->list: # of SeedTask
@@ -229,6 +233,7 @@ def load_seed_tasks(path="annotations/seed_tasks.jsonl", # one object a line: in
     if not out: raise InputError(f"{p}: no seed task; give at least one")
     return out
 
+# %% ../nbs/core/annotations.ipynb #b0922d0e
 def load_seed_questions(path="annotations/seed_questions.jsonl", # one object a line: type, topic, question
                         folder=None                              # see `data_path`
                        )->list: # of SeedQuestion, in file order; the types of a run are the types found here

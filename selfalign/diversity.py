@@ -36,6 +36,7 @@ def _root_pair(doc):
     noun = next((c for c in root.children if c.dep_ in ("dobj", "obj") and c.pos_ in ("NOUN", "PROPN")), None)
     return root.lemma_.lower(), noun.lemma_.lower() if noun is not None else None
 
+# %% ../nbs/core/diversity.ipynb #566a8367
 def verb_rings(pairs, verbs=20, nouns=4)->list: # [(verb, count, [(noun, count)])], commonest first
     "The commonest verbs with their commonest nouns."
     count, own = Counter(v for v, _ in pairs), defaultdict(Counter)
@@ -52,6 +53,7 @@ def _colour(source): return f"C{list(SOURCES).index(source) if source in SOURCES
 
 def _name(source, rows): return f"{SOURCES.get(source, source)} ({len(rows)})"
 
+# %% ../nbs/core/diversity.ipynb #9aa715ce
 def _figure(columns=1, width=6, height=3):
     import matplotlib.pyplot as plt # here, since the command line does without
     fig, axes = plt.subplots(1, columns, figsize=(width, height), squeeze=False)
@@ -63,6 +65,7 @@ def _finish(fig):
     plt.close(fig) # shown only where it is asked for
     return fig
 
+# %% ../nbs/core/diversity.ipynb #cd1ff960
 def plot_verbs(ax, rings, title=""):
     "Verbs as the inner ring, their nouns as the outer one."
     from matplotlib import colormaps

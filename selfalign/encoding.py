@@ -47,6 +47,7 @@ def encode_row(prompts,    # `selfalign.tokens.Prompts` of the tokenizer
     if len(ids) <= len(p): return None
     return dict(input_ids=ids, labels=[-100]*len(p) + ids[len(p):], truncated=len(p)+len(a) > max_length)
 
+# %% ../nbs/core/encoding.ipynb #5b9ece8e
 def encode_rows(rows,     # dicts with id, instruction, input, answer, ended
                 tok, cfg, name="Aster", folder=None,
                 told=None # a list that gets the rows which were not lost
@@ -62,6 +63,7 @@ def encode_rows(rows,     # dicts with id, instruction, input, answer, ended
             and not x["truncated"]) or eot in x["labels"], "an untruncated row must end in the end-of-turn token"
     return kept, dict(row_counts(kept), lost=len(rows)-len(kept))
 
+# %% ../nbs/core/encoding.ipynb #6aff80a8
 def row_counts(rows)->dict:
     "How many rows, truncated rows, tokens and tokens with loss."
     return dict(rows=len(rows), truncated=sum(x["truncated"] for x in rows),

@@ -47,7 +47,7 @@ def export_rows(run, # a run's folder
                 source="responses", # or "verbose"
                 system=None         # system text before every row
                )->int:              # rows written
-    "Write a run's rows for another trainer, and a card beside them; `InputError` where there are none, or the form is unknown."
+    "Write a run's rows for another trainer, and a card; `InputError` where there are none, or the form is unknown."
     run, out = Path(run).expanduser(), Path(out).expanduser()
     if form not in FORMS: raise InputError(f"--as {form}: no such form; give one of {', '.join(FORMS)}")
     if out.suffix not in _WRITERS:

@@ -50,7 +50,7 @@ def at_hand(spec)->bool:
 def check_trainable(model, tok, name, # as `outline` gives them; the model's name
                     **trainings       # settings' group, such as engrave → `TrainConfig`
                    ):
-    "`InputError` where a model cannot be trained under these settings: a multimodal one, no end of turn, LoRA targets that it lacks, an objective that it cannot take."
+    "`InputError` where a model cannot be trained so: multimodal, no end of turn, without the LoRA targets or logits."
     parts = [k for k in ("vision_config", "audio_config", "speech_config", "image_config", "video_config")
         if getattr(model.config, k, None) is not None]
     if parts:

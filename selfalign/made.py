@@ -16,7 +16,7 @@ _BESIDE = ("ablation.json",) # made in a stage's folder by a command of its own
 def hashes(run,  # a run's folder
            files # names, relative to it
           )->dict: # name → SHA-256; what is not there is left out
-    "The hash of each file that a stage made; a folder of weights has one, another folder one for each of its JSON files."
+    "The hash of each file that a stage made; a folder of weights has one, another one for each JSON file."
     from selfalign.models import weights_sha256
     found = {}
     for name in files:

@@ -39,6 +39,7 @@ def _turns(text, name, label, user): # matches of user's text, thoughts, answer,
     return ([*re.finditer(rf"(?ms){say}((?:(?!{say}).)*?){think}(.*?){answer}(.*?)(?={say}|{think}|\Z)", text)] if user
         else [], user)
 
+# %% ../nbs/core/prompt_text.ipynb #90f91d1c
 # the words that all thoughts open with: up to the name, else the first clause, else whole words
 def _opening(thoughts, name):
     same = os.path.commonprefix(thoughts)
@@ -61,6 +62,7 @@ def _exemplars(turns, heading, where): # turns that no heading parts are one exe
         fresh = ends or not heading
     return tuple(Exemplar(tuple(e), f"{where}: exemplar {i}") for i, e in enumerate(out, 1))
 
+# %% ../nbs/core/prompt_text.ipynb #66b6fd6b
 def _principles(text, user, where): # (principles, what stands before them, what behind)
     found = [*_NUMBERED.finditer(text)]
     found = [m for m in found if m[2]] or found # "1 (ethical)" goes before other numbered lines
@@ -72,6 +74,7 @@ def _principles(text, user, where): # (principles, what stands before them, what
     return (tuple(Principle(int(m[1]), (m[2] or m[3] or "").strip().lower(), " ".join(m[4].split())) for m in found),
         text[:found[0].start()].strip("\n"), text[found[-1].end():])
 
+# %% ../nbs/core/prompt_text.ipynb #6d510546
 def prompt_parts(text:str,           # a whole prompt: rules, then exemplars; an unanswered turn at its end is left out
                  where="the prompt", # file, for messages
                  **words             # fields of `PrincipleSet` that the text does not show, or shows in an unusual way

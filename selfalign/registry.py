@@ -47,7 +47,7 @@ def _module(module):
 
 # %% ../nbs/core/registry.ipynb #7ec71c20
 class Registry(dict):
-    "Name → an object, or the place where it lives, which is imported when it is first asked for; a place of your own is a name too."
+    "Name → an object, or where it lives, imported when it is first asked for; a place of your own is a name too."
     def __init__(self, what, **known):
         super().__init__(known)
         self.what = what # what the values are, for messages

@@ -86,6 +86,7 @@ def read_jsonl(path # see `iter_jsonl`
     "All rows of a file."
     return [row for _, row in iter_jsonl(path)]
 
+# %% ../nbs/core/rows.ipynb #ceddaa92
 @contextlib.contextmanager
 def atomic_path(path # the file or folder to be made
                ): # gives a temporary path beside it; renamed over `path` when the block ends well
@@ -117,6 +118,7 @@ def _fsync(path):
     try: os.fsync(fd)
     finally: os.close(fd)
 
+# %% ../nbs/core/rows.ipynb #53ad8784
 def write_jsonl(path, # the file to be made or replaced
                 rows  # dicts
                )->int: # how many were written
@@ -142,6 +144,7 @@ def progress(rows, desc, # rows of any kind; what is done with them
     return tqdm(rows, desc=desc, total=total, unit=unit, disable=not _show_progress(), mininterval=1,
         delay=2, leave=False)
 
+# %% ../nbs/core/rows.ipynb #be0c84ea
 def _slim(row): # short strings and keys are the same in most rows: a million rows then fit into half the memory
     short = lambda v: sys.intern(v) if type(v) is str and len(v) < 16 else v
     return {sys.intern(k): short(v) for k, v in row.items()} if isinstance(row, dict) else row
