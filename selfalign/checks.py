@@ -11,7 +11,7 @@ import codecs, math, os, re, signal, sys, unicodedata
 
 # %% ../nbs/core/checks.ipynb #da8c813a
 class InputError(Exception):
-    "A user's mistake in one line: the file, the line, the value, the remedy. The command line prints it and exits with 1."
+    "A user's mistake in one line: file, line, value, remedy. The command line prints it and exits with 1."
 
 # %% ../nbs/core/checks.ipynb #38946552
 _LIKE = {"…": "...", "–": "-", "—": "-", "−": "-", "·": "-", "•": "*", "→": "->", "←": "<-", "×": "x", "±": "+-",
@@ -33,7 +33,7 @@ def safe_console():
 
 # %% ../nbs/core/checks.ipynb #f92d3cc2
 def expand_home(text:str)->str:
-    "A text with the user's folder for `~` at its beginning, or behind an option's =, a kind of engine's : or a server's #."
+    "A text with the user's folder for `~` at its beginning, or behind an option's =, an engine's : or a #."
     return re.sub(r"(^|[=:#])~(?=/|$)", lambda m: m[1] + os.path.expanduser("~"), text)
 
 # %% ../nbs/core/checks.ipynb #6b1d2a02
@@ -60,6 +60,7 @@ def number(low=None, high=None,   # bounds that are accepted
     return (ok, f"a {'whole ' if whole else ''}number{start}"
         + (f"{more} {high}" if high is not None else f"{more} below {below}" if below is not None else ""))
 
+# %% ../nbs/core/checks.ipynb #293fc59c
 def whole_number(low, high=None)->tuple:
     "A whole number within bounds."
     return number(low, high, whole=True)
@@ -67,7 +68,8 @@ def whole_number(low, high=None)->tuple:
 def one_of(*values)->tuple:
     "One of these; 1 is not True."
     *most, last = map(repr, values)
-    return lambda v: any(v is x or type(v) is type(x) is str and v == x for x in values), " or ".join(filter(None, [", ".join(most), last]))
+    words = " or ".join(filter(None, [", ".join(most), last]))
+    return lambda v: any(v is x or type(v) is type(x) is str and v == x for x in values), words
 
 def optional(rule)->tuple:
     "What a rule accepts, or None."

@@ -87,9 +87,11 @@ def row_seeds(seed:int, # of the whole call
     "Seeds for the rows of one call."
     return [mix(seed, i) for i in range(n)]
 
+# %% ../nbs/core/generation.ipynb #fc5d976c
 def _error(row, msg, n_prompt=0, n_tokens=0):
     return Completion("", n_tokens, "error", n_prompt, error=f"row {row}: {msg}")
 
+# %% ../nbs/core/generation.ipynb #9165e3f2
 def as_prompts(prompts)->list: # texts, message lists and token-id lists
     "The prompts of one call; `InputError` for one prompt alone."
     prompts = [p.tolist() if hasattr(p, "tolist") else p
@@ -111,6 +113,7 @@ def as_pairs(prompts, continuations)->tuple: # (prompts, continuations), two lis
         raise InputError(f"continuations holds {bad[0]!r:.60}; give texts, or lists of token ids")
     return prompts, continuations
 
+# %% ../nbs/core/generation.ipynb #89a1e750
 class Engine:
     "What every engine offers; a context manager, so that its memory and processes are given back."
     kind, stand_in, max_context, info = "engine", False, 2**31, {}
@@ -144,6 +147,7 @@ class Engine:
     def __enter__(self): return self
     def __exit__(self, *exc): self.close()
 
+# %% ../nbs/core/generation.ipynb #4f37913a
 @contextlib.contextmanager
 def _progress(progress, n):
     if not progress: yield lambda i, c: None
@@ -163,7 +167,7 @@ def _pairs(prompts, seeds, sampling):
 class ScriptedEngine(Engine):
     "Replays given completions behind the engine interface."
     kind = "scripted"
-    def __init__(self, completions=(), # list (used in turn, over all calls), dict from prompt, or function of (prompt, row index, seed)
+    def __init__(self, completions=(), # list (used in turn), dict from prompt, or function of (prompt, row index, seed)
                  scores=None           # function of (prompt, continuation) giving nats
                 ):
         self.completions, self.scores, self.calls, self.used = completions, scores, [], 0
@@ -264,7 +268,7 @@ def engine_parts(engine:str # a kind, or an engine string; ray: before it is lef
     return kind, model
 
 # %% ../nbs/core/generation.ipynb #e216ba0f
-def load_engine(spec:str,  # "torch:embedded" | "torch:<hub id or path>" | "vllm:<id>" | "openai:<base url>#<model>" | "ray:<any of these>"
+def load_engine(spec:str,  # "torch:<embedded, id or path>" | "vllm:<id>" | "openai:<base url>#<model>" | "ray:<any of them>"
                 **options  # of that engine's class
                )->Engine:
     "Open an engine; raises `InputError` for an unknown kind, model or option. A `Path` is a model's folder."

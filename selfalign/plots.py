@@ -30,6 +30,7 @@ def plot_losses(runs:dict, # name → list of {step, loss}
     ax.legend()
     return ax
 
+# %% ../nbs/core/plots.ipynb #30c30703
 def plot_lengths(answers:dict, # name → list of texts, or of their lengths in words
                  ax=None):
     "How long answers are, in words."
@@ -56,6 +57,7 @@ def plot_funnel(kept:int, rejected:dict, # reason → count
     ax.tick_params(axis="y", labelsize=8)
     return ax
 
+# %% ../nbs/core/plots.ipynb #c40e107f
 def plot_shares(rows:dict, # name → (share, low, high)
                 xlabel="", ax=None):
     "Shares with their 95 % intervals."
@@ -80,6 +82,7 @@ def paper_results(benchmark=None, metric=None)->list: # rows of data/results/pap
     return [dict(r, value=float(r["value"]))
         for r in rows if (not benchmark or r["benchmark"] == benchmark) and (not metric or r["metric"] == metric)]
 
+# %% ../nbs/core/plots.ipynb #4cb06efa
 def _bars(ax, x, ests, width, **kw):
     v = [np.nan if e is None or e.value is None else e.value for e in ests]
     ax.bar(x, v, width, **kw)
@@ -97,6 +100,7 @@ def _reported(results, metrics, models):
     return [(m, [Estimate(found[m, k]["value"], None, None, 0) if (m, k) in found else None for k in metrics])
         for m in names if any((m, k) in found for k in metrics)]
 
+# %% ../nbs/core/plots.ipynb #bc190f1c
 def plot_scores(results,       # `Result`s of one task
                 metrics=None,  # None = all shares
                 reported=True, # the paper's numbers beside them
@@ -120,6 +124,7 @@ def plot_scores(results,       # `Result`s of one task
     ax.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, frameon=False)
     return fig, ax
 
+# %% ../nbs/core/plots.ipynb #25bc3af8
 def plot_tax(before, # `Result`s of the engraved model (after stage 3)
              after,  # of the final model (after stage 4), in the same order
              metric="mc1", ax=None):

@@ -44,7 +44,7 @@ def train_model(rows,  # dicts with id, instruction, input, answer, ended
                 base, out, work, cfg:TrainConfig, seed=0, name="Aster", folder=None, title="Aligned model",
                 identity=True, # mix in who-are-you pairs
                 about=None, # more lines for the model card: human_lines, principles, yield, rejected
-                answer_tokens=None, # at most so many answer tokens, those of the pairs among them: longer answers are cut
+                answer_tokens=None, # at most so many, those of the pairs among them: longer answers are cut
                 teacher=None # (engine string, its options, row → the prompt it reads), where the objective is distil
                )->dict: # rows, lost, truncated, tokens, first and last loss, steps
     "Encode, train, merge, save."
@@ -81,7 +81,7 @@ def train_model(rows,  # dicts with id, instruction, input, answer, ended
 def shorten(rows,      # as `encode_rows` gives them
             budget:int # answer tokens of all rows together
            )->list:
-    "Cut the longest answers, to one length, so that no more than `budget` tokens are left; a cut answer teaches no end of turn."
+    "Cut the longest answers to one length, so that `budget` tokens are left; a cut answer teaches no end of turn."
     sizes = [_answer_size(x) for x in rows]
     lo, hi = 1, max(sizes, default=1)
     while lo < hi: # the longest length whose total stays within the budget
@@ -170,19 +170,20 @@ def engrave(run,        # a Run whose stage "responses" is finished
             cfg:EngraveConfig=EngraveConfig(), seed=0, name="Aster", folder=None,
             behind=None # row → the prompt with principles, see `PrincipleSet.render`, where the objective is distil
            )->dict: # the stage's record
-    "Stage 3: fine-tune the base model on the kept answers under the plain prompt; makes `engraved/` and `held_out.jsonl`."
-    settings = dict(_recipe(cfg), seed=seed, base=_weights_of(base),
-        name=name, system=content_id(load_template("plain_system", folder)),
+    "Stage 3: fine-tune the base model on the kept answers; makes `engraved/` and `held_out.jsonl`."
+    settings = dict(_recipe(cfg), seed=seed, base=_weights_of(base), name=name,
+        system=content_id(load_template("plain_system", folder)),
         identity=content_id(load_identity(name, folder=folder)), after=run.fingerprint("responses"))
     with run.stage("engraved", settings, files=["held_out.jsonl", "engraved"]) as rec:
         if rec is None: return run.manifest["stages"]["engraved"]
         rows, held = split_held_out(read_jsonl(run/"responses.jsonl"), cfg.held_out)
         write_jsonl(run/"held_out.jsonl", held)
+        teacher = behind and (*teacher_engine(base), behind)
         rec.update(train_model(rows, base, run/"engraved", run/"work"/"engraved", cfg, seed, name, folder,
-                               "Engraved model", about=card_facts(run),
-                               teacher=behind and (*teacher_engine(base), behind)), held_out=len(held))
+            "Engraved model", about=card_facts(run), teacher=teacher), held_out=len(held))
     return run.manifest["stages"]["engraved"]
 
+# %% ../nbs/03_sft.ipynb #8b13c0b7
 def card_facts(run)->dict: # human_lines, principles, yield, rejected: where the run's manifest has them
     "What a model card says about the data."
     m = run.manifest
@@ -197,6 +198,7 @@ def card_facts(run)->dict: # human_lines, principles, yield, rejected: where the
 
 def _weights_of(base): return model_identity(asdict(resolve_model(base)))
 
+# %% ../nbs/03_sft.ipynb #8865ca95
 def _plain_answer(row, out): # (row, None) or (reject, reason)
     base, text = {k: row[k] for k in ("id", "instruction", "input")}, out["text"].strip()
     if why := "engine error" if out["error"] else None if text else "no answer":
@@ -209,31 +211,31 @@ def control_prompt(row, name="Aster", folder=None)->str:
 
 def answer_plainly(run, engine, cfg:EngraveConfig=EngraveConfig(), seed=0, name="Aster", folder=None,
         max_new_tokens=200, temperature=0.5, top_p=0.9)->dict:
-    "For the control arm: the base model answers the training prompts without principles; makes `control_answers.jsonl`."
+    "For the control arm: the base model answers without principles; makes `control_answers.jsonl`."
     settings = dict(seed=seed, held_out=cfg.held_out, max_new_tokens=max_new_tokens, temperature=temperature,
         top_p=top_p, system=content_id(system_variants(name, folder=folder)), after=run.fingerprint("responses"))
     with run.stage("control answers", settings, files=["control_answers.jsonl"]) as rec:
         if rec is None: return run.manifest["stages"]["control answers"]
         rows, _ = split_held_out(read_jsonl(run/"responses.jsonl"), cfg.held_out)
         jobs = [dict(id=content_id("control", r["id"]), prompt=control_prompt(r, name, folder)) for r in rows]
-        outs = run.complete("control answers", jobs, engine, Sampling(max_new_tokens=max_new_tokens,
-            temperature=temperature, top_p=top_p, stop=("\nUser:",)), seed, desc="2 control answers")
+        sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, stop=("\nUser:",))
+        outs = run.complete("control answers", jobs, engine, sampling, seed, desc="2 control answers")
         run.tell_failures("control answers", outs)
-        rec.update(run.decide("control answers", "control_answers.jsonl", map(_plain_answer, rows, outs), len(rows)),
-            asked=len(rows))
+        judged = map(_plain_answer, rows, outs)
+        rec.update(run.decide("control answers", "control_answers.jsonl", judged, len(rows)), asked=len(rows))
     return run.manifest["stages"]["control answers"]
 
-# the stage's record
+# %% ../nbs/03_sft.ipynb #5168deec
 def engrave_control(run, base, cfg:EngraveConfig=EngraveConfig(), seed=0, name="Aster", folder=None)->dict:
-    "The control arm: the same training on answers given without principles, with as many answer tokens; makes `control/`."
+    "The control arm: the same training on as many tokens of answers given without principles; makes `control/`."
     settings = dict(_recipe(cfg), seed=seed, identity=content_id(load_identity(name, folder=folder)),
         after=[run.fingerprint("control answers"), run.fingerprint("engraved")])
     with run.stage("control", settings, files=["control"]) as rec:
         if rec is None: return run.manifest["stages"]["control"]
-        rec.update(train_model(read_jsonl(run/"control_answers.jsonl"), base, run/"control", run/"work"/"control", cfg,
-                               seed, name, folder, "Control arm",
-                               answer_tokens=run.manifest["stages"]["engraved"]["answer_tokens"],
-                               teacher=(*teacher_engine(base), lambda r: control_prompt(r, name, folder))))
+        rows, tokens = read_jsonl(run/"control_answers.jsonl"), run.manifest["stages"]["engraved"]["answer_tokens"]
+        teacher = (*teacher_engine(base), lambda r: control_prompt(r, name, folder))
+        rec.update(train_model(rows, base, run/"control", run/"work"/"control", cfg, seed, name, folder,
+            "Control arm", answer_tokens=tokens, teacher=teacher))
     return run.manifest["stages"]["control"]
 
 # %% ../nbs/03_sft.ipynb #c76f8b42
