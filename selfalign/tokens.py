@@ -276,11 +276,11 @@ def _render(self:Prompts, messages):
 
 # %% ../nbs/core/tokens.ipynb #dd4809eb
 @patch
-def pair(self:Prompts, prompt, continuation:str)->tuple: # (ids of both, how many belong to the prompt)
-    "Encode prompt + continuation as the tokenizer encodes the joined text (as lm-eval does)."
-    if not isinstance(prompt, str):
+def pair(self:Prompts, prompt, continuation)->tuple: # (ids of both, how many belong to the prompt)
+    "Encode prompt + continuation as the tokenizer encodes the joined text (as lm-eval does); ids stay as they are."
+    if not isinstance(prompt, str) or not isinstance(continuation, str):
         ids = self.encode(prompt)
-        return ids + self.text(continuation, bos=False), len(ids)
+        return ids + (self.text(continuation, bos=False) if isinstance(continuation, str) else continuation), len(ids)
     n = len(prompt) - len(prompt.rstrip())
     if n and prompt.strip(): prompt, continuation = prompt[:-n], prompt[-n:] + continuation
     return self.text(prompt + continuation), len(self.text(prompt))

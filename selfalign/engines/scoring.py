@@ -16,6 +16,7 @@ from ..checks import InputError
 from .shared_prefix import prefix_groups
 from ..generation import Score, as_pairs
 from ..models import _out_of_memory
+from ..rows import progress
 
 # %% ../../nbs/core/engines/scoring.ipynb #e9a09e47
 class Scoring:
@@ -54,7 +55,7 @@ def tree_mask(tree)->np.ndarray: # [tokens, tokens], True where the row's token 
 # %% ../../nbs/core/engines/scoring.ipynb #b570e28e
 @patch
 def score(self:Scoring, prompts, # as in `generate`
-          continuations              # one text per prompt
+          continuations              # one text per prompt, or its token ids
          )->list: # `Score`s in nats
     "Log-probability of each continuation, tokenised as the joined text."
     prompts, continuations = as_pairs(prompts, continuations)
@@ -65,11 +66,15 @@ def score(self:Scoring, prompts, # as in `generate`
     plain = [r for r in rows if self.why_plain or self.rope_limit and len(r[1]) > self.rope_limit]
     rows = [r for r in rows if r not in plain] if plain else rows
     with self._alone():
-        for i, ids, n in plain: out[i] = self._score_plainly(ids, n)
-        # trees share what a few rows have in common; a group of its own must save a whole pass
-        for g in prefix_groups([r[1] for r in rows], [r[2]-1 for r in rows], overhead=512):
-            for i, s in self._score_group(g.n_prefix, [rows[j] for j in g.rows]): out[i] = s
+        for i, s in progress(self._scores(plain, rows), "scoring", len(plain) + len(rows)): out[i] = s
     return out
+
+@patch
+def _scores(self:Scoring, plain, rows): # yields (row, `Score`) as passes end
+    for i, ids, n in plain: yield i, self._score_plainly(ids, n)
+    # trees share what a few rows have in common; a group of its own must save a whole pass
+    for g in prefix_groups([r[1] for r in rows], [r[2]-1 for r in rows], overhead=512):
+        yield from self._score_group(g.n_prefix, [rows[j] for j in g.rows])
 
 @patch
 def _scored(self:Scoring, prompt, continuation):
@@ -85,24 +90,24 @@ def _scored(self:Scoring, prompt, continuation):
 # %% ../../nbs/core/engines/scoring.ipynb #1eac3b3e
 @patch
 @torch.inference_mode()
-def _score_group(self:Scoring, n_prefix, rows):
+def _score_group(self:Scoring, n_prefix, rows): # yields as `_scores` does
     rows = sorted(rows, key=lambda r: r[1])
-    out, budget, most = [], 512 if self.device.type == "cpu" else 2048, len(rows)
+    budget, most = 512 if self.device.type == "cpu" else 2048, len(rows)
     self._prefix(rows[0][1][:n_prefix])
     while rows:
         tree = token_tree((r[1][n_prefix:-1] for r in rows[:most]), budget)
         n = len(tree.paths)
-        try: out += self._score_pass(n_prefix, rows[:n], tree)
+        try: found = self._score_pass(n_prefix, rows[:n], tree)
         except Exception as e:
             if not _out_of_memory(e): raise
             if n > 1:
                 most = n // 2
                 continue
             i = rows[0][0]
-            out.append((i, Score(float("nan"), 0, f"row {i}: out of memory on {self.device} "
-                f"with one row at a time; use a shorter text or a smaller model")))
+            found = [(i, Score(float("nan"), 0, f"row {i}: out of memory on {self.device} "
+                f"with one row at a time; use a shorter text or a smaller model"))]
+        yield from found
         rows = rows[n:]
-    return out
 
 @patch
 def _score_pass(self:Scoring, n_prefix, rows, tree):
@@ -114,20 +119,24 @@ def _score_pass(self:Scoring, n_prefix, rows, tree):
     where = [(k, path[j-1-n_prefix], r[1][j]) for k, (r, path) in enumerate(zip(rows, tree.paths))
         for j in range(r[2], len(r[1]))]
     k, at, want = map(there, zip(*where))
-    lp = self._log_probs(h, at, want)
+    lp, top = self._log_probs(h, at, want)
     self._no_nan(lp)
-    sums = torch.zeros(len(rows), dtype=torch.float64).index_add_(0, k.cpu(), lp.double().cpu()).tolist()
-    return [(r[0], Score(x, len(r[1]) - r[2])) for r, x in zip(rows, sums)]
+    zeros = torch.zeros(len(rows), dtype=torch.float64)
+    sums, tops = (zeros.index_add(0, k.cpu(), x.double().cpu()).tolist() for x in (lp, top))
+    sizes = [len(r[1]) - r[2] for r in rows]
+    return [(r[0], Score(x, n, greedy=t == n)) for r, x, n, t in zip(rows, sums, sizes, tops)]
 
 # %% ../../nbs/core/engines/scoring.ipynb #d4b69bd1
 @patch
-def _log_probs(self:Scoring, h, at, want, chunk=256): # of the tokens `want` after the hidden states h[at]
+def _log_probs(self:Scoring, h, at, want, chunk=256): # of the tokens `want` behind h[at]; is each the likeliest?
     used, at = at.unique(return_inverse=True)
-    out = torch.zeros(len(at), device=h.device)
+    out, top = torch.zeros(len(at), device=h.device), torch.zeros(len(at), dtype=torch.bool, device=h.device)
     for s in range(0, len(used), chunk): # so many rows of the vocabulary at a time
         mine = (s <= at) & (at < s + chunk)
-        out[mine] = self._logits(h[used[s:s+chunk]]).float().log_softmax(-1)[at[mine] - s, want[mine]]
-    return out
+        lp = self._logits(h[used[s:s+chunk]]).float().log_softmax(-1)
+        out[mine] = lp[at[mine] - s, want[mine]]
+        top[mine] = lp.argmax(-1)[at[mine] - s] == want[mine]
+    return out, top
 
 @patch
 def _no_nan(self:Scoring, x):
@@ -144,6 +153,7 @@ def _log_prob(logits, want):
 def _score_plainly(self:Scoring, ids, n):
     with self._plainly():
         x = self.model(input_ids=torch.tensor([ids[:-1]], device=self.device), use_cache=False).logits[0, n-1:]
-    lp = _log_prob(x, torch.tensor(ids[n:], device=self.device))
+    want = torch.tensor(ids[n:], device=self.device)
+    lp = _log_prob(x, want)
     self._no_nan(lp)
-    return Score(float(lp.double().sum()), len(ids) - n)
+    return Score(float(lp.double().sum()), len(ids) - n, greedy=bool((x.argmax(-1) == want).all()))

@@ -256,6 +256,6 @@ def score(self:VLLMEngine, prompts, continuations):
             got = self.llm.generate([dict(prompt_token_ids=ids) for _, ids, _ in part], params, use_tqdm=False,
                 **self._lora())
         for (i, ids, n), r in zip(part, got):
-            lp = sum(r.prompt_logprobs[j][ids[j]].logprob for j in range(n, len(ids)))
-            out[i] = Score(lp, len(ids) - n)
+            found = [r.prompt_logprobs[j][ids[j]] for j in range(n, len(ids))]
+            out[i] = Score(sum(x.logprob for x in found), len(found), greedy=all(x.rank == 1 for x in found))
     return out
