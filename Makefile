@@ -9,7 +9,7 @@ export GOMP_SPINCOUNT ?= 3000
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 META := setup.py settings.ini pyproject.toml constraints.txt
 
-.PHONY: bench bench-peers demo test test-exact test-lowest test-pins test-vllm test-browser gpu-check dist soak fuzz docs docs-serve lab dev clean
+.PHONY: bench bench-peers demo test test-exact test-lowest test-pins test-vllm test-browser test-gguf gpu-check dist soak fuzz docs docs-serve lab dev clean
 
 demo: $(VENV)/.base
 	$(BIN)/selfalign demo
@@ -120,6 +120,15 @@ $(PEERS)/vllm/.done:
 	$(@D)/bin/pip install -q -e . pytest pytest-timeout
 	rm -r $(@D)/unpacked
 	@touch $@
+
+# llama.cpp answers from the file that `selfalign export gguf` writes, beside the weights that it was made from.
+$(PEERS)/xllamacpp/.done:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install -q xllamacpp==2026.10.11549
+	@touch $@
+
+test-gguf: $(VENV)/.dev $(PEERS)/xllamacpp/.done
+	$(BIN)/python benchmarks/gguf_answers.py --llamacpp $(PEERS)/xllamacpp/bin/python
 
 # All benchmarks, one after another, on a machine that does nothing else; peers that are missing are named and left out.
 bench: $(VENV)/.dev

@@ -66,6 +66,7 @@ class Score:
     logprob: float       # nats, summed over the continuation's tokens
     n_tokens: int        # tokens of the continuation
     error: str|None = None
+    greedy: bool|None = None # is each of its tokens the most likely one there? None where the engine does not tell
 
 # %% ../nbs/core/generation.ipynb #c1a713ca
 _M64 = 2**64 - 1

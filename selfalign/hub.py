@@ -15,6 +15,7 @@ from .checks import InputError
 from .made import edited
 from .models import EMBEDDED_HUB_ID, STAND_IN_NOTICE, public_name
 from .packaged import PACKAGED
+from .review import review_lines
 from .rows import atomic_path
 from .tables import _counts, _told_reply
 
@@ -105,7 +106,11 @@ def data_card(run)->str:
     meta = DatasetCardData(tags=["self-align", "selfalign", "synthetic"], configs=[dict(config_name=n, data_files=f"{n}.jsonl") for n in files])
     table = "\n".join(f"| {n} | {stages.get(n, {}).get('asked', '')} | {stages.get(n, {}).get('kept', '')} | {_counts(stages.get(n, {}).get('rejected'))} |" for n in files)
     return (f"---\n{meta}\n---\n# Prompts and responses of a SELF-ALIGN run\n\nWritten by a language model under principles and filtered by rules, with [selfalign](https://github.com/selfalign/selfalign); "
-            f"no person read them all. The terms of the model that wrote them apply.\n\n| file | asked | kept | rejected, by reason |\n| --- | --- | --- | --- |\n{table}\n" + _edited_line(run, stages))
+            f"no person read them all. The terms of the model that wrote them apply.\n\n| file | asked | kept | rejected, by reason |\n| --- | --- | --- | --- |\n{table}\n" + _edited_line(run, stages) + _review_part(run))
+
+def _review_part(run):
+    lines = "\n".join(f"- {l}" for l in review_lines(run))
+    return f"\n## What a person found\n\n{lines}\n" if lines else ""
 
 def _edited_line(run, stages):
     names = [f"`{f}`" for _, f in edited(run, stages, ("prompts", "responses", "verbose"))]

@@ -18,6 +18,7 @@ from .hub import reply_losses
 from .made import edited
 from .models import STAND_IN_NOTICE
 from .principle_pairs import principle_rows
+from .review import review_lines
 from .tables import _counts, _mean, _told_reply
 
 # %% ../nbs/core/report.ipynb #0d937de5
@@ -50,6 +51,7 @@ def closing_table(run, # a `Run`
     rows += [("plain text", tax_sentence(m, t)) for m, t in (get("evaluation", "tax") or {}).items()]
     rows += [("behaviour against base", c["sentence"]) for told in (get("evaluation", "changes") or {}).values() for c in told]
     rows += principle_rows(get("evaluation", "principles")) + _internal_rows(get("evaluation", "internalization")) + _reply_rows(get("evaluation", "replies")) + _score_rows(get("evaluation", "scores"))
+    rows += [("rows read by a person", line) for line in review_lines(run.path)]
     changed = ", ".join(f"{f} ({stage})" for stage, f in edited(run.path, s))
     if changed: rows.append(("changed since their stage made them", changed))
     stages = [r for r in s.values() if r.get("fingerprint")] # the others keep accounts of completions within a stage

@@ -33,9 +33,13 @@ COMMANDS = dict( # name → the class that does it, and what it does
     judge=("judge:Judge", "a judge says which of two models answers better, in both orders; "
            "of one model, whether it is truthful and informative, or declines"),
     export=("export:Export", "rows of a run for other trainers: "
-            "export rows RUN OUT --as messages, sharegpt, alpaca or prompt-completion"),
+            "export rows RUN OUT --as messages, sharegpt, alpaca or prompt-completion; "
+            "export gguf RUN: its model for llama.cpp and Ollama"),
     swap=("swap:SwapRuns", "two runs that differ in one rule and its opposite: does behaviour flip with it?"),
     probes=("probes:Probes", "drafts of principle pairs for rules of your own: probes draft OUT --engine ENGINE"),
+    review=("review:Review", "a page of kept and rejected rows for a person to mark; --read FILE: how right the "
+            "filters were"),
+    serve=("serve:Serve", "serve a run's model at an OpenAI-compatible address on this machine"),
     push=("push:Push", "list what would go to the Hugging Face hub; --send sends it"))
 
 # %% ../../nbs/app/cli.ipynb #9c351b65

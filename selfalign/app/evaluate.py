@@ -25,7 +25,7 @@ class Evaluate(Command):
     # models: hub ids, folders, engine strings, or embedded
     models: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL …")] = ()
     # truthfulqa, hhh, facts, choices, refusals; questions and vicuna for the shape of open answers;
-    # or JSONL files in their schemas
+    # JSONL files in their schemas; lm-eval:TASK[,TASK…] for tasks of lm-eval, or YAML files of your own
     sets: tuple[str, ...] = ("facts", "choices")
     n: Annotated[int, Ge(1)]|None = None # rows per set, drawn by seed; None = all
     seed: Annotated[int, Ge(0)] = 0
@@ -33,6 +33,9 @@ class Evaluate(Command):
     dtype: _Dtype|None = None # of the torch engine; None = float32 on a CPU, else the fastest that is sound
     # most tokens per open answer, a model's reasoning included; None = 96 for refusals, 256 else
     max_new_tokens: Annotated[int, Ge(1)]|None = None
+    # of lm-eval's tasks: solved examples before each question; None = as the task says
+    fewshot: Annotated[int, Ge(0)]|None = None
+    chat: bool = False # ask lm-eval's tasks by the model's chat template
 
     @classmethod
     def from_line(cls, name, argv):
@@ -49,7 +52,8 @@ class Evaluate(Command):
                              "engine strings, or 'embedded'")
         for m in self.models: _check_address(m)
         results = evaluate_models({m: self._opener(m) for m in self.models}, self.sets, self.out, n=self.n,
-                                  seed=self.seed, say=say, max_new_tokens=self.max_new_tokens)
+                                  seed=self.seed, say=say, max_new_tokens=self.max_new_tokens,
+                                  fewshot=self.fewshot, chat=self.chat or None)
         say(repr(table(results)))
         say(f"\nresults: {self.out}")
 

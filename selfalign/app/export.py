@@ -13,10 +13,11 @@ import tyro
 from pydantic.dataclasses import dataclass
 
 from .command import Command, RunFolder
+from .export_gguf import ExportGguf
 from ..export import export_rows
 from ..hub import _stages
 from ..made import edit_told, edited
-from ..settings import strict
+from ..settings import read_line, strict
 
 # %% ../../nbs/app/export.ipynb #a40eda27
 @dataclass(frozen=True, config=strict)
@@ -28,6 +29,12 @@ class Export(Command):
     form: Annotated[str, tyro.conf.arg(name="as")] = "messages" # messages, sharegpt, alpaca or prompt-completion
     source: Literal["responses", "verbose"] = "responses" # responses (stage 2) or verbose (stage 4)
     system: str|None = None # system text before every row
+
+    @classmethod
+    def from_line(cls, name, argv):
+        "Rows, or a run's model where the first word is gguf."
+        if argv[:1] == ["gguf"]: return ExportGguf.from_line(f"{name} gguf", argv[1:])
+        return read_line(cls, argv, name)
 
     def __call__(self, say=print):
         n = export_rows(self.run, self.out, self.form, self.source, self.system)

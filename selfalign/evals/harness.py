@@ -35,17 +35,19 @@ def formats_of(rows, set_name="rows")->tuple:
 
 # %% ../../nbs/core/evals/harness.ipynb #1fc6b820
 def evaluate_models(models,       # dict from name to engine, engine string, or function that opens one
-                    sets=("facts", "choices"), # names or JSONL paths, see `load_benchmark`
+                    sets=("facts", "choices"), # names or JSONL paths, see `load_benchmark`; "lm-eval:TASK[,TASK…]"
                     out_dir=None, # results are saved there, and read back from there; None = not
                     formats=None, # only these prompt formats; None = all that a set has
                     n=None,       # rows per set, drawn by `seed`; None = all
                     seed=0, system=None, # system text for the assistant's prompts; or a dict from model name to it
                     chat=None, say=print,
-                    max_new_tokens=None # see `evaluate_one`
+                    max_new_tokens=None, # see `evaluate_one`
+                    fewshot=None # of lm-eval's tasks, see `selfalign.evals.lm_eval_model.run_tasks`
                    )->list: # of `Result`
     "Evaluate several models on several sets; `table` shows the outcome."
     if not isinstance(models, dict): models = {str(m): m for m in ([models] if isinstance(models, (str, os.PathLike)) else as_list(models, "models", "models, or a dict from name to model"))}
     if isinstance(sets, (str, os.PathLike)): sets = [sets]
+    sets, tasks = _ours_and_tasks(sets)
     data = {str(s): load_benchmark(s, n, seed) for s in sets}
     more = dict(max_new_tokens=max_new_tokens) if max_new_tokens else {}
     if out_dir: # before the work, not after it
@@ -60,8 +62,14 @@ def evaluate_models(models,       # dict from name to engine, engine string, or 
                     if formats and f not in formats and f != "answer": continue
                     if f != "answer" and not can_score(engine): _leave_out(say, name, s, f); continue
                     out.append(_saved(out_dir, engine, name, s, rows, f, dict(seed=seed, system=text, chat=chat, **(more if f == "answer" else {})), n, say))
+            for t in tasks.found if tasks else ():
+                if tasks.scores(t) and not can_score(engine): _leave_out(say, name, f"lm-eval:{t}", "log-likelihoods")
+                else:
+                    how = dict(seed=seed, system=text, chat=bool(chat), fewshot=fewshot)
+                    out += _saved_task(out_dir, engine, name, tasks, t, how, n, say)
     unknown = f"no set has the format {formats!r}, or " if formats else ""
-    if not out: raise InputError(f"nothing to evaluate: {unknown}no engine gives the log-probabilities that {', '.join(data)} need; use torch: or vllm:, or choose --sets refusals or questions")
+    asked = ", ".join([*data, *(tasks.found if tasks else ())])
+    if not out: raise InputError(f"nothing to evaluate: {unknown}no engine gives the log-probabilities that {asked} need; use torch: or vllm:, or choose --sets refusals or questions")
     return out
 
 def checkpoint_scores(folder,   # with `checkpoint-<step>` folders of a training, whole models or adapters; `engraved` in a run's `work` while that stage trains
@@ -137,3 +145,27 @@ def _saved(out_dir, engine, name, set_name, rows, format, kw, n, say):
     if say: say(repr(r))
     return r
 
+
+# %% ../../nbs/core/evals/harness.ipynb #c6eff31a
+def _ours_and_tasks(sets): # (our sets, lm-eval's `Tasks` or None); its module is loaded where it is asked for
+    if not any(str(s).startswith("lm-eval:") for s in sets): return sets, None
+    from selfalign.evals.lm_eval_model import find_tasks, task_names
+    ours, names = task_names(sets)
+    return ours, find_tasks(names)
+
+def _saved_task(out_dir, engine, name, tasks, task, kw, n, say): # `Result`s
+    from selfalign.evals.lm_eval_model import run_tasks
+    style = "chat" if kw["chat"] else "text" if kw["fewshot"] is None else f"{kw['fewshot']}-shot"
+    path = _result_path(out_dir, name, f"lm-eval:{task}", style, n, kw["seed"])[0] if out_dir else None
+    who = _who(engine) if path else None
+    made_from = content_id(who, tasks.made_of(task), kw, n)
+    if who and (old := _earlier(path)) and old.config.get("made_from") == made_from:
+        return _told(say, load_results(path), f"; read back from {path}, made by the same model")
+    results = run_tasks(engine, tasks.only(task), n=n, name=name, **kw)
+    for r in results: r.config["made_from"] = made_from
+    if path: save_results(results, path)
+    return _told(say, results)
+
+def _told(say, results, more=""):
+    for r in results if say else (): say(f"{r!r}{more}")
+    return results
