@@ -408,6 +408,7 @@ ODD = [dict(choices=[dict(text=7)]), dict(choices=[dict(message="Hm.")]), dict(c
        dict(choices=[dict(text="a", finish_reason=[])], usage="many"),
        dict(choices=[dict(text="a")], usage=dict(completion_tokens="9", prompt_tokens=-1)),
        dict(error=[1, "two\nlines"]),
+       dict(error=dict(code="two\nlines", message=5)),
        dict(error=dict(code=[4], message=5)), dict(error=True), dict(detail=[dict(msg="no field")])]
 
 @pytest.mark.parametrize("body", ODD)

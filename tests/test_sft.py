@@ -542,8 +542,8 @@ def test_an_end_is_known_where_the_model_would_write_it():
 def ends_of(folder): # what the three files of a saved model say
     files = {n: json.loads((folder/f"{n}.json").read_text())
         for n in ("tokenizer_config", "config", "generation_config")}
-    return (files["tokenizer_config"]["eos_token"], files["config"]["eos_token_id"],
-        files["generation_config"]["eos_token_id"])
+    ids = [x if isinstance(x := files[n]["eos_token_id"], list) else [x] for n in ("config", "generation_config")]
+    return files["tokenizer_config"]["eos_token"], *ids
 
 def test_the_row_of_an_unknown_end_is_trained_and_saved(unknown_end, tmp_path, monkeypatch, capsys):
     import torch

@@ -138,6 +138,7 @@ def error_of(d:dict # a reply, parsed
     code, words = (error.get("code"), error.get("message")) if isinstance(error, dict) else (None, error)
     if not isinstance(words, str) or not words.strip(): words = json.dumps(error)
     with contextlib.suppress(TypeError, ValueError, OverflowError): code = int(code)
+    if isinstance(code, str): code = " ".join(code.split())[:60]
     return code if isinstance(code, (int, str)) else None, " ".join(words.split())
 
 
