@@ -9,7 +9,7 @@ export GOMP_SPINCOUNT ?= 3000
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 META := setup.py settings.ini pyproject.toml constraints.txt
 
-.PHONY: bench bench-peers demo test test-exact test-lowest test-pins test-vllm test-browser test-gguf gpu-check dist soak fuzz docs docs-serve lab dev clean
+.PHONY: bench bench-peers demo test test-exact test-lowest test-pins test-deepspeed test-vllm test-browser test-gguf gpu-check dist soak fuzz docs docs-serve lab dev clean
 
 # MODEL=gemma: a base model that the principles move, under the Gemma terms of use, which are shown
 demo: $(VENV)/.base
@@ -56,6 +56,16 @@ $(LOWEST)/.done: $(VENV)/.dev settings.ini
 
 test-lowest: $(LOWEST)/.done
 	$(LOWEST)/bin/python -m pytest -q tests/test_templates.py tests/test_sft.py tests/test_generation.py tests/test_stages.py tests/test_runs.py tests/test_novelty.py
+
+# The shipped ZeRO-3 file on two CPU processes. DeepSpeed lies in a folder before the path, and compiles nothing.
+DEEPSPEED ?= .deepspeed
+$(DEEPSPEED)/.done: $(VENV)/.dev
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation --upgrade \
+	  --target $(DEEPSPEED) deepspeed==0.19.8 hjson==3.1.0 ninja==1.13.2 py-cpuinfo==9.0.0 einops==0.8.2
+	@touch $@
+
+test-deepspeed: $(DEEPSPEED)/.done
+	PYTHONPATH=$(abspath $(DEEPSPEED)):$(PYTHONPATH) $(BIN)/python -m pytest -q -rs -m slow tests/test_sft.py -k zero_3
 
 # What only a GPU can tell, in at most 24 minutes; the short form where there is no card.
 gpu-check: $(VENV)/.dev
@@ -105,7 +115,7 @@ dist: $(VENV)/.dev
 	sha256sum dist/*
 
 clean:
-	rm -rf _proc _docs build dist *.egg-info .pytest_cache .pins .lowest
+	rm -rf _proc _docs build dist *.egg-info .pytest_cache .pins .lowest .deepspeed
 
 # The peers of the generation benchmark, each in an environment of its own (llama.cpp compiles for some minutes; vLLM's CPU build without CUDA packages).
 PEERS ?= .peers

@@ -1,5 +1,5 @@
 """Training: going on after a kill, several processes, cards, and what is said when something is wrong."""
-import errno, json, signal, subprocess, sys
+import errno, json, os, signal, subprocess, sys
 from dataclasses import asdict, replace
 
 import pytest
@@ -632,6 +632,16 @@ if "RANK" in os.environ and "SELFALIGN_JOB" in os.environ: # accelerate shards o
         return real(*args, **kw)
     transformers.AutoModelForCausalLM.from_pretrained = seen
 '''
+def on_two_processes(name, code, folder, monkeypatch): # the shipped file, for two processes that run this code first
+    shipped = data_path(f"training/{name}.yaml").read_text()
+    file = folder/"two.yaml"
+    file.write_text(shipped.replace("num_processes: 8", "num_processes: 2").replace("mixed_precision: bf16",
+        "mixed_precision: 'no'"))
+    (folder/"sitecustomize.py").write_text(code)
+    before = os.environ.get("PYTHONPATH")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), *([before] if before else [])]))
+    return str(file)
+
 @pytest.mark.slow # two trainings in two processes
 @pytest.mark.parametrize("lora_r", [16, 0])
 def test_the_shipped_sharding_gives_the_loss_of_one_process_and_goes_on(tiny, tmp_path, monkeypatch, lora_r):
@@ -641,13 +651,9 @@ def test_the_shipped_sharding_gives_the_loss_of_one_process_and_goes_on(tiny, tm
     cfg = replace(CFG, lora_dropout=0.0, epochs=2.0, save_steps=1, lora_r=lora_r)
     tok = with_chat_template(load_tokenizer(tiny)); rows = encode_rows(example_rows("responses")[:8], tok, cfg)[0]
     _, one = fit(rows, tiny, tok, tmp_path/"one", cfg)
-    shipped = data_path("training/fsdp.yaml").read_text()
-    file = tmp_path/"two.yaml"
-    file.write_text(shipped.replace("num_processes: 8", "num_processes: 2").replace("mixed_precision: bf16",
-        "mixed_precision: 'no'"))
-    (tmp_path/"sitecustomize.py").write_text(SHARDED_ON_CPU)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path)); monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    work = tmp_path/"work"; cfg = replace(cfg, accelerate_config=str(file))
+    file = on_two_processes("fsdp", SHARDED_ON_CPU, tmp_path, monkeypatch)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    work = tmp_path/"work"; cfg = replace(cfg, accelerate_config=file)
     trained, two = launch(rows, tiny, work, cfg)
     assert [l["loss"] for l in two] == pytest.approx([l["loss"] for l in one], abs=1e-2) # the log rounds under FSDP
     whole = sum(p.nbytes for p in AutoModelForCausalLM.from_pretrained(tiny).parameters())
@@ -660,3 +666,34 @@ def test_the_shipped_sharding_gives_the_loss_of_one_process_and_goes_on(tiny, tm
     save_model(trained, tok, tiny, tmp_path/"out", cfg, two, {})
     assert torch.isfinite(load_model(str(tmp_path/"out"))[0].get_input_embeddings().weight).all()
 
+ZERO_3_ON_CPU = '''
+import os, sys
+if "RANK" in os.environ and "SELFALIGN_JOB" in os.environ: # accelerate counts the processes where it is told of gloo
+    import accelerate.state as state, deepspeed.comm.torch
+    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None # compiled, and only faster
+    begin = state.PartialState.__init__
+    def on_cpu(self, cpu=False, **kw): begin(self, cpu=False, **dict(kw, backend="gloo"))
+    state.PartialState.__init__ = on_cpu
+'''
+@pytest.mark.slow # make test-deepspeed
+@pytest.mark.parametrize("lora_r", [16, 0])
+def test_the_shipped_zero_3_with_checkpointing_gives_the_loss_of_one_process_and_goes_on(tiny, tmp_path, monkeypatch,
+        lora_r):
+    import torch
+    pytest.importorskip("deepspeed")
+    cfg = replace(CFG, lora_dropout=0.0, epochs=2.0, save_steps=1, lora_r=lora_r, gradient_checkpointing=True)
+    tok = with_chat_template(load_tokenizer(tiny)); rows = encode_rows(example_rows("responses")[:8], tok, cfg)[0]
+    _, one = fit(rows, tiny, tok, tmp_path/"one", cfg)
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    file = on_two_processes("deepspeed", ZERO_3_ON_CPU, tmp_path, monkeypatch)
+    work = tmp_path/"work"; cfg = replace(cfg, accelerate_config=file)
+    trained, two = launch(rows, tiny, work, cfg)
+    assert [l["loss"] for l in two] == pytest.approx([l["loss"] for l in one], abs=1e-3)
+    shares = sorted(f.name for f in (work/"checkpoint-3"/"global_step3").glob("zero_pp_rank_*_optim_states.pt"))
+    assert len(shares) == 2 # each process keeps its share
+    import shutil; shutil.rmtree(work/"checkpoint-4") # lost: the training goes on from the one before
+    _, again = launch(rows, tiny, work, cfg)
+    assert [l["loss"] for l in again] == pytest.approx([l["loss"] for l in two], abs=1e-3)
+    save_model(trained, tok, tiny, tmp_path/"out", cfg, two, {})
+    before, after = load_model(tiny)[0].state_dict(), load_model(str(tmp_path/"out"))[0].state_dict()
+    assert any((before[k] != after[k]).any() for k in before) and all(v.isfinite().all() for v in after.values())
