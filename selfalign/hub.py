@@ -7,11 +7,12 @@ __all__ = ['model_card', 'base_licence', 'fresh_cards', 'refresh_cards', 'needed
            'chance_of_rise', 'reply_losses', 'push']
 
 # %% ../nbs/core/hub.ipynb #f1d3dfa8
-import json, math
+import json
 from importlib.metadata import version
 from pathlib import Path
 
 from .checks import InputError
+from .documents import document
 from .made import edited
 from .models import EMBEDDED_HUB_ID, STAND_IN_NOTICE, public_name
 from .packaged import PACKAGED
@@ -23,22 +24,33 @@ from .tables import _counts, _told_reply
 def model_card(src, cfg, losses, info)->str:
     "A model card: what it is, from what, how it was trained, and what it is not good for."
     from huggingface_hub import ModelCardData
-    licence, hub = base_licence(src), EMBEDDED_HUB_ID if src.name == "embedded" else src.name if "/" in src.name and not Path(src.name).exists() else None
-    meta = ModelCardData(base_model=hub, license=licence, tags=["self-align", "selfalign"], pipeline_tag="text-generation", library_name="transformers")
-    rows = {"base model": f"`{public_name(src.name)}`" + (f" at `{src.revision}`" if src.revision else ""), "weights' SHA-256": f"`{src.sha256}`",
-            "lines written by people": info.get("human_lines"), "principles": info.get("principles"), "answers kept of those asked for": info.get("yield"), "rejected, by reason": info.get("rejected"),
-            "verbose answers kept of those asked for": info.get("verbose_yield"), "verbose answers rejected, by reason": info.get("verbose_rejected"),
-            "rows, lost, truncated": ", ".join(str(info.get(k)) for k in ("rows", "lost", "truncated")), "answer tokens": info.get("answer_tokens"),
-            "LoRA r / α / dropout": f"{cfg.lora_r} / {cfg.lora_alpha} / {cfg.lora_dropout}" if cfg.lora_r else "none: full fine-tuning",
-            "transformers": info.get("transformers"), "epochs, rows per step": f"{cfg.epochs}, {cfg.global_batch}", "peak learning rate": cfg.learning_rate,
+    licence = base_licence(src)
+    meta = ModelCardData(base_model=_hub_name(src), license=licence, tags=["self-align", "selfalign"],
+                         pipeline_tag="text-generation", library_name="transformers")
+    rows = [(k, v) for k, v in _card_rows(src, cfg, losses, info).items() if v is not None]
+    return document("model_card.md", meta=meta, title=info.get("title", "Aligned model"), rows=rows, licence=licence,
+                    notice=STAND_IN_NOTICE if src.stand_in else "", base=public_name(src.name))
+
+def _hub_name(src): # None where it is not on the hub
+    if src.name == "embedded": return EMBEDDED_HUB_ID
+    return src.name if "/" in src.name and not Path(src.name).exists() else None
+
+# %% ../nbs/core/hub.ipynb #b2cfaf07
+_COUNTED = {"lines written by people": "human_lines", "principles": "principles",
+            "answers kept of those asked for": "yield", "rejected, by reason": "rejected",
+            "verbose answers kept of those asked for": "verbose_yield",
+            "verbose answers rejected, by reason": "verbose_rejected"}
+
+def _card_rows(src, cfg, losses, info): # what → value, None where it is not known
+    at = f" at `{src.revision}`" if src.revision else ""
+    lora = f"{cfg.lora_r} / {cfg.lora_alpha} / {cfg.lora_dropout}" if cfg.lora_r else "none: full fine-tuning"
+    return {"base model": f"`{public_name(src.name)}`{at}", "weights' SHA-256": f"`{src.sha256}`",
+            **{what: info.get(k) for what, k in _COUNTED.items()},
+            "rows, lost, truncated": ", ".join(str(info.get(k)) for k in ("rows", "lost", "truncated")),
+            "answer tokens": info.get("answer_tokens"), "LoRA r / α / dropout": lora,
+            "transformers": info.get("transformers"), "epochs, rows per step": f"{cfg.epochs}, {cfg.global_batch}",
+            "peak learning rate": cfg.learning_rate,
             "loss, first and last step": f"{losses[0]['loss']:.3f}, {losses[-1]['loss']:.3f}"}
-    table = "\n".join(f"| {k} | {v} |" for k, v in rows.items() if v is not None)
-    return (f"---\n{meta}\n---\n# {info.get('title', 'Aligned model')}\n" + (f"\n*{STAND_IN_NOTICE}.*\n" if src.stand_in else "") +
-            f"\nMade with [selfalign](https://github.com/selfalign/selfalign) by the SELF-ALIGN method (Sun et al. 2023): the base model `{public_name(src.name)}` was fine-tuned on its own filtered answers.\n\n"
-            f"| | |\n| --- | --- |\n{table}\n\n{_SCORES}not measured yet; `selfalign evaluate` on the run fills this in.\n\n## Limits and licence\n\n"
-            "The model knows what its base model knows, invents what it does not know, and repeats its errors and biases. Its answers were filtered by rules, not read by people. "
-            "It was taught to decline what its principles forbid by examples of its own making, which is no test of safety: test it before others use it. It speaks the languages of its training prompts.\n\n"
-            + (f"The base model's licence is `{licence}`; it" if licence else "The base model does not say its licence here: look it up. It") + " holds for these weights too: read it before you pass them on.\n")
 
 def base_licence(src)->str|None: # such as "apache-2.0"
     "The licence that a base model states: in its own card, in its folder or on the hub."
@@ -46,9 +58,12 @@ def base_licence(src)->str|None: # such as "apache-2.0"
     if src.name in PACKAGED: return PACKAGED[src.name].licence
     from huggingface_hub import ModelCard, model_info
     card = Path(src.path)/"README.md"
-    try: return ModelCard.load(str(card)).data.license if card.exists() else None if Path(src.path).exists() else model_info(src.name, timeout=10).card_data.license
+    try:
+        if card.exists(): return ModelCard.load(str(card)).data.license
+        return None if Path(src.path).exists() else model_info(src.name, timeout=10).card_data.license
     except Exception: return None # a card that cannot be read, or a hub that cannot be reached, says nothing
 
+# %% ../nbs/core/hub.ipynb #ac130ec6
 _SCORES = "## Scores\n\n"
 
 def _stages(run): # what the manifest says of each stage
@@ -87,53 +102,66 @@ def score_section(found:dict, # the manifest's record of the evaluation
                   name        # of the model: engraved or final
                  )->str:
     "What was measured of a model, beside its base model."
-    told = lambda x: "–" if x is None or x[0] is None else f"{x[0]:.3f}" if x[1] is None else f"{x[0]:.3f} ({x[1]:.3f} to {x[2]:.3f})"
-    at, rows = {(x["set"], x["format"], x["model"]): x for x in found.get("scores") or []}, []
-    for (set_, fmt, model), x in at.items():
-        if model == name: rows += [(f"{set_}, {fmt}: {k}", told(at.get((set_, fmt, "base"), {}).get(k)), told(v)) for k, v in x.items() if isinstance(v, list)]
     base, mine = ((found.get("replies") or {}).get(m) or {} for m in ("base", name))
-    for k, what in (("words", "mean words of an answer"), ("stop_rate", "answers that end by themselves"), ("repetition_rate", "answers that repeat eight words")):
-        if mine.get(k) is not None: rows.append((what, _told_reply(base, k), _told_reply(mine, k)))
-    lines = "\n".join(f"| {a} | {b} | {c} |" for a, b, c in rows)
-    closed = " ".join(_findings(found, name))
-    return f"| | base model | this model |\n| --- | --- | --- |\n{lines}\n\nIn brackets: 95 % intervals. The sets, prompts and rows are in the run's `eval` folder.\n" + (f"\n{closed}\n" if closed else "")
+    known = [k for k in _SHAPE if mine.get(k) is not None]
+    shape = [(_SHAPE[k], _told_reply(base, k), _told_reply(mine, k)) for k in known]
+    return document("scores.md", rows=_score_lines(found, name) + shape, findings=" ".join(_findings(found, name)))
+
+_SHAPE = dict(words="mean words of an answer", stop_rate="answers that end by themselves",
+              repetition_rate="answers that repeat eight words")
+
+def _score_lines(found, name): # [(what, base model's, this model's)]
+    at = {(x["set"], x["format"], x["model"]): x for x in found.get("scores") or []}
+    mine = [(*where, x) for (*where, model), x in at.items() if model == name]
+    told = lambda set_, fmt, k: _told_score(at.get((set_, fmt, "base"), {}).get(k))
+    return [(f"{set_}, {fmt}: {k}", told(set_, fmt, k), _told_score(v))
+            for set_, fmt, x in mine for k, v in x.items() if isinstance(v, list)]
+
+# %% ../nbs/core/hub.ipynb #4389d0b0
+def _told_score(x): # a value, low, high
+    if x is None or x[0] is None: return "–"
+    return f"{x[0]:.3f}" if x[1] is None else f"{x[0]:.3f} ({x[1]:.3f} to {x[2]:.3f})"
 
 def data_card(run)->str:
     "A data card for the prompts and responses of a run."
     from huggingface_hub import DatasetCardData
-    stages = _stages(run)
-    files = [n for n in ("prompts", "responses", "verbose") if (Path(run)/f"{n}.jsonl").exists()]
-    meta = DatasetCardData(tags=["self-align", "selfalign", "synthetic"], configs=[dict(config_name=n, data_files=f"{n}.jsonl") for n in files])
-    table = "\n".join(f"| {n} | {stages.get(n, {}).get('asked', '')} | {stages.get(n, {}).get('kept', '')} | {_counts(stages.get(n, {}).get('rejected'))} |" for n in files)
-    return (f"---\n{meta}\n---\n# Prompts and responses of a SELF-ALIGN run\n\nWritten by a language model under principles and filtered by rules, with [selfalign](https://github.com/selfalign/selfalign); "
-            f"no person read them all. The terms of the model that wrote them apply.\n\n| file | asked | kept | rejected, by reason |\n| --- | --- | --- | --- |\n{table}\n" + _edited_line(run, stages) + _review_part(run))
+    stages, tables = _stages(run), ("prompts", "responses", "verbose")
+    files = [n for n in tables if (Path(run)/f"{n}.jsonl").exists()]
+    configs = [dict(config_name=n, data_files=f"{n}.jsonl") for n in files]
+    rows = [_counted(n, stages.get(n, {})) for n in files]
+    meta = DatasetCardData(tags=["self-align", "selfalign", "synthetic"], configs=configs)
+    by_hand = ", ".join(f"`{f}`" for _, f in edited(run, stages, tables))
+    return document("data_card.md", rows=rows, review=review_lines(run), edited=by_hand, meta=meta)
 
-def _review_part(run):
-    lines = "\n".join(f"- {l}" for l in review_lines(run))
-    return f"\n## What a person found\n\n{lines}\n" if lines else ""
-
-def _edited_line(run, stages):
-    names = [f"`{f}`" for _, f in edited(run, stages, ("prompts", "responses", "verbose"))]
-    return f"\nChanged by hand since the run made them: {', '.join(names)}.\n" if names else ""
-
+def _counted(name, rec): return name, rec.get("asked", ""), rec.get("kept", ""), _counts(rec.get("rejected"))
 
 # %% ../nbs/core/hub.ipynb #95093b16
 def _findings(found, name): # sentences: of the principles, of the likelihood of their answers, of what was lost
     arms = (found.get("principles") or {}).get("all") or {}
-    if (x := arms.get(name)) and x.get("kept"): yield f"Of what the principles in the prompt do to the base model, this model does {x['kept'][0]:.0%} without them (log-odds of {x['n']} pairs of answers)."
-    elif x: yield "The principles in the prompt do not move the base model towards the answers that keep them, so nothing of it could be engraved."
+    if x := arms.get(name): yield _moved(x)
     if name == "engraved" and (said := (found.get("internalization") or {}).get("sentence")): yield said
     yield from (f"{x}." for x in reply_losses(found.get("replies")).get(name, ()))
-    t = (found.get("tax") or {}).get(name)
-    if t: yield f"Plain text: {t['base']:.3f} nats per token before, {t['nll']:.3f} after" + (", a significant loss." if t["lost"][0] > 0 and t["p"] < 0.05 else ".")
+    if not (t := (found.get("tax") or {}).get(name)): return
+    lost = ", a significant loss." if t["lost"][0] > 0 and t["p"] < 0.05 else "."
+    yield f"Plain text: {t['base']:.3f} nats per token before, {t['nll']:.3f} after{lost}"
+
+def _moved(x): # what of the principles is in the model
+    if x.get("kept"):
+        return (f"Of what the principles in the prompt do to the base model, this model does {x['kept'][0]:.0%} "
+                f"without them (log-odds of {x['n']} pairs of answers).")
+    return ("The principles in the prompt do not move the base model towards the answers that keep them, "
+            "so nothing of it could be engraved.")
 
 # %% ../nbs/core/hub.ipynb #3d88e9ce
 def chance_of_rise(k:int, n:int, # cases among the first rows
                    l:int, m:int  # and among the second
                   )->float:
     "Fisher's exact test, one-sided: how likely at least `l` of the `k + l` cases fall to the second rows by chance."
-    t = k + l
-    return sum(math.comb(n, t-x)*math.comb(m, x) for x in range(l, min(m, t)+1) if t-x <= n)/math.comb(n+m, t) if n and m else 1.0
+    from scipy.stats import fisher_exact
+    return float(fisher_exact([[l, m-l], [k, n-k]], alternative="greater").pvalue) if n and m else 1.0
+
+_LOSSES = {"answers with a repetition": lambda r: r.get("repetition_rate"),
+           "answers cut at the length limit": lambda r: None if r.get("stop_rate") is None else 1-r["stop_rate"]}
 
 def reply_losses(replies:dict # model → figures of its replies, as the manifest has them
                 )->dict: # model → sentences
@@ -141,11 +169,15 @@ def reply_losses(replies:dict # model → figures of its replies, as the manifes
     out, order = {}, [m for m in ("base", "engraved", "final") if (replies or {}).get(m)]
     for before, model in zip(order, order[1:]):
         x, y = replies[before], replies[model]
-        for what, share in (("answers with a repetition", lambda r: r.get("repetition_rate")), ("answers cut at the length limit", lambda r: None if r.get("stop_rate") is None else 1-r["stop_rate"])):
-            if None in (a := share(x), b := share(y)) or b <= a: continue
-            p = chance_of_rise(round(a*x["n"]), x["n"], round(b*y["n"]), y["n"])
-            if p < 0.025: out.setdefault(model, []).append(f"{what} rose from {a:.0%} ({before}) to {b:.0%} ({model}), one-sided p {'below 0.001' if p < 0.001 else f'= {p:.3f}'}")
+        said = [_loss(what, share(x), share(y), x["n"], y["n"], before, model) for what, share in _LOSSES.items()]
+        if any(said): out[model] = [s for s in said if s]
     return out
+
+def _loss(what, a, b, n, m, before, model): # None where it is none, or chance may explain it
+    if None in (a, b) or b <= a: return None
+    p = chance_of_rise(round(a*n), n, round(b*m), m)
+    told = "below 0.001" if p < 0.001 else f"= {p:.3f}"
+    return f"{what} rose from {a:.0%} ({before}) to {b:.0%} ({model}), one-sided p {told}" if p < 0.025 else None
 
 # %% ../nbs/core/hub.ipynb #0dbca920
 def push(run,          # a run folder
@@ -154,19 +186,26 @@ def push(run,          # a run folder
          private=True  # as the hub's
         )->list: # (repository, file, bytes) of all that is, or would be, sent
     "Send the last model of a run, and its prompts and responses, to the Hugging Face hub."
-    run = Path(run); model = next((run/d for d in ("final", "engraved") if (run/d/"config.json").exists()), None)
-    if model is None: raise InputError(f"{run}: no final/ or engraved/ model to push; run `selfalign engrave {run}` first")
-    if repo.count("/") != 1 or not all(repo.split("/")): raise InputError(f"--repo {repo}: give owner/name, such as me/aligned")
-    cards = fresh_cards(run)
-    data = [run/f"{n}.jsonl" for n in ("prompts", "responses", "verbose") if (run/f"{n}.jsonl").exists()]
-    card = data_card(run).encode()
-    sent = [(repo, str(f.relative_to(model)), len(cards[f].encode()) if f in cards else f.stat().st_size) for f in sorted(model.rglob("*")) if f.is_file()]
-    sent += [(f"{repo}-data", f.name, f.stat().st_size) for f in data] + [(f"{repo}-data", "README.md", len(card))]
-    if dry_run: return sent
-    refresh_cards(run)
-    from huggingface_hub import HfApi
-    api = HfApi()
-    api.create_repo(repo, private=private, exist_ok=True); api.upload_folder(repo_id=repo, folder_path=str(model))
-    api.create_repo(f"{repo}-data", repo_type="dataset", private=private, exist_ok=True)
-    for name, what in [(f.name, str(f)) for f in data] + [("README.md", card)]: api.upload_file(repo_id=f"{repo}-data", repo_type="dataset", path_or_fileobj=what, path_in_repo=name)
+    run = Path(run)
+    model = next((run/d for d in ("final", "engraved") if (run/d/"config.json").exists()), None)
+    if model is None:
+        raise InputError(f"{run}: no final/ or engraved/ model to push; run `selfalign engrave {run}` first")
+    if repo.count("/") != 1 or not all(repo.split("/")):
+        raise InputError(f"--repo {repo}: give owner/name, such as me/aligned")
+    cards, card = fresh_cards(run), data_card(run).encode()
+    data = [f for n in ("prompts", "responses", "verbose") if (f := run/f"{n}.jsonl").exists()]
+    size = lambda f: len(cards[f].encode()) if f in cards else f.stat().st_size
+    sent = [(repo, str(f.relative_to(model)), size(f)) for f in sorted(model.rglob("*")) if f.is_file()]
+    sent += [(f"{repo}-data", f.name, size(f)) for f in data] + [(f"{repo}-data", "README.md", len(card))]
+    if not dry_run: _send(run, repo, model, [(f.name, str(f)) for f in data] + [("README.md", card)], private)
     return sent
+
+def _send(run, repo, model, data, private): # data: (name, path or bytes)
+    from huggingface_hub import HfApi
+    refresh_cards(run)
+    api = HfApi()
+    api.create_repo(repo, private=private, exist_ok=True)
+    api.upload_folder(repo_id=repo, folder_path=str(model))
+    api.create_repo(f"{repo}-data", repo_type="dataset", private=private, exist_ok=True)
+    for name, what in data:
+        api.upload_file(repo_id=f"{repo}-data", repo_type="dataset", path_or_fileobj=what, path_in_repo=name)

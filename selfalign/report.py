@@ -9,8 +9,11 @@ __all__ = ['ARMS', 'trained_rows', 'closing_table', 'print_table', 'write_report
 import contextlib, json, shutil, tempfile, textwrap
 from pathlib import Path
 
+from markupsafe import Markup
+
 from .annotations import data_dir, query_text
 from .checks import InputError
+from .documents import document
 from .engines.opening import _named_model, is_full
 from .evals.kinds import headline
 from .evals.plain_text import tax_sentence
@@ -133,44 +136,56 @@ def step_report(run, cfg):
 
 # %% ../nbs/core/report.ipynb #315266b4
 ARMS = dict(base="base", principled="base + principles", engraved="engraved", final="final")
-_PAGE = """<style>.four{font:15px/1.45 system-ui,sans-serif;color:#222;max-width:1500px;margin:auto}.four table{border-collapse:collapse;margin:1em 0}.four th,.four td{padding:.3em 1em .3em 0;text-align:left;vertical-align:top}
-.four .row{display:grid;grid-template-columns:repeat(4,minmax(0,1fr));gap:1em;margin:.4em 0 1.6em}@media(max-width:900px){.four .row{grid-template-columns:1fr}}
-.four .a{white-space:pre-wrap;overflow-wrap:anywhere;border-top:3px solid #bbb;padding-top:.4em}.four .a.final{border-color:#2a6fb0}.four small{color:#666;display:block;white-space:normal}.four .bar{display:inline-block;height:.7em;background:#2a6fb0;margin-right:.5em}</style>"""
 
 def four_answers(replies,   # rows of eval/replies.json
                  notice="", # said under the title: which model this is
                  n=10       # questions
                 )->str:     # HTML; every text is escaped
     "The same questions answered by all models of a run, with tokens and seconds."
-    from html import escape
     rows = [r for r in replies if r["kind"] == "question"][:n] or replies[:n]
     arms = [m for m in ARMS if rows and all(m in r["answers"] for r in rows)]
-    mean = lambda m, k: _mean([c[k] for r in rows if (c := r.get("cost", {}).get(m)) and c.get(k) is not None])
-    top = max([mean(m, "prompt") or 0 for m in arms], default=0) or 1
-    bar = lambda x: f'<span class="bar" style="width:{12*x/top:.2f}em"></span>{x:,.0f}' if x is not None else "–"
-    head = "".join(f"<tr><td><b>{escape(ARMS[m])}</b></td><td>{bar(mean(m, 'prompt'))}</td><td>{_or_dash(mean(m, 'answer'))}</td><td>{_or_dash(mean(m, 'seconds'))}</td></tr>" for m in arms)
-    thought = lambda r, m: f"<details><summary>its thoughts</summary>{escape(r['thoughts'])}</details>" if m == "principled" and r.get("thoughts") else ""
-    said = lambda r, m: f'<div class="a {m}"><small><b>{escape(ARMS[m])}</b> · {_cost(r.get("cost", {}).get(m))}</small>{thought(r, m)}{escape(r["answers"][m].strip() or _no_answer(r, m))}</div>'
-    body = "".join(f'<h3>{escape(query_text(r))}</h3><div class="row">{"".join(said(r, m) for m in arms)}</div>' for r in rows)
-    return (f'{_PAGE}<div class="four">{f"<p>{escape(notice)}</p>" if notice else ""}<table><tr><th>answered by</th><th>prompt tokens</th><th>answer tokens</th><th>seconds</th></tr>{head}</table>'
-            f"<p>Means per answer. All questions were asked together; seconds count from asking until this answer had ended, the reading of its prompt included. Under the principles, the answer's tokens include the thoughts before it.</p>{body}</div>")
+    models = [_mean_cost(m, rows) for m in arms]
+    top = max([m["prompt"] or 0 for m in models], default=0) or 1
+    for m in models: m["bar"] = f"{12*(m['prompt'] or 0)/top:.2f}"
+    questions = [dict(text=query_text(r), answers=[_shown_answer(r, m) for m in arms]) for r in rows]
+    return document("answers.html", notice=notice, models=models, questions=questions)
+
+# %% ../nbs/core/report.ipynb #ecdec420
+def _mean_cost(m, rows): # of a model, over its answers
+    costs = [c for r in rows if (c := r.get("cost", {}).get(m))]
+    mean = lambda k: _mean([c[k] for c in costs if c.get(k) is not None])
+    return dict(label=ARMS[m], prompt=mean("prompt"), answer=_or_dash(mean("answer")), seconds=_or_dash(mean("seconds")))
+
+def _shown_answer(r, m):
+    thoughts = r.get("thoughts") if m == "principled" else None
+    return dict(arm=m, label=ARMS[m], cost=_cost(r.get("cost", {}).get(m)), thoughts=thoughts,
+                text=r["answers"][m].strip() or _no_answer(r, m))
 
 def _no_answer(r, m): return f"(failed: {e})" if (e := r.get("errors", {}).get(m)) else "(no answer)"
+
+# %% ../nbs/core/report.ipynb #a0d4c667
 def _or_dash(x): return "–" if x is None else f"{x:,.1f}"
-def _cost(c): return "–" if not c else f"{c['prompt']:,} + {c['answer']:,} tokens" + (f", {c['seconds']:.1f} s" if c.get("seconds") is not None else "")
+
+def _cost(c):
+    if not c: return "–"
+    seconds = f", {c['seconds']:.1f} s" if c.get("seconds") is not None else ""
+    return f"{c['prompt']:,} + {c['answer']:,} tokens{seconds}"
 
 def _model_of(run_path): # the base model's name as the run has it
     conf = json.loads((Path(run_path)/"manifest.json").read_text()).get("config") or {}
     engine = conf.get("engine") or ""
     return (is_full(engine) and _named_model(engine)) or conf.get("model")
 
+# %% ../nbs/core/report.ipynb #a02c380c
 def write_page(run_path # a run's folder
               )->Path|None: # the page; None where nothing has been evaluated yet
     "Make `answers.html`: the same questions answered by base, base + principles, engraved and final model."
     run_path = Path(run_path)
     if not (run_path/"eval"/"replies.json").exists(): return None
-    body = four_answers(json.loads((run_path/"eval"/"replies.json").read_text()), f"Model {_model_of(run_path)}" + (f": {STAND_IN_NOTICE}" if _stand_in(run_path) else ""))
-    (run_path/"answers.html").write_text(f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Four answers</title>{body}</html>', encoding="utf-8")
+    notice = f"Model {_model_of(run_path)}" + (f": {STAND_IN_NOTICE}" if _stand_in(run_path) else "")
+    body = Markup(four_answers(json.loads((run_path/"eval"/"replies.json").read_text()), notice))
+    page = document("page.html", title="Four answers", body=body)
+    (run_path/"answers.html").write_text(page, encoding="utf-8")
     return run_path/"answers.html"
 
 # %% ../nbs/core/report.ipynb #2c839fe9

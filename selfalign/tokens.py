@@ -347,4 +347,4 @@ def with_end(model, tok):
     if old and read_turn(tok) != turn:
         tok.chat_template = "{% set eos_token = " + json.dumps(old, ensure_ascii=False) + " %}" + tok.chat_template
     for config in (model.config, model.generation_config):
-        config.eos_token_id, config.pad_token_id = ends, tok.pad_token_id
+        config.eos_token_id, config.pad_token_id = ends if len(ends) > 1 else ends[0], tok.pad_token_id

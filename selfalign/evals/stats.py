@@ -19,8 +19,14 @@ class Estimate:
     low: float|None
     high: float|None
     n: int
-    def __str__(self): return "undefined" if self.value is None else f"{self.value:.3f}" if self.low is None else f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
+    def __str__(self):
+        if self.value is None: return "undefined"
+        return f"{self.value:.3f}" if self.low is None else f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+def _triple(e): return [e.value, e.low, e.high] # as a manifest stores it
+
+# %% ../../nbs/core/evals/stats.ipynb #344a565c
 def wilson(k, # how many were right; may be a fraction of one
            n, # out of how many
            z=1.959964 # width, in standard errors
@@ -36,37 +42,39 @@ def bootstrap(values,    # array, one row per question
               n_boot=2000, seed=0
              )->Estimate:
     "A statistic with the interval of its values over resampled rows; no interval where all rows are alike."
-    x = np.asarray(values, dtype=float)
+    from scipy import stats
+    x, stat = np.asarray(values, dtype=float), stat or np.mean
     if not len(x): return Estimate(None, None, None, 0)
-    if (x == x[:1]).all(): return Estimate(float(stat(x) if stat else x.mean()), None, None, len(x)) # one row, or rows all alike, tell nothing of the spread
-    if stat: boots = [stat(x[i]) for i in _resamples(len(x), n_boot, seed)]
-    else: boots = [x[i].mean() for i in _resamples(len(x), n_boot, seed)]
-    return Estimate(float(stat(x) if stat else x.mean()), *map(float, np.percentile(boots, [2.5, 97.5])), len(x))
+    if (x == x[:1]).all(): return Estimate(float(stat(x)), None, None, len(x)) # these tell nothing of the spread
+    got = stats.bootstrap((np.arange(len(x)),), lambda i: stat(x[i]), n_resamples=n_boot, vectorized=False,
+                          method="percentile", rng=np.random.default_rng(seed)).confidence_interval
+    return Estimate(float(stat(x)), float(got.low), float(got.high), len(x))
 
-def _resamples(n, n_boot, seed):
+def _resamples(n, n_boot, seed): # the same draws, where one resampling serves several statistics
     rng = np.random.default_rng(seed)
     for _ in range(n_boot): yield rng.integers(0, n, n)
-
-def _triple(e): return [e.value, e.low, e.high] # as a manifest stores it
 
 # %% ../../nbs/core/evals/stats.ipynb #1e990289
 def mcnemar(only_a:int, # rows that only a has right
             only_b:int
            )->float:
     "Exact two-sided p of so uneven a split, if both were equally good."
-    n = only_a + only_b
-    return min(1., 2*sum(math.comb(n, k) for k in range(min(only_a, only_b)+1))/2**n)
+    from scipy.stats import binomtest
+    return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.
 
 def sign_flip(differences,     # one per row, of any size
               n_draws=10_000, # where the rows are too many to try all signs
               seed=0
              )->float:
-    "Two-sided p of so large a sum, if each row could as well have gone the other way; exact up to twelve rows that differ."
+    "Two-sided p of so large a sum, if each row could as well have gone the other way; exact up to twelve that differ."
     d = np.array([x for x in differences if x])
     if not len(d): return 1.
-    some = 2*np.array(np.unravel_index(range(2**len(d)), (2,)*len(d))).T - 1 if len(d) <= 12 else np.random.default_rng(seed).choice((-1, 1), (n_draws, len(d)))
-    hits = int((np.abs(some @ d) >= abs(d.sum()) - 1e-12).sum())
-    return hits/len(some) if len(d) <= 12 else (hits + 1)/(len(some) + 1)
+    exact, draws = len(d) <= 12, np.random.default_rng(seed)
+    signs = _all_signs(len(d)) if exact else draws.choice((-1, 1), (n_draws, len(d)))
+    hits = int((np.abs(signs @ d) >= abs(d.sum()) - 1e-12).sum())
+    return hits/len(signs) if exact else (hits + 1)/(n_draws + 1)
+
+def _all_signs(n): return 2*np.array(np.unravel_index(range(2**n), (2,)*n)).T - 1
 
 # %% ../../nbs/core/evals/stats.ipynb #fd2543fb
 def _share(hits): return wilson(sum(hits), len(hits))
