@@ -23,6 +23,7 @@ def fake_steps(calls, dies_at=None):
         with Run(out, config=json.loads(json.dumps(asdict(cfg)))) as run:
             if "prompts" in steps:
                 with run.stage("prompts", dict(a=1), files=["prompts.jsonl"]) as rec:
+                    assert rec is None or out.name == "short" # the other side has its prompts already
                     if rec is not None: write_jsonl(run/"prompts.jsonl", QUESTIONS)
             else:
                 answer = "One. Two." if out.name == "short" else "One. Two. Three.\n\nFour. Five."
