@@ -27,7 +27,9 @@ def split_directives(source:str # of a code cell
                     )->tuple:   # ({directive: value}, the code below)
     "Read the `#|` lines at the top of a cell."
     lines, found = source.split("\n"), {}
-    while lines and (m := _DIRECTIVE.match(lines[0])): found[m[1]] = m[2]; lines.pop(0)
+    while lines and (m := _DIRECTIVE.match(lines[0])):
+        found[m[1]] = m[2]
+        lines.pop(0)
     return found, "\n".join(lines).strip("\n")
 
 # %% ../nbs/core/docs.ipynb #4ebc680e
@@ -61,7 +63,8 @@ def readme_text(nb:dict # the notebook index.ipynb
                )->str:
     "What README.md says."
     parts = [cell_markdown(c) for c in nb["cells"]]
-    return "<!-- Written from nbs/index.ipynb by `python -m selfalign.docs readme`: edit the notebook. -->\n\n" + "\n\n".join(p.strip("\n") for p in parts if p.strip()) + "\n"
+    return ("<!-- Written from nbs/index.ipynb by `python -m selfalign.docs readme`: edit the notebook. -->\n\n"
+        + "\n\n".join(p.strip("\n") for p in parts if p.strip()) + "\n")
 
 def write_readme(root="." # the repository
                 )->Path:
@@ -82,7 +85,8 @@ def markdown_table(rows, # lists of cells
                    head  # the column titles
                   )->str:
     "Rows as a Markdown table."
-    cell = lambda x: re.sub(r"[^\S\u00a0]+", " ", str(x)).strip().replace("|", "\\|") # a space that must not break stays
+    # a space that must not break stays
+    cell = lambda x: re.sub(r"[^\S\u00a0]+", " ", str(x)).strip().replace("|", "\\|")
     return "\n".join("| " + " | ".join(map(cell, r)) + " |" for r in (head, ["---"]*len(head), *rows))
 
 def shortened(text, n=300):
@@ -96,7 +100,8 @@ def provenance(d)->str:
     return "Made by " + ", ".join(said[k].format(d[k]) for k in said if d.get(k)) + "."
 
 # %% ../nbs/core/docs.ipynb #e38aca1d
-_SCORE = re.compile(r"(.+ \(.+\) [\w ]+), (\w+)$") # "facts (lm-eval) mc1, base", "refusals (answer, chat) refused benign, base"
+# "facts (lm-eval) mc1, base", "refusals (answer, chat) refused benign, base"
+_SCORE = re.compile(r"(.+ \(.+\) [\w ]+), (\w+)$")
 _ROWS = re.compile(r"(\d+); lost.*: (\d+); truncated.*: (\d+)$")
 
 def score_table(table # rows (what, value) of a closing table
@@ -104,23 +109,28 @@ def score_table(table # rows (what, value) of a closing table
     "The scores, a row for each set and format, a column for each model."
     found = [(m[1], m[2], v) for k, v in table if (m := _SCORE.match(k))]
     names, at = list(dict.fromkeys(m for _, m, _ in found)), {(k, m): v for k, m, v in found}
-    return markdown_table([[k, *(at.get((k, m), "not run") for m in names)] for k in dict.fromkeys(k for k, *_ in found)], ["score (95 % interval)", *names]) if found else ""
+    return (markdown_table([[k, *(at.get((k, m), "not run") for m in names)]
+        for k in dict.fromkeys(k for k, *_ in found)], ["score (95 % interval)", *names]) if found else "")
 
 def few_reasons(text,  # "too short 16, echo 2"
                 most=3 # reasons to show
                )->str:
     "The commonest reasons, and how many others there are."
     all_ = str(text).split(", ")
-    return ", ".join(all_[:most]) + (f", and for {len(all_)-most} other reasons" if len(all_) > most+1 else "".join(f", {x}" for x in all_[most:]))
+    return (", ".join(all_[:most]) + (f", and for {len(all_)-most} other reasons" if len(all_) > most+1
+        else "".join(f", {x}" for x in all_[most:])))
 
 def compact_table(table # rows (what, value) of a closing table
                  )->list: # fewer rows
     "A closing table without its scores, the trainings in two rows, the reasons cut short."
-    trained = {what: [(k.partition(", ")[2], v) for k, v in table if k.startswith(f"{what}, ")] for what in ("training rows", "training loss")}
-    brief, out = lambda v: _ROWS.sub(lambda m: m[1] + (f" ({m[2]} lost, {m[3]} truncated)" if int(m[2]) or int(m[3]) else ""), v), []
+    trained = {what: [(k.partition(", ")[2], v) for k, v in table if k.startswith(f"{what}, ")]
+        for what in ("training rows", "training loss")}
+    brief, out = lambda v: _ROWS.sub(lambda m: m[1]
+        + (f" ({m[2]} lost, {m[3]} truncated)" if int(m[2]) or int(m[3]) else ""), v), []
     for k, v in table:
         if _SCORE.match(k): continue
-        if (what := k.partition(", ")[0]) in trained: k, v = f"{what}: " + ", ".join(a for a, _ in trained[what]), "; ".join(brief(b) for _, b in trained[what])
+        if (what := k.partition(", ")[0]) in trained:
+            k, v = f"{what}: " + ", ".join(a for a, _ in trained[what]), "; ".join(brief(b) for _, b in trained[what])
         if k.endswith(" rejected"): v = few_reasons(v)
         if [k, v] not in out: out.append([k, v])
     return out
@@ -130,8 +140,11 @@ def demo_markdown(d:dict|None, # data/results/demo.json: table, answers, command
                  )->str:
     "The closing table of the demo run, and what base and final model say to a question."
     if d is None: return "*No demo run is stored in `data/results/demo.json` yet; `make demo` prints this table.*"
-    qa = [f"**{a['question']}**\n\n" + markdown_table([["base", shortened(a["base"])], ["final", shortened(a["final"])]], ["model", "answer"]) for a in d["answers"][:answers]]
-    return "\n\n".join(filter(None, [markdown_table(compact_table(d["table"]), ["what", "value"]), score_table(d["table"]), provenance(d), *qa]))
+    qa = [f"**{a['question']}**\n\n"
+        + markdown_table([["base", shortened(a["base"])], ["final", shortened(a["final"])]], ["model", "answer"])
+        for a in d["answers"][:answers]]
+    return "\n\n".join(filter(None,
+        [markdown_table(compact_table(d["table"]), ["what", "value"]), score_table(d["table"]), provenance(d), *qa]))
 
 # %% ../nbs/core/docs.ipynb #781a9d0a
 def demo_minutes(d, # data/results/demo.json
@@ -147,12 +160,19 @@ def demo_reading(d:dict|None # data/results/demo.json
     i, r, out = d["evaluation"]["internalization"] or {}, d["evaluation"]["replies"] or {}, []
     gap, control = i.get("gap_closed"), i.get("control_gap_closed")
     if gap is not None:
-        over = "more than 100 % means that the training taught the style of the answers too, so" if gap > 1 else "any training on the model's own answers closes some of it, so"
-        out.append(f"Engraving closed {gap:.0%} of the gap between answering without and with the principles in view; {over} only the difference to the control arm" + (f" ({control:.0%}), which learnt plain answers," if control is not None else "") + " speaks for the principles.")
+        over = ("more than 100 % means that the training taught the style of the answers too, so" if gap > 1
+            else "any training on the model's own answers closes some of it, so")
+        out.append(f"Engraving closed {gap:.0%} of the gap between answering without and with the principles in view; "
+            f"{over} only the difference to the control arm" + (f" ({control:.0%}), which learnt plain answers,"
+            if control is not None else "") + " speaks for the principles.")
     if {"engraved", "final"} <= r.keys():
         e, f = (r[k]["repetition_rate"] for k in ("engraved", "final"))
-        if f > e: out.append(f"A model of 135M falls into loops when it is asked for length: answers with a repetition went from {e:.0%} to {f:.0%} with verbose cloning.")
-    if n := d.get("config", {}).get("evaluate", {}).get("max_rows"): out.append(f"The scores come from at most {n} questions for each set: models whose intervals overlap are not told apart by them.")
+        if f > e:
+            out.append("A model of 135M falls into loops when it is asked for length: answers with a repetition went "
+                f"from {e:.0%} to {f:.0%} with verbose cloning.")
+    if n := d.get("config", {}).get("evaluate", {}).get("max_rows"):
+        out.append(f"The scores come from at most {n} questions for each set: models whose intervals overlap are not "
+            "told apart by them.")
     return out
 
 # %% ../nbs/core/docs.ipynb #84907f6c
@@ -168,13 +188,19 @@ def doc_filter():
     class shown_source(Processor):
         "Exported code that defines something is shown, folded."
         def cell(self, cell):
-            if cell.cell_type == "code" and "export" in cell.directives_ and not _only_imports(cell): cell.directives_["exports"] = cell.directives_.pop("export")
+            if cell.cell_type == "code" and "export" in cell.directives_ and not _only_imports(cell):
+                cell.directives_["exports"] = cell.directives_.pop("export")
     class run_definitions(exec_show_docs):
         "Run what `show_doc` needs: exported code, imports, and `show_doc` itself."
-        def begin(self): super().begin(); self.k.run_cell("import torch") # quoted annotations name it
+        def begin(self): # quoted annotations name it
+            super().begin()
+            self.k.run_cell("import torch")
         def __call__(self, cell):
-            if cell.cell_type != "code" or cell.directives_.get("eval", "").lower() == "false" or re.search(r"(?m)^if __name__", cell.source): return
-            if cell.directives_.keys() & {"export", "exports", "exporti"} or _show_docs(cell.parsed_() or []): super().__call__(cell)
+            if cell.cell_type != "code" or cell.directives_.get("eval",
+                "").lower() == "false" or re.search(r"(?m)^if __name__", cell.source):
+                return
+            if cell.directives_.keys() & {"export", "exports", "exporti"} or _show_docs(cell.parsed_() or []):
+                super().__call__(cell)
             elif lines := _imports(cell): self.k.run_cell(lines)
     class source_last(Processor):
         "The source comes after the descriptions of all that it defines."
@@ -197,8 +223,10 @@ def process_notebooks(root)->Path: # nbdev's folder of processed notebooks
     import nbdev.doclinks, nbdev.serve
     from nbdev.quarto import refresh_quarto_yml
     with _inside(root), _quiet():
-        refresh_quarto_yml(); nbdev.doclinks._build_modidx()
-        nbdev.doclinks._build_lookup_table.cache_clear(); nbdev.doclinks._get_exps.cache_clear()
+        refresh_quarto_yml()
+        nbdev.doclinks._build_modidx()
+        nbdev.doclinks._build_lookup_table.cache_clear()
+        nbdev.doclinks._get_exps.cache_clear()
         old, nbdev.serve.FilterDefaults = nbdev.serve.FilterDefaults, doc_filter()
         made, me = Path("_proc"), Path(__file__).stat().st_mtime
         try: return Path(nbdev.serve.proc_nbs(n_workers=0, force=made.exists() and made.stat().st_mtime < me)).resolve()
@@ -207,9 +235,12 @@ def process_notebooks(root)->Path: # nbdev's folder of processed notebooks
 @contextlib.contextmanager
 def _inside(folder):
     here, path = os.getcwd(), list(sys.path)
-    os.chdir(folder); sys.path.insert(0, str(Path(folder).resolve()))
+    os.chdir(folder)
+    sys.path.insert(0, str(Path(folder).resolve()))
     try: yield
-    finally: os.chdir(here); sys.path[:] = path
+    finally:
+        os.chdir(here)
+        sys.path[:] = path
 
 @contextlib.contextmanager
 def _quiet():
@@ -217,7 +248,9 @@ def _quiet():
     had = os.environ.get("SELFALIGN_NO_PROGRESS")
     os.environ["SELFALIGN_NO_PROGRESS"] = "1"
     try:
-        with warnings.catch_warnings(): warnings.simplefilter("ignore"); yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally: os.environ.pop("SELFALIGN_NO_PROGRESS") if had is None else os.environ.update(SELFALIGN_NO_PROGRESS=had)
 
 # %% ../nbs/core/docs.ipynb #ff1d00e0
@@ -252,10 +285,13 @@ def math_picture(tex:str,      # a formula that matplotlib can set
     from matplotlib.font_manager import FontProperties
     from matplotlib.mathtext import math_to_image
     tex = re.sub(r"\\(ge|le)(?![a-z])", r"\\\1q", tex)
-    with mpl.rc_context({"mathtext.fontset": "stix", "svg.hashsalt": "selfalign", "figure.facecolor": "none", "savefig.facecolor": "none"}), tempfile.TemporaryDirectory() as d:
-        depth = math_to_image(f"${tex}$", f"{d}/x.svg", dpi=72, format="svg", prop=FontProperties(size=14 if display else 12.5))
+    with mpl.rc_context({"mathtext.fontset": "stix", "svg.hashsalt": "selfalign", "figure.facecolor": "none",
+        "savefig.facecolor": "none"}), tempfile.TemporaryDirectory() as d:
+        depth = math_to_image(f"${tex}$", f"{d}/x.svg", dpi=72, format="svg",
+            prop=FontProperties(size=14 if display else 12.5))
         svg = re.sub(r"<metadata>.*?</metadata>", "", Path(d, "x.svg").read_text(), flags=re.S)
-    img = f'<img class="math-svg" alt="{html.escape(tex)}" style="vertical-align:-{depth:.1f}pt" src="data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}">'
+    img = (f'<img class="math-svg" alt="{html.escape(tex)}" style="vertical-align:-{depth:.1f}pt" '
+        f'src="data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}">')
     return f'\n\n<p class="math-display">{img}</p>\n\n' if display else img
 
 def set_math(md:str)->str:
@@ -270,7 +306,9 @@ def field_comments(source:str # code
     alone = {t.start[0]: t.string.lstrip("# ") for t in found if not t.line[:t.start[1]].strip()}
     out, above = {}, []
     for n in range(1, source.count("\n") + 2):
-        if n in alone: above.append(alone[n]); continue
+        if n in alone:
+            above.append(alone[n])
+            continue
         if above: out[n] = " ".join(above)
         above = []
     return out | {t.start[0]: t.string.lstrip("# ") for t in found if t.start[0] not in alone}
@@ -279,21 +317,26 @@ def settings_table(source:str # code with dataclasses
                   )->dict:    # name of a class → Markdown; classes without a commented field are left out
     "A table of setting, default and meaning for each dataclass."
     out, comments = {}, field_comments(source)
-    for c in (n for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and any("dataclass" in ast.unparse(d) for d in n.decorator_list)):
+    for c in (n for n in ast.parse(source).body if isinstance(n, ast.ClassDef)
+        and any("dataclass" in ast.unparse(d) for d in n.decorator_list)):
         fields = [f for f in c.body if isinstance(f, ast.AnnAssign)]
         if not any(comments.get(f.end_lineno) or comments.get(f.lineno) for f in fields): continue
         said = {f: comments.get(f.end_lineno) or comments.get(f.lineno) for f in fields}
         rows = [[f"`{f.target.id}`", _default(f.value), _meaning(said[f]) or ast.unparse(f.annotation)] for f in fields]
         above = [b for b in map(ast.unparse, c.bases) if b != "Settings"]
-        out[c.name] = "\n\n".join([markdown_table(rows, ["setting", "default", "meaning"]), *(f"And the settings of [`{b}`](#{b.lower()})." for b in above)])
+        out[c.name] = "\n\n".join([markdown_table(rows, ["setting", "default", "meaning"]),
+            *(f"And the settings of [`{b}`](#{b.lower()})." for b in above)])
     return out
 
-def _meaning(comment): return re.sub(r"(--[\w.-]+|\"[^\"]*\")", lambda m: "`" + m[1].strip('"') + "`", (comment or "").replace("<", "&lt;"))
+def _meaning(comment):
+    return re.sub(r"(--[\w.-]+|\"[^\"]*\")", lambda m: "`" + m[1].strip('"') + "`",
+        (comment or "").replace("<", "&lt;"))
 
 def _default(value):
     if value is None: return "to be given"
     text = ast.unparse(value)
-    if m := re.search(r"default_factory=(?:lambda: ?)?(.+?)\)$", text): text = {"list": "[]", "dict": "{}", "tuple": "()"}.get(m[1], m[1])
+    if m := re.search(r"default_factory=(?:lambda: ?)?(.+?)\)$", text):
+        text = {"list": "[]", "dict": "{}", "tuple": "()"}.get(m[1], m[1])
     return f"`{text}`"
 
 _SIGNATURE = r"```python\n(?:def|class) {}\(.*?\n```\n*"
@@ -304,7 +347,8 @@ def mend_settings(cells # of a processed notebook; changed in place
     "Dataclasses with a table of their settings in place of their signature."
     tables = {}
     for c in cells:
-        if c["cell_type"] == "code" and '#| code-summary: "Source"' in _join(c["source"]): tables.update(settings_table(_join(c["source"])))
+        if c["cell_type"] == "code" and '#| code-summary: "Source"' in _join(c["source"]):
+            tables.update(settings_table(_join(c["source"])))
     for data in (o["data"] for c in cells for o in c.get("outputs") or [] if "text/markdown" in o.get("data", {})):
         md = _join(data["text/markdown"])
         if not (m := re.search(r"(?m)^### (\w+)$", md)): continue
@@ -318,12 +362,17 @@ def mend_cell(cell, # of a processed notebook; changed in place
               about # alternative text for its pictures
              ):
     "One cell for the site."
-    if cell["cell_type"] == "raw": cell["source"] = re.sub(r"(?m)^output-file:.*\n", "", _join(cell["source"])) # the file has that name already
-    if cell["cell_type"] == "markdown": cell["source"] = set_math(mend_text(_join(cell["source"]))); return
+    if cell["cell_type"] == "raw": # the file has that name already
+        cell["source"] = re.sub(r"(?m)^output-file:.*\n", "", _join(cell["source"]))
+    if cell["cell_type"] == "markdown":
+        cell["source"] = set_math(mend_text(_join(cell["source"])))
+        return
     if cell["cell_type"] != "code": return
-    outs = [o for o in cell["outputs"] if not ("data" in o and "image/png" not in o["data"] and _REPR.match(_join(o["data"].get("text/plain", ""))))]
+    outs = [o for o in cell["outputs"]
+        if not ("data" in o and "image/png" not in o["data"] and _REPR.match(_join(o["data"].get("text/plain", ""))))]
     for o in outs:
-        if "text/markdown" in o.get("data", {}): o["data"]["text/markdown"] = mend_text(_join(o["data"]["text/markdown"]))
+        if "text/markdown" in o.get("data", {}):
+            o["data"]["text/markdown"] = mend_text(_join(o["data"]["text/markdown"]))
     source, pictures = _join(cell["source"]), any("image/png" in o.get("data", {}) for o in outs)
     if pictures and "fig-alt" not in source: source = f"#| fig-alt: {json.dumps(about or 'figure')}\n{source}"
     cell["outputs"], cell["source"] = outs, source
@@ -337,12 +386,16 @@ def mend_notebook(nb:dict,
     for cell in nb["cells"]:
         if cell["cell_type"] == "markdown": about = first_sentence(_join(cell["source"])) or about
         mend_cell(cell, about)
-        text = "\n".join([_join(cell["source"])] if cell["cell_type"] == "markdown" else [_join(o.get("data", {}).get("text/markdown")) for o in cell.get("outputs", [])])
+        text = "\n".join([_join(cell["source"])] if cell["cell_type"] == "markdown"
+            else [_join(o.get("data", {}).get("text/markdown")) for o in cell.get("outputs", [])])
         for h in re.findall(r"(?m)^(#{2,}) ", text):
-            if len(h) > 2 and level == 1: cells.append(dict(cell_type="markdown", metadata={}, source="## Definitions")) # no heading without the one above it
+            if len(h) > 2 and level == 1: # no heading without the one above it
+                cells.append(dict(cell_type="markdown", metadata={}, source="## Definitions"))
             level = len(h)
         cells.append(cell)
-    if source: cells.append(dict(cell_type="markdown", metadata={}, source=f"[Source of this page: {source.rpartition('/nbs/')[2]}]({source})"))
+    if source:
+        cells.append(dict(cell_type="markdown", metadata={},
+            source=f"[Source of this page: {source.rpartition('/nbs/')[2]}]({source})"))
     return dict(nb, cells=cells)
 
 # %% ../nbs/core/docs.ipynb #3240d85c
@@ -351,32 +404,39 @@ _EDIT = re.compile(r"File to edit: (?:\.\./)+nbs/(\S+\.ipynb)")
 def module_names(path # of an exported module
                 )->tuple: # (its notebook, its first sentence, [(name, kind, first line of its docstring)])
     "The public names of a module, read without importing it."
-    text = Path(path).read_text(encoding="utf-8"); tree = ast.parse(text)
-    public = next((ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == "__all__"), [])
+    text = Path(path).read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    public = next((ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign)
+        and n.targets[0].id == "__all__"), [])
     defined = {n.name: n for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
     doc = lambda n: (ast.get_docstring(n) or "").split("\n")[0]
     kind = lambda n: "class" if isinstance(n, ast.ClassDef) else "function"
-    return _EDIT.search(text)[1], doc(tree), [(x, *((kind(defined[x]), doc(defined[x])) if x in defined else ("value", ""))) for x in public]
+    return (_EDIT.search(text)[1], doc(tree),
+        [(x, *((kind(defined[x]), doc(defined[x])) if x in defined else ("value", ""))) for x in public])
 
 def names_page(package="selfalign", # folder of the exported modules
                below="../"          # the way from the page to the site's root
               )->str:
     "A Markdown page of every public name with a link to where it is explained; modules in the order of their notebooks."
-    parts = ["---\ntitle: All names\ndescription: Every public function, class and value of the package, by module, with the place where it is written and explained.\n---"]
+    parts = ["---\ntitle: All names\ndescription: Every public function, class and value of the package, by module, "
+        "with the place where it is written and explained.\n---"]
     name = lambda p: ".".join(p.relative_to(package).with_suffix("").parts)
     found = [(*module_names(p), name(p)) for p in Path(package).rglob("[a-z]*.py")]
     for notebook, about, names, module in sorted(found, key=lambda f: ("/" in f[0], f[0])):
         page = below + notebook
         where = lambda name, kind: page if kind == "value" else f"{page}#{name.lower()}"
-        rows = [[f"[`{name}`]({where(name, kind)})", kind, re.sub(r"(`[^`]*`)|([<*_])", lambda m: m[1] or "\\" + m[2], about)] for name, kind, about in sorted(names, key=lambda x: x[0].lower())]
-        parts.append(f"## selfalign.{module}\n\n{about} [The page]({page}).\n\n" + markdown_table(rows, ["name", "kind", "what it is"]))
+        rows = [[f"[`{name}`]({where(name, kind)})", kind, re.sub(r"(`[^`]*`)|([<*_])", lambda m: m[1] or "\\" + m[2],
+            about)] for name, kind, about in sorted(names, key=lambda x: x[0].lower())]
+        parts.append(f"## selfalign.{module}\n\n{about} [The page]({page}).\n\n"
+            + markdown_table(rows, ["name", "kind", "what it is"]))
     return "\n\n".join(parts) + "\n"
 
 # %% ../nbs/core/docs.ipynb #fd6132a2
 def site_config(root, out)->dict:
     "`_quarto.yml` for the site's folder."
     root = Path(root)
-    ini = ConfigParser(delimiters=["="]); ini.read(root/"settings.ini", encoding="utf-8")
+    ini = ConfigParser(delimiters=["="])
+    ini.read(root/"settings.ini", encoding="utf-8")
     s, cfg = ini["DEFAULT"], yaml.safe_load((root/"_quarto.yml").read_text(encoding="utf-8"))
     cfg.pop("metadata-files", None)
     cfg["project"]["output-dir"] = str(out)
@@ -396,11 +456,14 @@ def mend_folder(proc, folder, cfg):
     "A folder that Quarto or smalldocs can render, from nbdev's processed notebooks."
     for p in sorted(Path(proc).rglob("*")):
         rel = p.relative_to(proc).as_posix()
-        if not p.is_file() or rel in ("_quarto.yml", "nbdev.yml", "sidebar.yml") or rel.startswith((".", "_docs/")): continue
+        if not p.is_file() or rel in ("_quarto.yml", "nbdev.yml", "sidebar.yml") or rel.startswith((".", "_docs/")):
+            continue
         to = Path(folder)/page_name(rel)
         to.parent.mkdir(parents=True, exist_ok=True)
         source = f"{cfg['website']['repo-url']}/blob/main/nbs/{rel}"
-        if p.suffix == ".ipynb": to.write_text(json.dumps(mend_notebook(json.loads(p.read_text(encoding="utf-8")), source)), encoding="utf-8")
+        if p.suffix == ".ipynb":
+            to.write_text(json.dumps(mend_notebook(json.loads(p.read_text(encoding="utf-8")), source)),
+                encoding="utf-8")
         elif p.suffix == ".md": to.write_text(mend_text(p.read_text(encoding="utf-8")), encoding="utf-8")
         else: shutil.copy2(p, to)
     if NAMES in json.dumps(cfg):
@@ -423,11 +486,13 @@ def dead_anchors(site)->list: # "page: link" for each link whose target or place
             if re.match(r"[a-z]+:|//", href) or not (path or place): continue
             to = (p.parent/path).resolve() if path else p.resolve()
             if to.is_dir(): to = to/"index.html"
-            if not to.exists() or place and to in ids and place not in ids[to]: out.append(f"{p.relative_to(site)}: {href}")
+            if not to.exists() or place and to in ids and place not in ids[to]:
+                out.append(f"{p.relative_to(site)}: {href}")
     return sorted(out)
 
 # %% ../nbs/core/docs.ipynb #1050db8d
-GRID = {"sidebar-width": "205px", "body-width": "900px", "margin-width": "152px", "gutter-width": "1.4rem"} # so that a line of code fits
+# so that a line of code fits
+GRID = {"sidebar-width": "205px", "body-width": "900px", "margin-width": "152px", "gutter-width": "1.4rem"}
 
 def build_site(root=".",   # the repository
                out=None,   # where the site goes; `_docs` in the repository if None
@@ -442,8 +507,10 @@ def build_site(root=".",   # the repository
         if quarto: cfg["format"]["html"]["grid"] = GRID # smalldocs takes its widths from styles.css
         mend_folder(process_notebooks(root), d, cfg)
         warnings = _render_quarto(d, made) if quarto else _render_smalldocs(d)
-        if bad := [*warnings, *(f"dead link in {x}" for x in dead_anchors(made))]: raise InputError(f"the site has {len(bad)} fault(s): " + "; ".join(bad[:20]))
-        shutil.rmtree(out, ignore_errors=True); shutil.copytree(made, out)
+        if bad := [*warnings, *(f"dead link in {x}" for x in dead_anchors(made))]:
+            raise InputError(f"the site has {len(bad)} fault(s): " + "; ".join(bad[:20]))
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.copytree(made, out)
     return out
 
 def _render_smalldocs(folder):
@@ -461,9 +528,13 @@ def main(argv=None)->int: # exit code
     "`python -m selfalign.docs readme | site`"
     safe_console()
     argv = list(sys.argv[1:] if argv is None else argv)
-    if argv not in (["readme"], ["site"]): print("usage: python -m selfalign.docs readme | site", file=sys.stderr); return 2
+    if argv not in (["readme"], ["site"]):
+        print("usage: python -m selfalign.docs readme | site", file=sys.stderr)
+        return 2
     try: print(write_readme() if argv == ["readme"] else build_site())
-    except InputError as e: print(f"error: {e}", file=sys.stderr); return 1
+    except InputError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
     return 0
 
 # %% ../nbs/core/docs.ipynb #a59a9212

@@ -82,8 +82,12 @@ def _arm_records(rows, arms):
     records, skipped = [], []
     for i, r in enumerate(rows):
         got = {k: s[i] for k, s in arms.items()}
-        if bad := [f"{k}: {s.error}" for k, s in got.items() if s.error]: skipped.append(dict(id=r.get("id"), reason=bad[0])); continue
-        if bad := [k for k, s in got.items() if not math.isfinite(s.logprob)]: raise InputError(f"row {r.get('id')}: the log-probability in arm {bad[0]} is not a number; use --dtype float32 or check the weights")
+        if bad := [f"{k}: {s.error}" for k, s in got.items() if s.error]:
+            skipped.append(dict(id=r.get("id"), reason=bad[0]))
+            continue
+        if bad := [k for k, s in got.items() if not math.isfinite(s.logprob)]:
+            raise InputError(f"row {r.get('id')}: the log-probability in arm {bad[0]} is not a number; use --dtype "
+                "float32 or check the weights")
         records.append(dict(id=r.get("id"), **{k: dict(nats=-s.logprob, n_tokens=s.n_tokens) for k, s in got.items()}))
     if not records: raise InputError(f"internalization: all {len(rows)} rows were skipped: {skipped[0]['reason']}")
     return records, skipped
@@ -112,10 +116,12 @@ def _internalized(records, skipped, arms, seed, n_boot):
     x = np.array([[(r[a]["nats"], r[a]["n_tokens"]) for a in arms] for r in records]) # [rows, arms, 2]
     nll = lambda y: y[..., 0].sum(0)/y[..., 1].sum(0)
     point, boots = nll(x), np.array([nll(x[i]) for i in _resamples(len(x), n_boot, seed)])
-    est = {a: Estimate(float(point[k]), *(map(float, np.percentile(boots[:, k], [2.5, 97.5])) if len(x) > 1 else (None, None)), len(x)) for k, a in enumerate(arms)}
+    est = {a: Estimate(float(point[k]), *(map(float, np.percentile(boots[:, k], [2.5, 97.5])) if len(x) > 1
+        else (None, None)), len(x)) for k, a in enumerate(arms)}
     gap = _gap_estimate(point, boots, 2, len(x))
     control = _gap_estimate(point, boots, 3, len(x)) if len(arms) > 3 else None
-    return Internalization(len(x), est, {a: int(x[:, k, 1].sum()) for k, a in enumerate(arms)}, gap, control, _gap_sentence(est, gap, control, len(x)), records, skipped, _config(seed=seed, n_boot=n_boot))
+    return Internalization(len(x), est, {a: int(x[:, k, 1].sum()) for k, a in enumerate(arms)}, gap, control,
+        _gap_sentence(est, gap, control, len(x)), records, skipped, _config(seed=seed, n_boot=n_boot))
 
 def _gap_estimate(point, boots, arm, n):
     if (value := gap_share(point[0], point[1], point[arm])) is None: return None
@@ -123,13 +129,21 @@ def _gap_estimate(point, boots, arm, n):
     if n < 2 or len(some) < 0.95*len(boots): return Estimate(value, None, None, n) # the gap itself is within noise
     return Estimate(value, *map(float, np.percentile(some, [2.5, 97.5])), n)
 
-def _percent(e): return f"{round(100*e.value) + 0:d} %" + (f" (95 % interval {round(100*e.low)} to {round(100*e.high)})" if e.low is not None else f" (no interval: {'the gap itself is within noise' if e.n > 1 else 'one answer only'})")
+def _percent(e):
+    return (f"{round(100*e.value) + 0:d} %"
+        + (f" (95 % interval {round(100*e.low)} to {round(100*e.high)})" if e.low is not None
+        else f" (no interval: {'the gap itself is within noise' if e.n > 1 else 'one answer only'})"))
 
 def _gap_sentence(nll, gap, control, n):
     v = {k: f"{e.value:.3f}" for k, e in nll.items()}
-    start = f"{n} held-out answers, nats per token: base without principles {v['base_without']}, with them {v['base_with']}, engraved without {v['engraved_without']}" + (f", control {v['control_without']}" if control else "")
-    if gap is None: return start + ". The principles did not make the answers likelier for the base model, so the share of the gap that engraving closed is undefined."
-    return start + f". Engraving closed {_percent(gap)} of the gap" + (f", the control arm {_percent(control)}." if control else "; no control arm was run.")
+    start = (f"{n} held-out answers, nats per token: base without principles {v['base_without']}, with them "
+        f"{v['base_with']}, engraved without {v['engraved_without']}"
+        + (f", control {v['control_without']}" if control else ""))
+    if gap is None:
+        return (start + ". The principles did not make the answers likelier for the base model, so the share of the "
+            "gap that engraving closed is undefined.")
+    return (start + f". Engraving closed {_percent(gap)} of the gap"
+        + (f", the control arm {_percent(control)}." if control else "; no control arm was run."))
 
 # %% ../nbs/05_evaluation.ipynb #283a6c39
 def plot_internalization(result:Internalization, ax=None):
@@ -137,18 +151,22 @@ def plot_internalization(result:Internalization, ax=None):
     import matplotlib.pyplot as plt
     fig, ax = (ax.figure, ax) if ax else plt.subplots(figsize=(6, 3))
     _bars(ax, np.arange(len(result.nll)), list(result.nll.values()), 0.6)
-    ax.set(xticks=range(len(result.nll)), xticklabels=[a.replace("_", "\n") for a in result.nll], ylabel="nats per answer token", title=f"{result.n} held-out answers")
+    ax.set(xticks=range(len(result.nll)), xticklabels=[a.replace("_", "\n") for a in result.nll],
+        ylabel="nats per answer token", title=f"{result.n} held-out answers")
     return fig, ax
 
 # %% ../nbs/05_evaluation.ipynb #f3b49572
 def step_evaluate(run, cfg):
     "5: the evidence."
     settings = dict(asdict(cfg.evaluate), seed=cfg.seed, after=run.fingerprint("final"), control=run.done("control"))
-    settings["asked"] = content_id(load_principle_set(cfg.respond, cfg.annotations).render(""), system_variants(product_name(cfg), folder=cfg.annotations))
-    if own := [s for s in cfg.evaluate.sets if s not in (*OUR_SETS, *BENCHMARKS)]: settings["rows"] = {s: content_id(load_benchmark(s)) for s in own} # an edited file is another set
+    settings["asked"] = content_id(load_principle_set(cfg.respond, cfg.annotations).render(""),
+        system_variants(product_name(cfg), folder=cfg.annotations))
+    if own := [s for s in cfg.evaluate.sets if s not in (*OUR_SETS, *BENCHMARKS)]: # an edited file is another set
+        settings["rows"] = {s: content_id(load_benchmark(s)) for s in own}
     with run.stage("evaluation", settings, files=["eval"]) as rec:
         if rec is None: return
-        for m in ("engraved", "final"): engine_string(cfg, str(run/m)) # a server that is missing is told before the work
+        for m in ("engraved", "final"): # a server that is missing is told before the work
+            engine_string(cfg, str(run/m))
         (run/"eval").mkdir(exist_ok=True)
         arms, outs, results, pairs = {}, {}, [], run_pairs(run, cfg)
         for name in ("base", "engraved", "final", *(["control"] if run.done("control") else [])):
@@ -157,7 +175,9 @@ def step_evaluate(run, cfg):
         rec["internalization"] = _gap_of_run(run, cfg, arms)
         rec["replies"] = _write_replies(run, cfg, outs)
         rec["tax"], rec["changes"] = tax(results), changes(results)
-        if results: rec["scores"] = [dict(model=r.model["name"], set=r.set, format=r.format, **{k: [v.value, v.low, v.high] for k, v in r.scores.items()}) for r in results]
+        if results:
+            rec["scores"] = [dict(model=r.model["name"], set=r.set, format=r.format,
+                **{k: [v.value, v.low, v.high] for k, v in r.scores.items()}) for r in results]
     refresh_cards(run.path)
 
 # %% ../nbs/05_evaluation.ipynb #a9f2470d
@@ -176,24 +196,32 @@ class _Opened:
         return self.scorer.loaded()
 
     def __enter__(self): return self
-    def __exit__(self, *exc): self.scorer.close(); self.replies and self.replies.close()
+    def __exit__(self, *exc):
+        self.scorer.close()
+        self.replies and self.replies.close()
 
 def _same_engine(a, b): # on a CPU that would take float32 anyway, exact scores need no engine of their own
-    def options(e): return dict(e.options, dtype=e.options.get("dtype") or (str(best_dtype())[6:] if e.spec.startswith("torch:") else None))
+    def options(e):
+        return dict(e.options, dtype=e.options.get("dtype")
+            or (str(best_dtype())[6:] if e.spec.startswith("torch:") else None))
     return (a.spec, options(a)) == (b.spec, options(b))
 
 def _measure(run, cfg, m, arms, outs, results, pairs): # replies, sets and arms of one model
     if m.replies is not None: outs |= _replies(run, cfg, m.name, m.replies)
-    if held := m.name != "final" and read_jsonl(run/"held_out.jsonl"): arms |= score_arms(m.name, m.scored(), held, *_arm_ways(run, cfg))
+    if held := m.name != "final" and read_jsonl(run/"held_out.jsonl"):
+        arms |= score_arms(m.name, m.scored(), held, *_arm_ways(run, cfg))
     if pairs is not None: pairs.score(m)
     sets = [s for s in cfg.evaluate.sets if not is_pairs(s)]
     if sets and m.name != "control": results += _scored_sets(run, cfg, m, sets)
 
 # %% ../nbs/05_evaluation.ipynb #04277917
 def _scored_sets(run, cfg, m, sets): # `Result`s of one model
-    ask = lambda name: evaluate_models({name: m.scored()}, sets, run/"eval"/"sets", n=cfg.evaluate.max_rows, seed=cfg.seed, system=_system(cfg), say=run.say)
+    ask = lambda name: evaluate_models({name: m.scored()}, sets, run/"eval"/"sets", n=cfg.evaluate.max_rows,
+        seed=cfg.seed, system=_system(cfg), say=run.say)
     engine = m.scored()
-    if m.name != "base" or has_chat(engine) or "prompts" not in vars(engine): return ask(m.name) # another tokenizer is taken by an engine of this process
+    if m.name != "base" or has_chat(engine) or "prompts" not in vars(engine):
+        # another tokenizer is taken by an engine of this process
+        return ask(m.name)
     plain = ask("base, plain text")
     with asked_through(engine, load_tokenizer(str(run/"engraved"))): return ask("base") + plain
 
@@ -208,7 +236,8 @@ def asked_through(engine, # a loaded engine on this machine
 
 # %% ../nbs/05_evaluation.ipynb #31d87ce6
 def _arm_ways(run, cfg): # the prompts with principles, and without
-    pset, variants = load_principle_set(cfg.respond, cfg.annotations), system_variants(product_name(cfg), folder=cfg.annotations)
+    pset, variants = (load_principle_set(cfg.respond, cfg.annotations),
+        system_variants(product_name(cfg), folder=cfg.annotations))
     prompts = Prompts(load_tokenizer(str(run/"engraved"))) # the engraved model's chat template, for the base model too
     return lambda r: pset.render(query_text(r), thoughts=False), lambda r: prompts.messages(plain_messages(r, variants))
 
@@ -250,41 +279,55 @@ class RunPairs:
     def told(self): # JSON values
         order = [a for a in ("base", UPTAKE, "control", "engraved", "final") if a in self.arms]
         arms = {a: self.arms[a] for a in order}
-        write_json(self.run/"eval"/"principles.json", dict(format="selfalign principles 1", set=self.name, arms={a: asdict(s) for a, s in arms.items()}))
+        write_json(self.run/"eval"/"principles.json",
+            dict(format="selfalign principles 1", set=self.name, arms={a: asdict(s) for a, s in arms.items()}))
         return dict(summary(arms, self.seed), set=self.name)
 
 # %% ../nbs/05_evaluation.ipynb #26d5551e
 def _replies(run, cfg, name, engine): # arm → answers
     "Answers of a model to the held-out prompts and to open questions, under the plain prompt, and the base model's as stage 2 asks it; journaled, so they resume."
     pset, plain = load_principle_set(cfg.respond, cfg.annotations), _plain_ways(cfg)
-    ways = dict(base=plain("base"), principled=(lambda r: pset.render(query_text(r)), cfg.respond.sampling(pset))) if name == "base" else {name: plain(name)}
-    asked = {arm: [dict(id=content_id("evaluate", arm, r["id"]), prompt=ask(r)) for r in _reply_asked(run, cfg)] for arm, (ask, _) in ways.items()}
-    return {arm: run.complete(f"evaluation {arm}", asked[arm], engine, sampling, cfg.seed, desc=f"5 answers of {arm}") for arm, (_, sampling) in ways.items()}
+    ways = (dict(base=plain("base"), principled=(lambda r: pset.render(query_text(r)), cfg.respond.sampling(pset)))
+        if name == "base" else {name: plain(name)})
+    asked = {arm: [dict(id=content_id("evaluate", arm, r["id"]), prompt=ask(r)) for r in _reply_asked(run, cfg)]
+        for arm, (ask, _) in ways.items()}
+    return {arm: run.complete(f"evaluation {arm}", asked[arm], engine, sampling, cfg.seed, desc=f"5 answers of {arm}")
+        for arm, (_, sampling) in ways.items()}
 
 def _reply_asked(run, cfg): # rows
-    held = [dict(id=r["id"], instruction=r["instruction"], input=r["input"], kind="held out") for r in read_jsonl(run/"held_out.jsonl")]
-    return [*held, *(dict(id=content_id("question", q), instruction=q, input="", kind="question") for q in open_questions(cfg))]
+    held = [dict(id=r["id"], instruction=r["instruction"], input=r["input"], kind="held out")
+        for r in read_jsonl(run/"held_out.jsonl")]
+    return [*held, *(dict(id=content_id("question", q), instruction=q, input="", kind="question")
+        for q in open_questions(cfg))]
 
 def _write_replies(run, cfg, out): # figures of every arm
     rows, pset = _reply_asked(run, cfg), load_principle_set(cfg.respond, cfg.annotations)
     parsed = [parse_response(o["text"], pset) for o in out["principled"]]
     out["principled"] = [dict(o, text=p.answer or o["text"].strip()) for o, p in zip(out["principled"], parsed)]
     cost = lambda o: None if o["error"] else dict(prompt=o["n_prompt"], answer=o["n_tokens"], seconds=o.get("seconds"))
-    write_json(run/"eval"/"replies.json", [dict(r, answers={m: out[m][i]["text"] for m in out}, errors={m: e for m in out if (e := out[m][i]["error"])}, cost={m: cost(out[m][i]) for m in out}, thoughts=parsed[i].thoughts if parsed[i].answer else "") for i, r in enumerate(rows)])
+    write_json(run/"eval"/"replies.json",
+        [dict(r, answers={m: out[m][i]["text"] for m in out}, errors={m: e for m in out if (e := out[m][i]["error"])},
+        cost={m: cost(out[m][i]) for m in out}, thoughts=parsed[i].thoughts if parsed[i].answer else "")
+        for i, r in enumerate(rows)])
     stats = {m: _reply_stats(out[m]) for m in out}
-    if failed := {m: s["failed"] for m, s in stats.items() if s["failed"]}: run.say(f"5: replies that failed and are left out: {_counts(failed)}; the first: {next(o['error'] for m in out for o in out[m] if o['error'])}")
+    if failed := {m: s["failed"] for m, s in stats.items() if s["failed"]}:
+        run.say(f"5: replies that failed and are left out: {_counts(failed)}; the first: "
+            f"{next(o['error'] for m in out for o in out[m] if o['error'])}")
     return stats
 
 # %% ../nbs/05_evaluation.ipynb #8155ed65
 def _reply_stats(outs): # of the rows that were answered
     good = [o for o in outs if not o["error"]]
-    return text_stats(good) | dict(intervals={k: [e.low, e.high] for k, e in text_scores(good).items()}, prompt_tokens=_mean([o["n_prompt"] for o in good]), failed=len(outs)-len(good))
+    return (text_stats(good) | dict(intervals={k: [e.low, e.high] for k, e in text_scores(good).items()},
+        prompt_tokens=_mean([o["n_prompt"] for o in good]), failed=len(outs)-len(good)))
 
 def _plain_ways(cfg): # model → (row → prompt, sampling)
     variants = system_variants(product_name(cfg), folder=cfg.annotations)
-    sampling = Sampling(max_new_tokens=cfg.evaluate.max_new_tokens, temperature=cfg.evaluate.temperature, top_p=0.9, stop=("\nUser:",))
+    sampling = Sampling(max_new_tokens=cfg.evaluate.max_new_tokens, temperature=cfg.evaluate.temperature, top_p=0.9,
+        stop=("\nUser:",))
     bare = lambda r: f"{variants[0]}\n\nUser: {query_text(r)}\n\n{product_name(cfg)}:"
-    return lambda name: (bare if name == "base" and not load_tokenizer(base_model(cfg)).chat_template else lambda r: plain_messages(r, variants), sampling)
+    return lambda name: (bare if name == "base" and not load_tokenizer(base_model(cfg)).chat_template
+        else lambda r: plain_messages(r, variants), sampling)
 
 # %% ../nbs/05_evaluation.ipynb #24f0db40
 def open_questions(cfg)->list:

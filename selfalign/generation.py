@@ -279,7 +279,8 @@ def load_engine(spec:str,  # "torch:<embedded, id or path>" | "vllm:<id>" | "ope
     kind, model = ("ray", spec[4:]) if spec.startswith("ray:") else engine_parts(spec)
     if kind not in ENGINES and not is_place(kind) or not model:
         known = ", ".join(f"{k}:MODEL" for k in ENGINES)
-        raise InputError(f"engine {spec!r}: give one of {known}, such as torch:embedded, or yours as file.py:CLASS:MODEL")
+        raise InputError(f"engine {spec!r}: give one of {known}, such as torch:embedded, or yours as "
+            "file.py:CLASS:MODEL")
     _check_options(kind, options)
     return ENGINES[kind](model, **options)
 

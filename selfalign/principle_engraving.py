@@ -36,7 +36,8 @@ def _reader(names, words): # patterns: how a citation begins, one rule of it, wh
     number, name = r"(?:#|n[or]\.?\s|number\s)?\s*(\d{1,6})\d*", _any(names) if names else "(?!)"
     ranged, called = r"(?:\s*(?:[-–—~〜]|to\b|bis\b)\s*#?(\d{1,6})\d*)?", r"(?:\s*[(（]([^)）\n]{0,40})[)）])?"
     by_name = rf"({name})(?:\s*[(（]{number}[)）]|(?=\s*(?:{_AND}|[.!?:。！？)\n]|$)))"
-    return re.compile(rf"(?i){_any(words)}\s*[:：]?\s*"), re.compile(rf"(?i){number}{ranged}{called}|{by_name}"), re.compile(rf"(?i)\s*(?:(?:{_AND})\s*)+")
+    return (re.compile(rf"(?i){_any(words)}\s*[:：]?\s*"), re.compile(rf"(?i){number}{ranged}{called}|{by_name}"),
+        re.compile(rf"(?i)\s*(?:(?:{_AND})\s*)+"))
 
 def _cites(m, numbers): # [(number, name or "")] of one match
     lo, hi, called, name, n = m.groups(default="")
@@ -45,11 +46,14 @@ def _cites(m, numbers): # [(number, name or "")] of one match
     return [(int(x), called.strip()) for x in (lo, hi) if x]
 
 def _citations(text, principles, words): # yields (start, start of the list, end, [(number, name or "")])
-    (begin, one, more), numbers, at = _reader(tuple(p.name for p in principles if p.name), tuple(words)), {p.name: p.number for p in principles}, 0
+    (begin, one, more), numbers, at = (_reader(tuple(p.name for p in principles if p.name), tuple(words)),
+        {p.name: p.number for p in principles}, 0)
     while m := begin.search(text, at):
-        at = end = m.end(); cites = []
+        at = end = m.end()
+        cites = []
         while it := one.match(text, at):
-            cites += _cites(it, numbers); end = it.end()
+            cites += _cites(it, numbers)
+            end = it.end()
             if not (sep := more.match(text, end)): break
             at = sep.end()
         at = end
@@ -72,7 +76,8 @@ def uncite(thoughts:str, gone, principles=(), words=RULE_WORDS)->str:
         left = [(n, name) for n, name in cites if n not in gone]
         if len(left) == len(cites): continue
         if not left: end = re.compile(rf"(?i)\s*(?:(?:{_AND})\s*)*").match(thoughts, end).end()
-        out, at = out + (thoughts[at:first] + ", ".join(f"{n} ({name})" if name else str(n) for n, name in left) if left else thoughts[at:start]), end
+        out, at = (out + (thoughts[at:first] + ", ".join(f"{n} ({name})" if name else str(n) for n, name in left)
+            if left else thoughts[at:start]), end)
     return re.sub(r"(?<=[.!?])\s*\.|(?<= ) +", "", out + thoughts[at:]).strip()
 
 # %% ../nbs/02_principle_engraving.ipynb #228dca49
@@ -97,15 +102,21 @@ class PrincipleSet:
         if self.header is None: object.__setattr__(self, "header", load_template("principles"))
         for k, kind in (("principles", Principle), ("exemplars", Exemplar)):
             v = getattr(self, k)
-            if isinstance(v, str) or not all(isinstance(x, kind) for x in v): raise InputError(f"{k} is {v!r:.60}; give a list of {kind.__name__}, or load a file with PrincipleSet.load, or a prompt with PrincipleSet.from_text")
+            if isinstance(v, str) or not all(isinstance(x, kind) for x in v):
+                raise InputError(f"{k} is {v!r:.60}; give a list of {kind.__name__}, or load a file with "
+                    "PrincipleSet.load, or a prompt with PrincipleSet.from_text")
         if not self.principles: raise InputError("no principles; give at least one")
-        if not self.exemplars: raise InputError("no exemplars; give at least one, the model learns the format from them")
+        if not self.exemplars:
+            raise InputError("no exemplars; give at least one, the model learns the format from them")
         for k, v in [(k, getattr(self, k)) for k in ("name", *_WORDS)]:
             words = (v,) if isinstance(v, str) else tuple(v)
-            if not words or not all(w.strip() for w in words): raise InputError(f"{k} is {v!r}; give words that are not empty")
+            if not words or not all(w.strip() for w in words):
+                raise InputError(f"{k} is {v!r}; give words that are not empty")
             if k in ("rule_words", "example_words"): object.__setattr__(self, k, words)
         if self.name == self.user: raise InputError(f"name and user are both {self.name!r}; give names that differ")
-        if len(self.example_words) != 2: raise InputError(f"example_words is {self.example_words!r}; give two headings, of the section and of each exemplar")
+        if len(self.example_words) != 2:
+            raise InputError(f"example_words is {self.example_words!r}; give two headings, of the section and of "
+                "each exemplar")
         known = {p.number: p.name for p in self.principles}
         for i, e in enumerate(self.exemplars, 1):
             for t in e.turns: self._check(e.where or f"exemplar {i}", t, known)
@@ -113,13 +124,20 @@ class PrincipleSet:
     def _check(self, where, turn, known):
         if not turn.thoughts.startswith(self.role.split("{")[0]):
             raise InputError(f"{where}: its thoughts do not open with {self.role!r}; state the role first")
-        if not self.cites(turn.thoughts): raise InputError(f"{where}: its thoughts cite no rule ({' '.join(turn.thoughts.split())[:60]!r}); name one, as in '{self.rule_words[0]} {min(known)}', or give your word for rules as rule_words, now {', '.join(self.rule_words)}")
+        if not self.cites(turn.thoughts):
+            raise InputError(f"{where}: its thoughts cite no rule ({' '.join(turn.thoughts.split())[:60]!r}); name "
+                f"one, as in '{self.rule_words[0]} {min(known)}', or give your word for rules as rule_words, now "
+                f"{', '.join(self.rule_words)}")
         for n, name in self.cites(turn.thoughts):
-            if n not in known: raise InputError(f"{where} cites rule {n}, which does not exist; the rules are {_ranges(known)}")
-            if name and known[n] and name != known[n]: raise InputError(f"{where} calls rule {n} {name!r}, but its name is {known[n]!r}; use the rule's own name")
+            if n not in known:
+                raise InputError(f"{where} cites rule {n}, which does not exist; the rules are {_ranges(known)}")
+            if name and known[n] and name != known[n]:
+                raise InputError(f"{where} calls rule {n} {name!r}, but its name is {known[n]!r}; use the "
+                    "rule's own name")
 
     @classmethod
-    def load(cls, principles="annotations/principles.yaml", exemplars="annotations/exemplars.yaml", folder=None, **kwargs):
+    def load(cls, principles="annotations/principles.yaml", exemplars="annotations/exemplars.yaml", folder=None,
+        **kwargs):
         "Read both files (or lists of files); further arguments are the fields of the class."
         return cls(tuple(load_principles(principles, folder)), tuple(load_exemplars(exemplars, folder)),
                    kwargs.pop("header", None) or load_template("principles", folder), **kwargs)
@@ -130,11 +148,14 @@ class PrincipleSet:
         return cls(**prompt_parts(text, where, **words))
 
     @property
-    def thoughts_cue(self)->str: return f"{self.name}{'' if self.thoughts_label[0] == '（' else ' '}{self.thoughts_label}:"
+    def thoughts_cue(self)->str:
+        return f"{self.name}{'' if self.thoughts_label[0] == '（' else ' '}{self.thoughts_label}:"
     @property
     def answer_cue(self)->str: return f"{self.name}:"
     @property
-    def stop(self)->tuple: return (f"\n{self.user}:", f"\n{self.thoughts_cue}", f"\n## {self.example_words[1]}", f"\n### {self.example_words[1]}")
+    def stop(self)->tuple:
+        return (f"\n{self.user}:", f"\n{self.thoughts_cue}", f"\n## {self.example_words[1]}",
+            f"\n### {self.example_words[1]}")
     @property
     def role_words(self)->str: return fill(self.role, name=self.name)
 
@@ -154,12 +175,17 @@ class PrincipleSet:
     def without(self, numbers):
         "The set without these rules; its exemplars stay and no longer cite them. `InputError` for a rule that does not exist."
         known = {p.number: p.name for p in self.principles}
-        if missing := [n for n in numbers if n not in known]: raise InputError(f"rule {missing[0]} cannot be left out, it does not exist; the rules are {_ranges(known)}")
+        if missing := [n for n in numbers if n not in known]:
+            raise InputError(f"rule {missing[0]} cannot be left out, it does not exist; the rules are {_ranges(known)}")
         out = copy.copy(self) # not checked again: an exemplar may cite nothing now
-        for k, v in dict(text=None, principles=tuple(p for p in self.principles if p.number not in numbers), exemplars=self._uncited(numbers)).items(): object.__setattr__(out, k, v)
+        for k, v in dict(text=None, principles=tuple(p for p in self.principles if p.number not in numbers),
+            exemplars=self._uncited(numbers)).items():
+            object.__setattr__(out, k, v)
         return out
 
-    def _uncited(self, numbers): return tuple(replace(e, turns=tuple(replace(t, thoughts=uncite(t.thoughts, numbers, self.principles, self.rule_words)) for t in e.turns)) for e in self.exemplars)
+    def _uncited(self, numbers):
+        return tuple(replace(e, turns=tuple(replace(t, thoughts=uncite(t.thoughts, numbers, self.principles,
+            self.rule_words)) for t in e.turns)) for e in self.exemplars)
 
     def prefix(self,
                thoughts=True, # False leaves them out of the exemplars
@@ -168,11 +194,15 @@ class PrincipleSet:
               )->str: # the part all queries share; the shipped one has some 1,200 tokens
         "Header, rules and exemplars; each part may be left out, to see what it does. A prompt of one text stands as it is unless a part is left out."
         if self.text is not None and thoughts and rules and exemplars: return self.text + self._apart()
-        (section, each), header = self.example_words, self.header if thoughts else "\n".join(l for l in text_lines(self.header) if not l.startswith("{private}"))
-        header, shown = fill(header, name=self.name, private=""), self.exemplars if rules else self._uncited([p.number for p in self.principles])
+        (section, each), header = (self.example_words, self.header if thoughts
+            else "\n".join(l for l in text_lines(self.header) if not l.startswith("{private}")))
+        header, shown = (fill(header, name=self.name, private=""), self.exemplars if rules
+            else self._uncited([p.number for p in self.principles]))
         if not rules: header = _without_sentences(header, rf"(?i){_any(self.rule_words)}")
-        shown = "".join(f"### {each} {i}\n" + "".join(self.turn(t, thoughts) for t in e.turns) for i, e in enumerate(shown, 1))
-        return f"{header}\n" + (f"{self.rules()}\n" if rules else "") + (f"## {section}\n{shown}### {each} {len(self.exemplars)+1}\n" if exemplars else "\n")
+        shown = "".join(f"### {each} {i}\n" + "".join(self.turn(t, thoughts) for t in e.turns)
+            for i, e in enumerate(shown, 1))
+        return (f"{header}\n" + (f"{self.rules()}\n" if rules else "")
+            + (f"## {section}\n{shown}### {each} {len(self.exemplars)+1}\n" if exemplars else "\n"))
 
     def _apart(self): # line breaks that part the text from the next turn, where its end has fewer than stand between its turns
         heading = re.search(r"(?:\A|\n)(?:#[^\n]*|\W*\w+\W*\d+\W*)\s*\Z", self.text)
@@ -186,10 +216,12 @@ class PrincipleSet:
 
     def render(self, query:str, thoughts=True, **parts)->str:
         "The whole prompt for one query, up to the cue for thoughts (or for the answer); see `prefix` for the parts."
-        return f"{self.prefix(thoughts, **parts)}{self.user}: {self.quote(query)}\n\n{self.thoughts_cue if thoughts else self.answer_cue}"
+        return (f"{self.prefix(thoughts, **parts)}{self.user}: "
+            f"{self.quote(query)}\n\n{self.thoughts_cue if thoughts else self.answer_cue}")
 
 def _without_sentences(text, pattern):
-    kept = (" ".join(s for s in re.split(r"(?<=[.!?])\s+|(?<=[。！？])", l) if not re.search(pattern, s)) for l in text_lines(text))
+    kept = (" ".join(s for s in re.split(r"(?<=[.!?])\s+|(?<=[。！？])", l) if not re.search(pattern, s))
+        for l in text_lines(text))
     return "\n".join(l for l in kept if l)
 
 def _ranges(numbers):
@@ -205,8 +237,10 @@ def parse_response(text:str,          # what came after the cue for thoughts
     cue = re.search(rf"(?m)^[ \t]*{re.escape(pset.name)}[:：]", text)
     thoughts, answer = (text[:cue.start()], text[cue.end():].strip()) if cue else (text, None)
     known, cites = {p.number: p.name for p in pset.principles}, pset.cites(thoughts)
-    return Response(thoughts.strip(), answer or None, thoughts.strip().startswith(pset.role_words), [n for n, _ in cites if n in known],
-                    sum(n not in known for n, _ in cites), sum(bool(name and known.get(n)) and name != known[n] for n, name in cites), ended)
+    return Response(thoughts.strip(), answer or None, thoughts.strip().startswith(pset.role_words),
+        [n for n, _ in cites if n in known],
+        sum(n not in known for n, _ in cites),
+        sum(bool(name and known.get(n)) and name != known[n] for n, name in cites), ended)
 
 # %% ../nbs/02_principle_engraving.ipynb #9aba0551
 def turned_down(rows:list,   # rejected rows, with `reason` and `raw`
@@ -215,14 +249,18 @@ def turned_down(rows:list,   # rejected rows, with `reason` and `raw`
     "Count the reasons, and show samples of each."
     by = {}
     for r in rows: by.setdefault(told_reason(r["reason"])["reason"], []).append(r)
-    return [(k, len(v), [" ".join((r.get("answer") or r["raw"]).split())[:width] for r in v[:n]]) for k, v in sorted(by.items(), key=lambda x: -len(x[1]))]
+    return [(k, len(v), [" ".join((r.get("answer") or r["raw"]).split())[:width] for r in v[:n]])
+        for k, v in sorted(by.items(), key=lambda x: -len(x[1]))]
 
 # %% ../nbs/02_principle_engraving.ipynb #b6cd2710
 def load_principle_set(cfg:RespondConfig, folder=None)->PrincipleSet:
     "The principle set of a configuration."
     if texts := [p for p in cfg.principles if p.endswith(".txt")]:
-        if len(cfg.principles) > 1: raise InputError(f"respond.principles names {texts[0]}, a whole prompt, and other files; give it alone")
-        if cfg.exemplars not in ((), RespondConfig.exemplars): raise InputError(f"respond.exemplars names {cfg.exemplars[0]}, but {texts[0]} has its own; give an empty list")
+        if len(cfg.principles) > 1:
+            raise InputError(f"respond.principles names {texts[0]}, a whole prompt, and other files; give it alone")
+        if cfg.exemplars not in ((), RespondConfig.exemplars):
+            raise InputError(f"respond.exemplars names {cfg.exemplars[0]}, but {texts[0]} has its own; give an "
+                "empty list")
         return PrincipleSet.from_text(read_text(path := data_path(texts[0], folder)), path, **cfg.words())
     return PrincipleSet.load(list(cfg.principles), list(cfg.exemplars), folder, name=cfg.name, **cfg.words())
 
@@ -230,7 +268,8 @@ def check_context(pset, engine, max_new_tokens):
     "`InputError` where the principles leave no room for a query and an answer."
     n, room = engine.count_tokens(pset.render("")), engine.max_context
     if room and n + max_new_tokens + 64 > room:
-        raise InputError(f"the principles and exemplars are {n} tokens and the model's context is {room}: no room for a query and {max_new_tokens} new tokens; shorten them or lower max_new_tokens")
+        raise InputError(f"the principles and exemplars are {n} tokens and the model's context is {room}: no room for "
+            f"a query and {max_new_tokens} new tokens; shorten them or lower max_new_tokens")
     return n
 
 def judge(row:dict,        # a prompt row
@@ -239,12 +278,14 @@ def judge(row:dict,        # a prompt row
           product_name=None
          )->tuple: # (response row, None) or (reject row, reason)
     "Parse and filter one completion; both outcomes keep the raw text."
-    base = dict(id=row["id"], instruction=row["instruction"], input=row.get("input", ""), **{k: row[k] for k in ("source", "type", "topic") if row.get(k)})
+    base = dict(id=row["id"], instruction=row["instruction"], input=row.get("input", ""),
+        **{k: row[k] for k in ("source", "type", "topic") if row.get(k)})
     if out.get("error"): return dict(base, reason="engine error", raw=out["error"]), "engine error"
     r = parse_response(out["text"], ctx.pset, ended=out["finish_reason"] == "stop")
     why = apply_filters(r, row, ctx)
-    info = dict(thoughts=r.thoughts, cited=r.cited, unknown_rules=r.unknown, mismatched_rules=r.mismatched, edits=r.edits,
-                n_tokens=out["n_tokens"], n_prompt=out["n_prompt"], finish_reason=out["finish_reason"])
+    info = dict(thoughts=r.thoughts, cited=r.cited, unknown_rules=r.unknown, mismatched_rules=r.mismatched,
+        edits=r.edits,
+        n_tokens=out["n_tokens"], n_prompt=out["n_prompt"], finish_reason=out["finish_reason"])
     if why: return dict(base, **(told := told_reason(why)), raw=out["text"], **info), told["reason"]
     answer = re.sub(_any((ctx.pset.name,)), lambda m: product_name, r.answer) if product_name else r.answer
     return dict(base, answer=answer, ended=r.ended, **info, raw=out["text"]), None
@@ -266,7 +307,9 @@ def best_of(results, # of `judge`, the answers to one prompt side by side
             n,       # answers to a prompt
             engine, pset, plain)->list: # one result a prompt
     "Of the answers to a prompt that pass, the one with the highest lift; where none passes, the first reject."
-    if plain is None: raise InputError("respond.samples is more than 1, but the plain prompt to compare with is missing; give `plain`")
+    if plain is None:
+        raise InputError("respond.samples is more than 1, but the plain prompt to compare with is missing; "
+            "give `plain`")
     groups = [results[i:i+n] for i in range(0, len(results), n)]
     rivals = [row for g in groups if len(ok := [row for row, reason in g if reason is None]) > 1 for row in ok]
     for row, lift in zip(rivals, lifts(engine, rivals, pset, plain) if rivals else []): row["lift"] = lift
@@ -293,21 +336,28 @@ def respond(run,            # a `selfalign.runs.Run` whose stage "prompts" is fi
            )->dict: # the stage's record
     "Stage 2: answer every prompt under the principles, filter, prune; writes `responses.jsonl` and its rejects."
     pset = load_principle_set(cfg, folder)
-    settings = dict({k: v for k, v in asdict(cfg).items() if k not in _WORDS and not _as_ever(cfg, k, v)}, **cfg.words(), seed=seed, prompt=content_id(pset.render("")), words=content_id(sorted(words := common_words(load_seed_tasks(folder=folder)))), model=model_identity(engine.info), after=run.fingerprint("prompts"))
-    if not run.done("responses"): check_context(pset, engine, cfg.max_new_tokens) # before the stage notes its settings, which the remedy changes
+    settings = dict({k: v for k, v in asdict(cfg).items() if k not in _WORDS and not _as_ever(cfg, k, v)},
+        **cfg.words(), seed=seed, prompt=content_id(pset.render("")),
+        words=content_id(sorted(words := common_words(load_seed_tasks(folder=folder)))),
+        model=model_identity(engine.info), after=run.fingerprint("prompts"))
+    if not run.done("responses"): # before the stage notes its settings, which the remedy changes
+        check_context(pset, engine, cfg.max_new_tokens)
     with run.stage("responses", settings, files=["responses.jsonl"]) as rec:
         if rec is None: return run.manifest["stages"]["responses"]
         rows = _limited(read_jsonl(run/"prompts.jsonl"), cfg.limit, seed)
-        jobs = [dict(id=_sample_id(r, k), prompt=lambda r=r: pset.render(query_text(r))) for r in rows for k in range(cfg.samples)]
+        jobs = [dict(id=_sample_id(r, k), prompt=lambda r=r: pset.render(query_text(r))) for r in rows
+            for k in range(cfg.samples)]
         outs = run.complete("responses", jobs, engine, cfg.sampling(pset), seed, desc="2 answers")
         run.tell_failures("responses", outs)
         ctx = Context(pset, cfg.min_chars, cfg.on_limit, words, cfg.filters, cfg.phrases)
         drawn = [r for r in rows for _ in range(cfg.samples)]
         results = (judge(r, o, ctx, cfg.product_name or cfg.name) for r, o in zip(drawn, outs))
         if cfg.samples > 1: results = best_of(list(results), cfg.samples, engine, pset, plain)
-        rec.update(run.decide("responses", "responses.jsonl", results, len(rows)), asked=len(rows), prompt_tokens=engine.count_tokens(pset.render("")))
+        rec.update(run.decide("responses", "responses.jsonl", results, len(rows)), asked=len(rows),
+            prompt_tokens=engine.count_tokens(pset.render("")))
         if not rec["kept"]:
-            raise InputError(f"{run.path}: no answer of {len(rows)} survived ({', '.join(f'{k}: {v}' for k, v in rec['rejected'].items())}); see rejects.jsonl")
+            raise InputError(f"{run.path}: no answer of {len(rows)} survived "
+                f"({', '.join(f'{k}: {v}' for k, v in rec['rejected'].items())}); see rejects.jsonl")
     return run.manifest["stages"]["responses"]
 
 # %% ../nbs/02_principle_engraving.ipynb #cfac82b5
@@ -331,7 +381,8 @@ def rule_usage_by(rows:list,  # response rows
 
 def _heat(ax, values, x, y, label):
     im = ax.imshow(values, cmap="Blues", vmin=0, aspect="auto")
-    ax.set_xticks(range(len(x)), x, rotation=90, fontsize=7); ax.set_yticks(range(len(y)), y, fontsize=7)
+    ax.set_xticks(range(len(x)), x, rotation=90, fontsize=7)
+    ax.set_yticks(range(len(y)), y, fontsize=7)
     ax.figure.colorbar(im, ax=ax, label=label, shrink=0.8)
     return ax
 
@@ -345,10 +396,15 @@ def plot_rules(rows:list,  # response rows
     numbers, names = [p.number for p in principles], [f"{p.number} {p.name}" for p in principles]
     usage, pairs, kinds = rule_usage(rows), rule_pairs(rows), [*rule_usage_by(rows, key).items()][:top]
     fig, ax = plt.subplots(figsize=(6, 3))
-    ax.bar(names, [usage[n]/max(len(rows), 1) for n in numbers]); ax.tick_params(axis="x", rotation=90, labelsize=7)
-    ax.set_ylabel("share of kept answers"); ax.set_title(f"Rules cited in the thoughts of {len(rows)} kept answers")
-    both = _heat(plt.subplots(figsize=(6, 5))[1], [[usage[i] if i == j else pairs[min(i, j), max(i, j)] for j in numbers] for i in numbers], names, names, "answers that cite both")
-    per = _heat(plt.subplots(figsize=(6, 1.5 + 0.25*len(kinds)))[1], [[u[i]/n for i in numbers] for _, (n, u) in kinds], names, [f"{k} ({n})" for k, (n, _) in kinds], "share that cites it")
+    ax.bar(names, [usage[n]/max(len(rows), 1) for n in numbers])
+    ax.tick_params(axis="x", rotation=90, labelsize=7)
+    ax.set_ylabel("share of kept answers")
+    ax.set_title(f"Rules cited in the thoughts of {len(rows)} kept answers")
+    both = _heat(plt.subplots(figsize=(6, 5))[1],
+        [[usage[i] if i == j else pairs[min(i, j), max(i, j)] for j in numbers] for i in numbers], names, names,
+        "answers that cite both")
+    per = _heat(plt.subplots(figsize=(6, 1.5 + 0.25*len(kinds)))[1], [[u[i]/n for i in numbers] for _, (n, u) in kinds],
+        names, [f"{k} ({n})" for k, (n, _) in kinds], "share that cites it")
     for f in (out := [fig, both.figure, per.figure]): f.tight_layout()
     return out
 

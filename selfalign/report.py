@@ -28,7 +28,8 @@ from .tables import _counts, _mean, _told_reply
 def trained_rows(rec:dict # the manifest's record of a fine-tune
                 )->str:
     "How many rows a fine-tune saw, how many did not fit at all, and how many were cut."
-    return f"{rec['rows']:,}; lost, as no answer token fits max_length: {rec['lost']:,}; truncated, so without their end: {rec['truncated']:,}"
+    return (f"{rec['rows']:,}; lost, as no answer token fits max_length: {rec['lost']:,}; truncated, so without their "
+        f"end: {rec['truncated']:,}")
 
 # %% ../nbs/core/report.ipynb #cc4253f9
 def closing_table(run, # a `Run`
@@ -38,22 +39,31 @@ def closing_table(run, # a `Run`
     get = lambda stage, key, default=None: (s.get(stage) or {}).get(key, default)
     rows = [("human lines", m.get("human_lines"))]
     if get("prompts", "kept") is not None:
-        rows += [("prompts: items read, kept", f"{get('prompts', 'asked')}, {get('prompts', 'kept')} ({_counts(get('prompts', 'sources'))})"), ("prompts rejected", _counts(get("prompts", "rejected")))]
+        rows += [("prompts: items read, kept", f"{get('prompts', 'asked')}, {get('prompts', 'kept')} "
+            f"({_counts(get('prompts', 'sources'))})"), ("prompts rejected", _counts(get("prompts", "rejected")))]
     if get("responses", "kept") is not None:
         held = f" ({get('engraved', 'held_out')} held out)" if get("engraved", "held_out") is not None else ""
-        rows += [("answers: asked, kept", f"{get('responses', 'asked')}, {get('responses', 'kept')}{held}"), ("answers rejected", _counts(get("responses", "rejected")))]
+        rows += [("answers: asked, kept", f"{get('responses', 'asked')}, {get('responses', 'kept')}{held}"),
+            ("answers rejected", _counts(get("responses", "rejected")))]
     if get("verbose", "kept") is not None:
-        rows += [("verbose answers: asked, kept", f"{get('verbose', 'asked')}, {get('verbose', 'kept')}"), ("verbose answers rejected", _counts(get("verbose", "rejected")))]
+        rows += [("verbose answers: asked, kept", f"{get('verbose', 'asked')}, {get('verbose', 'kept')}"),
+            ("verbose answers rejected", _counts(get("verbose", "rejected")))]
     gen = [g for r in s.values() if (g := r.get("generation")) and g["tokens"]]
     tokens, seconds = sum(g["tokens"] for g in gen), sum(g["seconds"] for g in gen)
     rows.append(("tokens generated", f"{tokens:,} at {tokens/max(seconds, 1e-9):.0f} tokens/s"))
     for stage in ("engraved", "control", "final"):
         if s.get(stage, {}).get("rows") is not None: rows.append((f"training rows, {stage}", trained_rows(s[stage])))
-        if s.get(stage, {}).get("first_loss"): rows.append((f"training loss, {stage}", f"{s[stage]['first_loss']:.2f} → {s[stage]['last_loss']:.2f} in {s[stage]['steps']} steps"))
-    if get("evaluation", "replies"): rows.append(("prompt tokens per reply, before → after engraving", f"{get('responses', 'prompt_tokens')} + query → {_told_reply(get('evaluation', 'replies')['engraved'], 'prompt_tokens')}"))
+        if s.get(stage, {}).get("first_loss"):
+            rows.append((f"training loss, {stage}", f"{s[stage]['first_loss']:.2f} → {s[stage]['last_loss']:.2f} in "
+                f"{s[stage]['steps']} steps"))
+    if get("evaluation", "replies"):
+        rows.append(("prompt tokens per reply, before → after engraving", f"{get('responses', 'prompt_tokens')} + "
+            f"query → {_told_reply(get('evaluation', 'replies')['engraved'], 'prompt_tokens')}"))
     rows += [("plain text", tax_sentence(m, t)) for m, t in (get("evaluation", "tax") or {}).items()]
-    rows += [("behaviour against base", c["sentence"]) for told in (get("evaluation", "changes") or {}).values() for c in told]
-    rows += principle_rows(get("evaluation", "principles")) + _internal_rows(get("evaluation", "internalization")) + _reply_rows(get("evaluation", "replies")) + _score_rows(get("evaluation", "scores"))
+    rows += [("behaviour against base", c["sentence"]) for told in (get("evaluation", "changes") or {}).values()
+        for c in told]
+    rows += (principle_rows(get("evaluation", "principles")) + _internal_rows(get("evaluation", "internalization"))
+        + _reply_rows(get("evaluation", "replies")) + _score_rows(get("evaluation", "scores")))
     rows += [("rows read by a person", line) for line in review_lines(run.path)]
     changed = ", ".join(f"{f} ({stage})" for stage, f in edited(run.path, s))
     if changed: rows.append(("changed since their stage made them", changed))
@@ -63,29 +73,38 @@ def closing_table(run, # a `Run`
 
 def _internal_rows(i):
     if not i: return []
-    out = [("answer NLL per token: base, base + principles, engraved", f"{i['base_without']:.2f}, {i['base_with']:.2f}, {i['engraved_without']:.2f}"),
-           ("gap closed by engraving", _closed(i.get("gap_closed"), i.get("gap_closed_interval")))]
-    if i.get("control_without") is not None: out.append(("gap closed by the control arm", _closed(i.get("control_gap_closed"), i.get("control_gap_closed_interval"))))
+    out = [("answer NLL per token: base, base + principles, engraved",
+        f"{i['base_without']:.2f}, {i['base_with']:.2f}, {i['engraved_without']:.2f}"),
+        ("gap closed by engraving", _closed(i.get("gap_closed"), i.get("gap_closed_interval")))]
+    if i.get("control_without") is not None:
+        out.append(("gap closed by the control arm",
+            _closed(i.get("control_gap_closed"), i.get("control_gap_closed_interval"))))
     return out
 
 def _closed(x, interval):
     if x is None: return "undefined: the principles do not lower the base model's loss here"
-    return f"{x:.0%}" + (f" (95 % interval {interval[0]:.0%} to {interval[1]:.0%})" if interval and interval[0] is not None else "")
+    return (f"{x:.0%}" + (f" (95 % interval {interval[0]:.0%} to {interval[1]:.0%})" if interval
+        and interval[0] is not None else ""))
 
 def _reply_rows(r):
     if not r: return []
     e, f = r["engraved"], r["final"]
     failed = {m: k for m, x in r.items() if (k := x.get("failed"))}
     return ([("replies that failed, left out", _counts(failed))] if failed else []) + [
-        ("mean answer, engraved → final", f"{_told_reply(e, 'words')} → {_told_reply(f, 'words')} words, {_told_reply(e, 'tokens')} → {_told_reply(f, 'tokens')} tokens"),
-        *((what, f"{_told_reply(e, k)} → {_told_reply(f, k)}") for what, k in (("answers that end by themselves", "stop_rate"), ("answers with a repetition", "repetition_rate"))),
+        ("mean answer, engraved → final", f"{_told_reply(e, 'words')} → {_told_reply(f, 'words')} words, "
+        f"{_told_reply(e, 'tokens')} → {_told_reply(f, 'tokens')} tokens"),
+        *((what, f"{_told_reply(e, k)} → {_told_reply(f, k)}")
+        for what, k in (("answers that end by themselves", "stop_rate"),
+        ("answers with a repetition", "repetition_rate"))),
         *(("worse than the stage before", x) for told in reply_losses(r).values() for x in told)]
 
 def _score_rows(scores):
     out = []
     for x in scores or []:
         for k in headline(x["set"]):
-            if k in x and x[k][0] is not None: out.append((f"{x['set']} ({x['format']}) {k.replace('_', ' ')}, {x['model']}", f"{x[k][0]:.2f} ({x[k][1]:.2f} to {x[k][2]:.2f})"))
+            if k in x and x[k][0] is not None:
+                out.append((f"{x['set']} ({x['format']}) {k.replace('_', ' ')}, {x['model']}",
+                    f"{x[k][0]:.2f} ({x[k][1]:.2f} to {x[k][2]:.2f})"))
     return out
 
 def print_table(rows, say=print):
@@ -102,13 +121,17 @@ def write_report(run_path # the run's folder
     from selfalign.hub import _stages
     from nbconvert import HTMLExporter
     run_path = Path(run_path)
-    if not (run_path/"manifest.json").exists() or not _stages(run_path): raise InputError(f"{run_path}: nothing to report yet; run a stage first, such as selfalign prompts {run_path}")
+    if not (run_path/"manifest.json").exists() or not _stages(run_path):
+        raise InputError(f"{run_path}: nothing to report yet; run a stage first, such as selfalign prompts {run_path}")
     (run_path/"figures").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as d:
         out = Path(d)/"report.ipynb"
         with _quiet_notebooks():
-            papermill.execute_notebook(str(data_dir()/"report.ipynb"), str(out), parameters=dict(run=str(run_path.resolve())), kernel_name="python3", progress_bar=False, log_output=False)
-        html, _ = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True, mathjax_url="", require_js_url="", jquery_url="", embed_images=True).from_filename(str(out))
+            papermill.execute_notebook(str(data_dir()/"report.ipynb"), str(out),
+                parameters=dict(run=str(run_path.resolve())), kernel_name="python3", progress_bar=False,
+                log_output=False)
+        html, _ = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True,
+            mathjax_url="", require_js_url="", jquery_url="", embed_images=True).from_filename(str(out))
     (run_path/"report.html").write_text(_without_remote(html), encoding="utf-8")
     return run_path/"report.html"
 
@@ -116,7 +139,7 @@ def _without_remote(html):
     "Drop script and style elements that would load something from the network."
     import re
     html = re.sub(r'<script[^>]*\bsrc="https?://[^"]*"[^>]*>\s*</script>', "", html)
-    return re.sub(r'<script[^>]*>(?:(?!</script>).)*(?:cdnjs|unpkg|jsdelivr|mathjax|MathJax)(?:(?!</script>).)*</script>', "", html, flags=re.S)
+    return (re.sub(r'<script[^>]*>(?:(?!</script>).)*(?:cdnjs|unpkg|jsdelivr|mathjax|MathJax)(?:(?!</script>).)*</script>', "", html, flags=re.S))
 
 @contextlib.contextmanager
 def _quiet_notebooks():
@@ -132,7 +155,8 @@ def _quiet_notebooks():
 
 def step_report(run, cfg):
     "The report and the page of four answers: always made anew, they take seconds."
-    write_report(run.path); write_page(run.path)
+    write_report(run.path)
+    write_page(run.path)
 
 # %% ../nbs/core/report.ipynb #315266b4
 ARMS = dict(base="base", principled="base + principles", engraved="engraved", final="final")
@@ -154,7 +178,8 @@ def four_answers(replies,   # rows of eval/replies.json
 def _mean_cost(m, rows): # of a model, over its answers
     costs = [c for r in rows if (c := r.get("cost", {}).get(m))]
     mean = lambda k: _mean([c[k] for c in costs if c.get(k) is not None])
-    return dict(label=ARMS[m], prompt=mean("prompt"), answer=_or_dash(mean("answer")), seconds=_or_dash(mean("seconds")))
+    return dict(label=ARMS[m], prompt=mean("prompt"), answer=_or_dash(mean("answer")),
+        seconds=_or_dash(mean("seconds")))
 
 def _shown_answer(r, m):
     thoughts = r.get("thoughts") if m == "principled" else None
@@ -189,4 +214,5 @@ def write_page(run_path # a run's folder
     return run_path/"answers.html"
 
 # %% ../nbs/core/report.ipynb #2c839fe9
-def _stand_in(out): return any((Path(out)/d/"STAND_IN").exists() for d in ("engraved", "final")) or _model_of(out) == "embedded"
+def _stand_in(out):
+    return any((Path(out)/d/"STAND_IN").exists() for d in ("engraved", "final")) or _model_of(out) == "embedded"

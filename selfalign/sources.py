@@ -24,9 +24,11 @@ def csv_rows(path # a table with a line of names; separated by comma, semicolon,
         first = next(f, "")
         if named := re.fullmatch(r"sep=(.)\s*", first): first = next(f, "")
         old_mac(path, first)
-        table = csv.reader(_clean(itertools.chain([first], f)), delimiter=named[1] if named else separator(first), strict=True)
+        table = csv.reader(_clean(itertools.chain([first], f)), delimiter=named[1] if named else separator(first),
+            strict=True)
         names = [c.strip() for c in next(table, [])]
-        for n, r in enumerate((r for r in _records(table, path, bool(named)) if r), 1): yield n, _named(names, r, table.dialect.delimiter)
+        for n, r in enumerate((r for r in _records(table, path, bool(named)) if r), 1):
+            yield n, _named(names, r, table.dialect.delimiter)
 
 def separator(head:str # the line of names
              )->str:
@@ -46,7 +48,8 @@ def _records(table, path, later): # `later`: the names stand in the second line
         start = table.line_num + 1 + later
         try: r = next(table, None)
         except csv.Error:
-            raise InputError(f"{path}:{start}: a quote that opens here is not closed, or a quote stands inside a quoted text; close it, and write a quote inside as two") from None
+            raise InputError(f"{path}:{start}: a quote that opens here is not closed, or a quote stands inside a "
+                "quoted text; close it, and write a quote inside as two") from None
         if r is None: return
         yield r
 
@@ -65,16 +68,20 @@ def json_rows(path # a JSON file, pretty-printed or not
 def _values(text, path): # the JSON values of a text, one after the other
     decoder, at = json.JSONDecoder(parse_constant=lambda name: None), 0
     while at < len(text):
-        if text[at] in " \t\r\n,": at += 1; continue
+        if text[at] in " \t\r\n,":
+            at += 1
+            continue
         try: value, at = decoder.raw_decode(text, at)
         except (ValueError, RecursionError) as e:
-            raise InputError(f"{path}:{text.count(chr(10), 0, getattr(e, 'pos', at)) + 1}: not valid JSON ({getattr(e, 'msg', None) or e}); mend that line") from None
+            raise InputError(f"{path}:{text.count(chr(10), 0, getattr(e, 'pos', at)) + 1}: not valid JSON "
+                f"({getattr(e, 'msg', None) or e}); mend that line") from None
         yield value
 
 def _object(row, path):
     if isinstance(row, (str, type(None))): return dict(text=row)
     if isinstance(row, dict): return row
-    raise InputError(f"{path}: expected a list of objects or texts, got {type(row).__name__} in it; make it so, or give .jsonl")
+    raise InputError(f"{path}: expected a list of objects or texts, got {type(row).__name__} in it; make it so, or "
+        "give .jsonl")
 
 # %% ../nbs/core/sources.ipynb #d94cee50
 def _rows_of(value): # of one JSON value
@@ -83,12 +90,15 @@ def _rows_of(value): # of one JSON value
     inner = list(value.values())
     lists = [v for v in inner if isinstance(v, list) and v and all(isinstance(r, dict) for r in v)]
     if len(lists) == 1 and not any(c in value for c in _CHATS): return lists[0] # {"version": 1, "data": [...]}
-    if len(inner) > 1 and all(isinstance(v, list) and len(v) == len(inner[0]) for v in inner): return [dict(zip(value, r)) for r in zip(*inner)] # columns
-    if all(isinstance(v, dict) and v and v.keys() == inner[0].keys() for v in inner): return [{k: v[i] for k, v in value.items()} for i in inner[0]] if inner else []
+    if len(inner) > 1 and all(isinstance(v, list) and len(v) == len(inner[0]) for v in inner): # columns
+        return [dict(zip(value, r)) for r in zip(*inner)]
+    if all(isinstance(v, dict) and v and v.keys() == inner[0].keys() for v in inner):
+        return [{k: v[i] for k, v in value.items()} for i in inner[0]] if inner else []
     return [value]
 
 # %% ../nbs/core/sources.ipynb #5cbaf1fb
-_CHATS, _HUMAN, _SYSTEM = ("conversations", "conversation", "messages", "chat"), ("human", "user", "prompter"), ("system", "developer")
+_CHATS, _HUMAN, _SYSTEM = (("conversations", "conversation", "messages", "chat"), ("human", "user", "prompter"),
+    ("system", "developer"))
 _MEDIA = re.compile(r"(?i)<(?:image|video|audio)\d*>")
 
 def is_conversation(value)->bool:
@@ -130,16 +140,20 @@ def opening_turn(value, # a text, a number, or a conversation in any form
     return *_content(own[0][1]), system
 
 def _plain(value, chat):
-    if isinstance(value, bool) or value is None or isinstance(value, float) and not math.isfinite(value): return "", "no text", False
+    if isinstance(value, bool) or value is None or isinstance(value, float) and not math.isfinite(value):
+        return "", "no text", False
     text = str(value).replace("\r\n", "\n").strip()
     if chat and text[:1] in ("[", "{"): return "", "unreadable conversation", False
     return text, None if text else "no text", False
 
 # %% ../nbs/core/sources.ipynb #bf150305
 def _turns(value): # [(speaker, content)], or None
-    if isinstance(value, dict) and value and all(isinstance(v, (list, tuple)) for v in value.values()): value = [dict(zip(value, t)) for t in zip(*value.values())]
+    if isinstance(value, dict) and value and all(isinstance(v, (list, tuple)) for v in value.values()):
+        value = [dict(zip(value, t)) for t in zip(*value.values())]
     turns = list(value) if isinstance(value, (list, tuple)) else [value]
-    if turns and all(isinstance(t, dict) and "type" in t and not is_conversation(t) for t in turns): return [("user", turns)] # the parts of one turn
+    if turns and all(isinstance(t, dict) and "type" in t and not is_conversation(t) for t in turns):
+        # the parts of one turn
+        return [("user", turns)]
     out = [(("user", "assistant")[k % 2], t) if isinstance(t, str) else _turn(t) for k, t in enumerate(turns)]
     return None if None in out else out
 
@@ -150,8 +164,11 @@ def _turn(t):
 
 def _content(said): # (text, reason or None)
     parts = said if isinstance(said, (list, tuple)) else [said]
-    texts = [p.get("text") if isinstance(p, dict) and p.get("type", "text") in ("text", "input_text") else p for p in parts]
-    if any(isinstance(t, (dict, list, tuple, bytes)) for t in texts) or any(isinstance(t, str) and _MEDIA.search(t) for t in texts): return "", "not text alone"
+    texts = [p.get("text") if isinstance(p, dict) and p.get("type", "text") in ("text", "input_text") else p
+        for p in parts]
+    if any(isinstance(t, (dict, list, tuple, bytes)) for t in texts) or any(isinstance(t, str) and _MEDIA.search(t)
+        for t in texts):
+        return "", "not text alone"
     text = "\n".join(t for t in (_plain(t, False)[0] for t in texts) if t)
     return text, None if text else "empty opening turn"
 
@@ -161,26 +178,33 @@ def read_source(source:str,     # a file, a folder, or a data set of the hub: na
                ):               # yields (row number from 1, dict)
     "Stream the rows of any prompt source; `InputError` in one line where it cannot be read."
     p = Path(source).expanduser()
-    if not p.exists() and (_kind(p) in _READERS or str(source).startswith((".", "/", "~"))): raise InputError(f"{source}: no such file; check prompts.source")
-    try: yield from _file_rows(p) if p.is_file() else _folder_rows(p, split) if p.is_dir() else _dataset_rows(source, split)
+    if not p.exists() and (_kind(p) in _READERS or str(source).startswith((".", "/", "~"))):
+        raise InputError(f"{source}: no such file; check prompts.source")
+    try:
+        yield from _file_rows(p) if p.is_file() else _folder_rows(p, split) if p.is_dir() else _dataset_rows(source, split)
     except InputError: raise
     except (OSError, ValueError, TypeError, KeyError, csv.Error) as e:
-        raise InputError(f"{source}: cannot be read ({' '.join(str(e).split())[:200] or type(e).__name__}); check prompts.source") from None
+        raise InputError(f"{source}: cannot be read ({' '.join(str(e).split())[:200] or type(e).__name__}); check "
+            "prompts.source") from None
 
 def _kind(p): # the ending that says what a file is
     return Path(p.name.lower().removesuffix(".gz")).suffix
 
 def _file_rows(p):
-    if (read := _READERS.get(_kind(p))) is None: raise InputError(f"{p}: unknown kind of file; {_REMEDIES.get(_kind(p), 'give ' + ', '.join(_READERS))}, a folder or a data set of the hub")
+    if (read := _READERS.get(_kind(p))) is None:
+        raise InputError(f"{p}: unknown kind of file; {_REMEDIES.get(_kind(p), 'give ' + ', '.join(_READERS))}, a "
+            "folder or a data set of the hub")
     yield from read(p)
 
-_REMEDIES = dict.fromkeys((".xlsx", ".xls", ".ods", ".numbers"), 'save the sheet as "CSV UTF-8"') | dict.fromkeys((".zip", ".tar", ".7z", ".xz", ".bz2", ".zst"), "unpack it first and give a file")
+_REMEDIES = (dict.fromkeys((".xlsx", ".xls", ".ods", ".numbers"), 'save the sheet as "CSV UTF-8"')
+    | dict.fromkeys((".zip", ".tar", ".7z", ".xz", ".bz2", ".zst"), "unpack it first and give a file"))
 
 # %% ../nbs/core/sources.ipynb #9d41e48c
 def _line_rows(p): # JSON, a line a row; other forms are read whole
     with open_text(p) as f: first = next((l for l in f if l.strip()), "")
     try: rowwise = not first or isinstance(json.loads(first), dict)
-    except (ValueError, RecursionError): rowwise = '"' in first and not first.lstrip().startswith("[") # a damaged row of many, not the beginning of one
+    except (ValueError, RecursionError): # a damaged row of many, not the beginning of one
+        rowwise = '"' in first and not first.lstrip().startswith("[")
     yield from iter_jsonl(p) if rowwise else json_rows(p)
 
 def _text_rows(p): # a prompt a line
@@ -194,15 +218,21 @@ def _parquet_rows(p):
     batches = pq.ParquetFile(p).iter_batches(batch_size=1000)
     yield from enumerate((r for b in batches for r in b.to_pylist()), 1)
 
-_READERS = {".jsonl": _line_rows, ".ndjson": _line_rows, ".json": json_rows, ".csv": csv_rows, ".tsv": csv_rows, ".txt": _text_rows, ".parquet": _parquet_rows}
+_READERS = {".jsonl": _line_rows, ".ndjson": _line_rows, ".json": json_rows, ".csv": csv_rows, ".tsv": csv_rows,
+    ".txt": _text_rows, ".parquet": _parquet_rows}
 
 # %% ../nbs/core/sources.ipynb #aaade1b9
 def _folder_rows(folder, split):
     if (folder/"state.json").exists() or (folder/"dataset_dict.json").exists(): return _saved_rows(folder, split)
-    files = sorted(f for f in folder.rglob("*") if f.is_file() and _kind(f) in _READERS and not any(x.startswith((".", "_")) for x in f.relative_to(folder).parts))
-    named = lambda *words: [f for f in files if set(words) & set(re.split(r"[\W_\d]+", str(f.relative_to(folder)).lower()))]
-    mine = named(split.lower()) or [f for f in files if f not in named("train", "test", "validation", "valid", "dev", "eval")]
-    if not mine: raise InputError(f"{folder}: no file of the split {split!r} in this folder; give a file, or prompts.source_split")
+    files = sorted(f for f in folder.rglob("*") if f.is_file() and _kind(f) in _READERS
+        and not any(x.startswith((".", "_")) for x in f.relative_to(folder).parts))
+    named = lambda *words: [f for f in files
+        if set(words) & set(re.split(r"[\W_\d]+", str(f.relative_to(folder)).lower()))]
+    mine = (named(split.lower())
+        or [f for f in files if f not in named("train", "test", "validation", "valid", "dev", "eval")])
+    if not mine:
+        raise InputError(f"{folder}: no file of the split {split!r} in this folder; give a file, or "
+            "prompts.source_split")
     return enumerate((r for f in mine for _, r in _file_rows(f)), 1)
 
 def _saved_rows(folder, split):
@@ -267,23 +297,33 @@ def source_settings(source, # a file, a folder or a data set of the hub
 
 
 # %% ../nbs/core/sources.ipynb #3827a4b2
-_TEXTS, _INPUTS, _SYSTEMS, _OTHER = ("instruction", "prompt", "question", "query", "text"), ("input", "context"), ("system", "system_prompt", "system_message"), ("image", "images", "video", "videos", "audio", "audios")
+_TEXTS, _INPUTS, _SYSTEMS, _OTHER = (("instruction", "prompt", "question", "query", "text"), ("input", "context"),
+    ("system", "system_prompt", "system_message"), ("image", "images", "video", "videos", "audio", "audios"))
 
 def prompt_columns(columns,    # names in the source
                    given=None, # such as "instruction=question,input=context"
                    where="source")->tuple: # (column of the instruction, column of the input or None)
     "Find the prompt among the columns; `InputError` names those that are there."
     names = dict(map(str.strip, p.partition("=")[::2]) for p in given.split(",")) if given else {}
-    if bad := [k for k in names if k not in ("instruction", "input") or not names[k]] or ([given] if given and "instruction" not in names else []):
-        raise InputError(f"prompts.source_columns: {bad[0]!r} is not understood; give instruction=COLUMN, or instruction=COLUMN,input=COLUMN")
-    find = lambda name: name if name in columns else next((c for c in columns if str(c).strip().lower() == name.lower()), None)
+    if bad := [k for k in names if k not in ("instruction", "input") or not names[k]] or ([given] if given
+        and "instruction" not in names else []):
+        raise InputError(f"prompts.source_columns: {bad[0]!r} is not understood; give instruction=COLUMN, or "
+            "instruction=COLUMN,input=COLUMN")
+    find = lambda name: name if name in columns else next((c for c in columns
+        if str(c).strip().lower() == name.lower()), None)
     known = next((c for c in (*_CHATS, *_TEXTS) if find(c)), None)
-    wanted = [names.get("instruction") or known, names.get("input") or next((c for c in _INPUTS if known == "instruction" and not given and find(c)), None)]
-    if missing := [c for c in wanted if c and not find(c)] or ([] if wanted[0] else ["instruction, prompt, question, text, conversations or messages"]):
-        raise InputError(f"{where}: no column {missing[0]}; it has {', '.join(sorted(map(str, columns)))[:300] or 'none'}; name yours by prompts.source_columns, such as instruction=COLUMN{_headless(where)}")
+    wanted = [names.get("instruction") or known,
+        names.get("input") or next((c for c in _INPUTS if known == "instruction" and not given and find(c)), None)]
+    if missing := [c for c in wanted if c and not find(c)] or ([] if wanted[0]
+        else ["instruction, prompt, question, text, conversations or messages"]):
+        raise InputError(f"{where}: no column {missing[0]}; it has "
+            f"{', '.join(sorted(map(str, columns)))[:300] or 'none'}; name yours by prompts.source_columns, such as "
+            f"instruction=COLUMN{_headless(where)}")
     return find(wanted[0]), find(wanted[1]) if wanted[1] else None
 
-def _headless(where): return ", or, if the first line holds no names, write them above it" if _kind(Path(str(where))) in (".csv", ".tsv") else ""
+def _headless(where):
+    return (", or, if the first line holds no names, write them above it" if _kind(Path(str(where))) in (".csv", ".tsv")
+        else "")
 
 # %% ../nbs/core/sources.ipynb #a3723148
 class SourcePrompt(NamedTuple):

@@ -140,7 +140,8 @@ def _last_checkpoint(work):
         except (OSError, ValueError): continue
 
 def _recipe(cfg): # what makes the result: not how many rows fit into memory, nor in how many processes
-    idle = ("objective", "distil_top", "seed_texts") if cfg.objective == "labels" else () # a run made before there were two goes on
+    # a run made before there were two goes on
+    idle = ("objective", "distil_top", "seed_texts") if cfg.objective == "labels" else ()
     return {k: v for k, v in asdict(cfg).items() if k not in ("micro_batch", "accelerate_config", *idle)}
 
 def _clear_other(work, rows, cfg, seed):

@@ -32,7 +32,8 @@ def verbose_messages(row,         # has instruction, input
 # %% ../nbs/04_verbose_cloning.ipynb #10a81a08
 def judge_verbose(row:dict, out:dict, ctx:VerboseContext)->tuple: # (row, None) or (reject, reason)
     "Filter one verbose answer; both outcomes keep the raw text."
-    base = dict(id=row["id"], instruction=row["instruction"], input=row.get("input", ""), n_tokens=out["n_tokens"], finish_reason=out["finish_reason"])
+    base = dict(id=row["id"], instruction=row["instruction"], input=row.get("input", ""), n_tokens=out["n_tokens"],
+        finish_reason=out["finish_reason"])
     if out.get("error"): return dict(base, reason="engine error", raw=out["error"]), "engine error"
     r = Response("", out["text"].strip(), True, [], ended=out["finish_reason"] == "stop")
     if why := apply_filters(r, row, ctx):
@@ -48,7 +49,8 @@ def write_verbose(run,    # a Run whose stage "engraved" is finished
                  )->dict: # the stage's record
     "Stage 4, first half: the engraved model answers every prompt that is not held out under the verbose system text; makes `verbose.jsonl`."
     system = verbose_system(name, folder)
-    settings = {k: v for k, v in asdict(cfg).items() if k != "train" and not _as_ever(cfg, k, v)} | dict(seed=seed, system=content_id(system), user=user, after=run.fingerprint("engraved"))
+    settings = ({k: v for k, v in asdict(cfg).items() if k != "train" and not _as_ever(cfg, k, v)}
+        | dict(seed=seed, system=content_id(system), user=user, after=run.fingerprint("engraved")))
     with run.stage("verbose", settings, files=["verbose.jsonl"]) as rec:
         if rec is None: return run.manifest["stages"]["verbose"]
         held = {r["id"] for r in read_jsonl(run/"held_out.jsonl")}
@@ -56,18 +58,25 @@ def write_verbose(run,    # a Run whose stage "engraved" is finished
         jobs = [dict(id=content_id("verbose", r["id"]), prompt=lambda r=r: verbose_messages(r, system)) for r in rows]
         outs = run.complete("verbose", jobs, engine, cfg.sampling(user), seed, desc="4 verbose answers")
         run.tell_failures("verbose", outs)
-        ctx = VerboseContext(system, cfg.min_chars, cfg.max_items, cfg.max_repeated, cfg.on_limit, name, user, cfg.filters, cfg.phrases)
-        rec.update(run.decide("verbose", "verbose.jsonl", (judge_verbose(r, o, ctx) for r, o in zip(rows, outs)), len(rows)), asked=len(rows))
-        if not rec["kept"]: raise InputError(f"{run.path}: no verbose answer of {len(rows)} survived ({rec['rejected']}); see rejects.jsonl")
+        ctx = VerboseContext(system, cfg.min_chars, cfg.max_items, cfg.max_repeated, cfg.on_limit, name, user,
+            cfg.filters, cfg.phrases)
+        rec.update(run.decide("verbose", "verbose.jsonl", (judge_verbose(r, o, ctx) for r, o in zip(rows, outs)),
+            len(rows)), asked=len(rows))
+        if not rec["kept"]:
+            raise InputError(f"{run.path}: no verbose answer of {len(rows)} survived ({rec['rejected']}); see "
+                "rejects.jsonl")
     return run.manifest["stages"]["verbose"]
 
 def clone(run, base, cfg:CloneConfig=CloneConfig(), seed=0, name="Aster", folder=None)->dict: # the stage's record
     "Stage 4, second half: the base model learns the verbose answers under the plain prompt; makes `final/`."
-    settings = dict(_recipe(cfg.train), seed=seed, base=_weights_of(base), name=name, system=content_id(load_template("plain_system", folder)), identity=content_id(load_identity(name, folder=folder)), after=run.fingerprint("verbose"))
+    settings = dict(_recipe(cfg.train), seed=seed, base=_weights_of(base), name=name,
+        system=content_id(load_template("plain_system", folder)),
+        identity=content_id(load_identity(name, folder=folder)), after=run.fingerprint("verbose"))
     with run.stage("final", settings, files=["final"]) as rec:
         if rec is None: return run.manifest["stages"]["final"]
-        rec.update(train_model(read_jsonl(run/"verbose.jsonl"), base, run/"final", run/"work"/"final", cfg.train, seed, name, folder, "Final model", about=card_facts(run),
-                               teacher=(*teacher_engine(run/"engraved"), lambda r: verbose_messages(r, verbose_system(name, folder)))))
+        rec.update(train_model(read_jsonl(run/"verbose.jsonl"), base, run/"final", run/"work"/"final", cfg.train, seed,
+            name, folder, "Final model", about=card_facts(run),
+            teacher=(*teacher_engine(run/"engraved"), lambda r: verbose_messages(r, verbose_system(name, folder)))))
     return run.manifest["stages"]["final"]
 
 # %% ../nbs/04_verbose_cloning.ipynb #4ccf904c

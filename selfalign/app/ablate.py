@@ -46,10 +46,14 @@ def ablation_variants(pset,
                      )->dict: # name → (PrincipleSet, arguments of its `render`)
     "The prompts that an ablation compares; `InputError` for a rule that does not exist."
     number = {p.name: p.number for p in pset.principles} | {str(p.number): p.number for p in pset.principles}
-    out = {"full": (pset, {}), "no exemplars": (pset, dict(exemplars=False)), "no principles": (pset, dict(rules=False)), "neither": (pset, dict(thoughts=False, rules=False, exemplars=False))}
+    out = {"full": (pset, {}), "no exemplars": (pset, dict(exemplars=False)),
+        "no principles": (pset, dict(rules=False)),
+        "neither": (pset, dict(thoughts=False, rules=False, exemplars=False))}
     for d in drop:
         names = [x.strip().lower() for x in str(d).split("+")]
-        if wrong := [x for x in names if x not in number]: raise InputError(f"--drop {d}: no rule {wrong[0]!r}; the rules are {', '.join(f'{p.number} ({p.name})' for p in pset.principles)}")
+        if wrong := [x for x in names if x not in number]:
+            raise InputError(f"--drop {d}: no rule {wrong[0]!r}; the rules are "
+                f"{', '.join(f'{p.number} ({p.name})' for p in pset.principles)}")
         numbers = [number[x] for x in names]
         out[f"without {'+'.join(map(str, numbers))}"] = (pset.without(numbers), {})
     return out
@@ -66,10 +70,16 @@ def ablate(run,    # a Run whose stage "prompts" is finished
     variants, rows = ablation_variants(pset, drop), sample_rows(read_jsonl(run/"prompts.jsonl"), n, cfg.seed)
     if not rows: raise InputError(f"{run.path}: prompts.jsonl holds no prompt, or --n is 0; nothing to ablate on")
     check_context(pset, engine, r.max_new_tokens)
-    ask, ctx = Remembering(run, "ablation", engine, cfg.seed), Context(pset, r.min_chars, r.on_limit, common_words(ann.load_seed_tasks(folder=cfg.annotations)), r.filters, r.phrases)
-    got = {v: [_ablated(row, c, ctx, parts.get("thoughts", True)) for row, c in zip(rows, ask.generate([p.render(query_text(row), **parts) for row in rows], r.sampling(pset)))] for v, (p, parts) in variants.items()}
-    out = dict(format="selfalign ablation 1", model=model_identity(engine.info), principles=content_id(pset.render("")), seed=cfg.seed, prompts=len(rows), judge=None,
-               rules={str(p.number): p.name for p in pset.principles}, rows=[dict(id=row["id"], instruction=row["instruction"], input=row.get("input", ""), variants={v: got[v][i] for v in got}) for i, row in enumerate(rows)])
+    ask, ctx = (Remembering(run, "ablation", engine, cfg.seed), Context(pset, r.min_chars, r.on_limit,
+        common_words(ann.load_seed_tasks(folder=cfg.annotations)), r.filters, r.phrases))
+    got = {v: [_ablated(row, c, ctx, parts.get("thoughts", True))
+        for row, c in zip(rows, ask.generate([p.render(query_text(row), **parts) for row in rows], r.sampling(pset)))]
+        for v, (p, parts) in variants.items()}
+    out = dict(format="selfalign ablation 1", model=model_identity(engine.info), principles=content_id(pset.render("")),
+        seed=cfg.seed, prompts=len(rows), judge=None,
+        rules={str(p.number): p.name for p in pset.principles},
+        rows=[dict(id=row["id"], instruction=row["instruction"], input=row.get("input", ""),
+        variants={v: got[v][i] for v in got}) for i, row in enumerate(rows)])
     return _ablation_stats(out)
 
 def _ablated(row, c, ctx, thoughts): # without thoughts the completion is the answer
@@ -77,7 +87,8 @@ def _ablated(row, c, ctx, thoughts): # without thoughts the completion is the an
     text = c.text if thoughts else f" {ctx.pset.role_words}\n\n{ctx.pset.answer_cue} {c.text.strip()}"
     _, reason = judge(row, dict(asdict(c), text=text), ctx)
     p = parse_response(text, ctx.pset)
-    return dict(answer=p.answer, reason=reason, cited=p.cited, n_tokens=c.n_tokens, n_prompt=c.n_prompt, refused=None if p.answer is None else is_refusal(p.answer))
+    return dict(answer=p.answer, reason=reason, cited=p.cited, n_tokens=c.n_tokens, n_prompt=c.n_prompt,
+        refused=None if p.answer is None else is_refusal(p.answer))
 
 def judge_ablation(run, got:dict, # what `ablate` gave
                    judge_engine, folder=None, seed=0, say=print)->dict: # the same, judged
@@ -86,34 +97,48 @@ def judge_ablation(run, got:dict, # what `ablate` gave
     asked, names = Remembering(run, "ablation judge", judge_engine, seed), list(got["rows"][0]["variants"])
     for v in names:
         cells = [(r, r["variants"][v]) for r in got["rows"] if r["variants"][v]["answer"] is not None]
-        said = _judged_refusals(asked, [dict(question=query_text(r)) for r, _ in cells], [c["answer"] for _, c in cells], folder, seed, None, None, say)[0] if cells else []
-        for (_, c), x in zip(cells, said): c.update(refused=x["refused"], refusal_verdict={k: y for k, y in x.items() if k != "refused"})
+        said = (_judged_refusals(asked, [dict(question=query_text(r)) for r, _ in cells],
+            [c["answer"] for _, c in cells], folder, seed, None, None, say)[0] if cells else [])
+        for (_, c), x in zip(cells, said):
+            c.update(refused=x["refused"], refusal_verdict={k: y for k, y in x.items() if k != "refused"})
     answers = {v: [_to_judge(r["variants"][v]) for r in got["rows"]] for v in names}
     both = lambda v: any(not _answer_error(x) and not _answer_error(y) for x, y in zip(answers[v], answers["full"]))
-    pairs = {v: judge_pairwise(asked, [query_text(r) for r in got["rows"]], answers[v], answers["full"], seed=seed, names=(v, "full"), folder=folder, say=say) for v in names if v != "full" and both(v)}
-    got = _ablation_stats(dict(got, judge=judge_engine.info.get("model"), verdicts={v: p.rows for v, p in pairs.items()}))
+    pairs = {v: judge_pairwise(asked, [query_text(r) for r in got["rows"]], answers[v], answers["full"], seed=seed,
+        names=(v, "full"), folder=folder, say=say) for v in names if v != "full" and both(v)}
+    got = _ablation_stats(dict(got, judge=judge_engine.info.get("model"),
+        verdicts={v: p.rows for v, p in pairs.items()}))
     for s in got["variants"]:
-        if s["variant"] in pairs: s["against_full"] = {k: _triple(pairs[s["variant"]].scores[k]) for k in ("win", "tie", "loss", "net", "order_agreement", "prefers_first", "unparsable")}
-        bad = [(x["why"] or "").startswith("unparsable") for r in got["rows"] if (x := r["variants"][s["variant"]].get("refusal_verdict"))]
+        if s["variant"] in pairs:
+            s["against_full"] = {k: _triple(pairs[s["variant"]].scores[k])
+                for k in ("win", "tie", "loss", "net", "order_agreement", "prefers_first", "unparsable")}
+        bad = [(x["why"] or "").startswith("unparsable") for r in got["rows"]
+            if (x := r["variants"][s["variant"]].get("refusal_verdict"))]
         s["refusals_unparsable"] = _mean(bad) if bad else None
     return got
 
-def _to_judge(c): return dict(answer=c["answer"] or "(no answer)", error=c["reason"] if c["reason"] == "engine error" else None)
+def _to_judge(c):
+    return dict(answer=c["answer"] or "(no answer)", error=c["reason"] if c["reason"] == "engine error" else None)
 
 def _ablation_stats(got):
     "Each variant in figures, and its paired difference to the whole prompt."
     cells, every = (lambda v: [r["variants"][v] for r in got["rows"]]), list(got["rows"][0]["variants"])
-    what = dict(kept=lambda c: float(c["reason"] is None), refused=lambda c: None if c["refused"] is None else float(c["refused"]), words=lambda c: None if c["answer"] is None else word_count(c["answer"]))
+    what = dict(kept=lambda c: float(c["reason"] is None), refused=lambda c: None if c["refused"] is None
+        else float(c["refused"]), words=lambda c: None if c["answer"] is None else word_count(c["answer"]))
     return dict(got, variants=[_variant_stats(v, cells(v), cells("full"), what) for v in every])
 
 def _variant_stats(name, cells, full, what):
-    known, answered = (lambda f: [x for c in cells if (x := f(c)) is not None]), [c for c in cells if c["answer"] is not None]
-    out = dict(variant=name, prompt_tokens=_mean([c["n_prompt"] for c in cells]), tokens=_mean([c["n_tokens"] for c in cells]), answered=_triple(wilson(len(answered), len(cells))))
-    out |= {k: _triple((bootstrap(known(f)) if k == "words" else wilson(sum(known(f)), len(known(f))))) for k, f in what.items()}
-    out |= dict(rejected=dict(Counter(c["reason"] for c in cells if c["reason"]).most_common()), cited_per_answer=_mean([len(set(c["cited"])) for c in cells]),
-                cited={str(n): k for n, k in sorted(Counter(n for c in cells for n in set(c["cited"])).items())})
+    known, answered = ((lambda f: [x for c in cells if (x := f(c)) is not None]),
+        [c for c in cells if c["answer"] is not None])
+    out = dict(variant=name, prompt_tokens=_mean([c["n_prompt"] for c in cells]),
+        tokens=_mean([c["n_tokens"] for c in cells]), answered=_triple(wilson(len(answered), len(cells))))
+    out |= {k: _triple((bootstrap(known(f)) if k == "words" else wilson(sum(known(f)), len(known(f)))))
+        for k, f in what.items()}
+    out |= dict(rejected=dict(Counter(c["reason"] for c in cells if c["reason"]).most_common()),
+        cited_per_answer=_mean([len(set(c["cited"])) for c in cells]),
+        cited={str(n): k for n, k in sorted(Counter(n for c in cells for n in set(c["cited"])).items())})
     both = lambda f: [x - y for c, d in zip(cells, full) if (x := f(c)) is not None and (y := f(d)) is not None]
-    return out | ({} if name == "full" else {"minus_full": {k: _triple(bootstrap(both(f))) for k, f in what.items()}, "p": {k: sign_flip(both(f)) for k, f in what.items()}})
+    return (out | ({} if name == "full" else {"minus_full": {k: _triple(bootstrap(both(f))) for k, f in what.items()},
+        "p": {k: sign_flip(both(f)) for k, f in what.items()}}))
 
 def ablation_table(got:dict, # what eval/ablation.json holds
                    uptake=None # what eval/uptake.json holds
@@ -121,14 +146,20 @@ def ablation_table(got:dict, # what eval/ablation.json holds
     "One line a variant; an asterisk marks a paired difference to the whole prompt with p < 0.05 by `sign_flip`."
     sure = lambda s, k: "*" if s.get("p", {}).get(k, 1) < 0.05 else ""
     pct = lambda s, k: "–" if s[k][0] is None else f"{s[k][0]:.0%}{sure(s, k)}"
-    versus = lambda s: {} if not got["judge"] else {"judge: better, tie, worse than full": "–" if "against_full" not in s else ", ".join("–" if s["against_full"][k][0] is None else f"{s['against_full'][k][0]:.0%}" for k in ("win", "tie", "loss")),
-                             "judge: unparsable (pairs, refusals)": ", ".join("–" if x is None else f"{x:.0%}" for x in (s.get("against_full", {}).get("unparsable", [None])[0], s.get("refusals_unparsable")))}
+    versus = lambda s: {} if not got["judge"] else {"judge: better, tie, worse than full": "–"
+        if "against_full" not in s else ", ".join("–" if s["against_full"][k][0] is None
+        else f"{s['against_full'][k][0]:.0%}" for k in ("win", "tie", "loss")),
+        "judge: unparsable (pairs, refusals)": ", ".join("–" if x is None else f"{x:.0%}"
+        for x in (s.get("against_full", {}).get("unparsable", [None])[0], s.get("refusals_unparsable")))}
     moved = (uptake or {}).get("prompts", {})
     shift = lambda s: {"uptake, nats": told_shift(moved[s["variant"]]["shift"])} if s["variant"] in moved else {}
-    out = Table({"prompt": s["variant"], "prompt tokens": f"{s['prompt_tokens']:,.0f}", **shift(s), "answered": pct(s, "answered"), "kept": pct(s, "kept"), "refused": pct(s, "refused"),
-                 "words": "–" if s["words"][0] is None else f"{s['words'][0]:.0f}{sure(s, 'words')}", "tokens": f"{s['tokens']:.0f}", "rules cited": f"{s['cited_per_answer']:.1f}",
-                 "rejected": _counts(dict(list(s["rejected"].items())[:4])), **versus(s)} for s in got["variants"])
-    out.note = f"{got['prompts']} prompts; * the paired difference to the whole prompt is more than chance explains (p < 0.05)"
+    out = Table({"prompt": s["variant"], "prompt tokens": f"{s['prompt_tokens']:,.0f}", **shift(s),
+        "answered": pct(s, "answered"), "kept": pct(s, "kept"), "refused": pct(s, "refused"),
+        "words": "–" if s["words"][0] is None else f"{s['words'][0]:.0f}{sure(s, 'words')}",
+        "tokens": f"{s['tokens']:.0f}", "rules cited": f"{s['cited_per_answer']:.1f}",
+        "rejected": _counts(dict(list(s["rejected"].items())[:4])), **versus(s)} for s in got["variants"])
+    out.note = (f"{got['prompts']} prompts; * the paired difference to the whole prompt is more than chance explains "
+        "(p < 0.05)")
     return out
 
 # %% ../../nbs/app/ablate.ipynb #cbe0ba2f
@@ -158,7 +189,8 @@ class Ablate(Command):
     def __call__(self, say=print):
         path = Path(self.run)
         if not (path/"manifest.json").exists():
-            raise InputError(f"{path}: no run here; write prompts first, such as selfalign prompts {path} --preset demo")
+            raise InputError(f"{path}: no run here; write prompts first, such as selfalign prompts {path} "
+                "--preset demo")
         if self.judge: _check_full("--judge", self.judge)
         path = at_home(path)
         with Run(path, say=say) as run:

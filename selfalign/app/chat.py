@@ -46,14 +46,18 @@ def stream_reply(model, tok,
         def on_finalized_text(self, text, stream_end=False):
             before = "".join(said)
             text = _before_stop((before + text).lstrip(), sampling.stop)[len(before):]
-            if text: said.append(text); write(text)
+            if text:
+                said.append(text)
+                write(text)
     ids = torch.tensor([Prompts(tok).encode(prompt)], device=model.device)
-    draw = dict(do_sample=True, temperature=sampling.temperature, top_p=sampling.top_p, top_k=0) if sampling.temperature else dict(do_sample=False)
+    draw = (dict(do_sample=True, temperature=sampling.temperature, top_p=sampling.top_p, top_k=0)
+        if sampling.temperature else dict(do_sample=False))
     stop = dict(stop_strings=list(sampling.stop), tokenizer=tok) if sampling.stop else {}
     ends = _eos_ids(model, tok) | (turn_ends(tok) if asks_turn(prompt) else set())
     with torch.inference_mode():
-        model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=sampling.max_new_tokens, eos_token_id=sorted(ends), streamer=Pieces(tok, skip_prompt=True, skip_special_tokens=True),
-                       pad_token_id=tok.eos_token_id if tok.pad_token_id is None else tok.pad_token_id, **draw, **stop)
+        model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=sampling.max_new_tokens,
+            eos_token_id=sorted(ends), streamer=Pieces(tok, skip_prompt=True, skip_special_tokens=True),
+            pad_token_id=tok.eos_token_id if tok.pad_token_id is None else tok.pad_token_id, **draw, **stop)
     return "".join(said).strip()
 
 def _before_stop(text, stops): return text[:min([i for s in stops if (i := text.find(s)) >= 0], default=len(text))]

@@ -25,14 +25,18 @@ def doctor()->list: # (what, "ok" or a remedy, detail)
     from selfalign.model_files import _FETCH, _gguf_file, cache_dir
     have, v = (lambda m: importlib.util.find_spec(m) is not None), versions()
     free = shutil.disk_usage(Path.cwd()).free/1e9
-    return [("versions", *_packages(v)), ("GPU", *_gpu()), ("CUDA", *_cuda()), ("bf16", *_bf16()), ("compiler", *_compiler()),
-            ("vLLM", "ok" if have("vllm") else "not installed, only needed for --engine vllm: pip install vllm", v.get("vllm", "")),
-            ("Ray", "ok" if have("ray") else "not installed, only needed for --engine ray:…: pip install ray", ""),
-            ("Quarto", "ok" if shutil.which("quarto") else "not installed, not needed: the docs are built without it", ""),
-            ("disk", "ok" if free > 20 else "less than 20 GB free: choose another disk for runs of a large model", f"{free:.0f} GB free in {Path.cwd()}"),
-            ("cache", *_cache(cache_dir(), "SELFALIGN_CACHE")), ("hub cache", *_cache(_hub_cache(), "HF_HUB_CACHE")),
-            ("embedded model", "ok" if _gguf_file() or (cache_dir()/"smollm2-135m-instruct-v1").exists() else f"run: {_FETCH}", ""),
-            ("hub", *_hub())]
+    return [("versions", *_packages(v)), ("GPU", *_gpu()), ("CUDA", *_cuda()), ("bf16", *_bf16()),
+        ("compiler", *_compiler()),
+        ("vLLM", "ok" if have("vllm") else "not installed, only needed for --engine vllm: pip install vllm",
+        v.get("vllm", "")),
+        ("Ray", "ok" if have("ray") else "not installed, only needed for --engine ray:…: pip install ray", ""),
+        ("Quarto", "ok" if shutil.which("quarto") else "not installed, not needed: the docs are built without it", ""),
+        ("disk", "ok" if free > 20 else "less than 20 GB free: choose another disk for runs of a large model",
+        f"{free:.0f} GB free in {Path.cwd()}"),
+        ("cache", *_cache(cache_dir(), "SELFALIGN_CACHE")), ("hub cache", *_cache(_hub_cache(), "HF_HUB_CACHE")),
+        ("embedded model", "ok" if _gguf_file() or (cache_dir()/"smollm2-135m-instruct-v1").exists()
+        else f"run: {_FETCH}", ""),
+        ("hub", *_hub())]
 
 def _packages(have):
     "Is every package there that selfalign asks for, new enough?"
@@ -52,9 +56,11 @@ def _hub_cache():
     return Path(HF_HUB_CACHE)
 
 def _cache(path, variable):
-    size = sum(f.stat().st_size for f in path.rglob("*") if f.is_file() and not f.is_symlink())/1e6 if path.exists() else 0
+    size = (sum(f.stat().st_size for f in path.rglob("*") if f.is_file() and not f.is_symlink())/1e6
+        if path.exists() else 0)
     there = next(p for p in (path, *path.parents) if p.exists())
-    return "ok" if os.access(there, os.W_OK) else f"cannot be written: set {variable} to a folder of yours", f"{path}, {size:,.0f} MB"
+    return ("ok" if os.access(there, os.W_OK) else f"cannot be written: set {variable} to a folder of yours",
+        f"{path}, {size:,.0f} MB")
 
 def _hub(seconds=3):
     "A proxy is used where the environment names one."
@@ -63,11 +69,16 @@ def _hub(seconds=3):
     if HF_HUB_OFFLINE: return "offline by HF_HUB_OFFLINE: only cached models load; unset it to reach the hub", ""
     said = []
     def ask():
-        try: urllib.request.urlopen(urllib.request.Request(ENDPOINT, method="HEAD"), timeout=seconds).close(); said.append(True)
+        try:
+            urllib.request.urlopen(urllib.request.Request(ENDPOINT, method="HEAD"), timeout=seconds).close()
+            said.append(True)
         except urllib.error.HTTPError: said.append(True) # it has answered
         except (OSError, ValueError): pass
-    t = threading.Thread(target=ask, daemon=True); t.start(); t.join(seconds + 1) # a name server may take longer than any timeout
-    return ("ok", ENDPOINT) if said else (f"not reachable within {seconds} s: use --model embedded or a local folder, or set HF_ENDPOINT to a mirror", ENDPOINT)
+    t = threading.Thread(target=ask, daemon=True) # a name server may take longer than any timeout
+    t.start()
+    t.join(seconds + 1)
+    return (("ok", ENDPOINT) if said else (f"not reachable within {seconds} s: use --model embedded or a local folder, "
+        "or set HF_ENDPOINT to a mirror", ENDPOINT))
 
 
 
@@ -112,25 +123,31 @@ def _cuda():
     "Do driver and PyTorch's build fit each other?"
     import torch
     driver, build = _driver(), torch.version.cuda
-    if not driver: return ("ok", f"PyTorch for CUDA {build}") if _cards() else ("not needed: there is no NVIDIA driver here", "")
+    if not driver:
+        return ("ok", f"PyTorch for CUDA {build}") if _cards() else ("not needed: there is no NVIDIA driver here", "")
     newest = max((major for major, least in _DRIVERS.items() if int(driver.split(".")[0]) >= least), default=None)
     index = {12: "cu126", 13: "cu130"}.get(newest)
-    install = f"pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/{index}" if index else "update the driver to 580 or newer"
+    install = (f"pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/{index}" if index
+        else "update the driver to 580 or newer")
     if not build: return f"PyTorch {torch.__version__} is built without CUDA: {install}", f"driver {driver}"
     least = _DRIVERS.get(major := int(build.split(".")[0]), 0)
     detail = f"driver {driver}, PyTorch for CUDA {build}"
     if least > int(driver.split(".")[0]):
         other = f", or PyTorch for CUDA {newest}: {install}" if index else ""
         return f"CUDA {major} needs a driver of {least} or newer: update it{other}", detail
-    if not _cards(): return "both fit, but PyTorch sees no GPU: look at CUDA_VISIBLE_DEVICES, and whether nvidia-smi lists a card", detail
+    if not _cards():
+        return ("both fit, but PyTorch sees no GPU: look at CUDA_VISIBLE_DEVICES, and whether nvidia-smi lists a card",
+            detail)
     return "ok", detail
 
 def _bf16():
     import torch
     old = [i for i in _cards() if torch.cuda.get_device_capability(i) < (8, 0)]
     if not old: return "ok", ""
-    names = ", ".join("{} ({}.{})".format(torch.cuda.get_device_name(i), *torch.cuda.get_device_capability(i)) for i in old)
-    return "only emulated, and refused by vLLM: give --engine-options dtype=float16 --engrave.bf16 false --clone.train.bf16 false", f"compute capability below 8.0: {names}"
+    names = ", ".join("{} ({}.{})".format(torch.cuda.get_device_name(i), *torch.cuda.get_device_capability(i))
+        for i in old)
+    return ("only emulated, and refused by vLLM: give --engine-options dtype=float16 --engrave.bf16 false "
+        "--clone.train.bf16 false", f"compute capability below 8.0: {names}")
 
 def _compiler():
     "Triton compiles a small launcher for each kernel."
@@ -141,4 +158,5 @@ def _compiler():
     missing = [what for what, there in (("gcc", compiler), (f"python{version}-dev", headers.exists())) if not there]
     if not missing: return "ok", f"{compiler}, {headers}"
     where = "" if _cards() else "only needed on a GPU and by vLLM: "
-    return f"{where}apt install {' '.join(missing)}, or what your system calls {'them' if len(missing) > 1 else 'it'}", f"no {' and no '.join(missing)}"
+    return (f"{where}apt install {' '.join(missing)}, or what your system calls {'them' if len(missing) > 1 else 'it'}",
+        f"no {' and no '.join(missing)}")

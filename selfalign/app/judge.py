@@ -40,16 +40,23 @@ def _asked(row): return query_text(row) if row.get("instruction") else question_
 def read_questions(source, # name of a set, or a JSONL file
                    n=None, seed=0)->list: # rows, each with its text as "question"
     "The rows of a set, or any rows with a question, an instruction or turns; `InputError` names the first that has none."
-    if source in (*OUR_SETS, *BENCHMARKS) or not Path(source).exists(): return [dict(r, question=question_text(r)) for r in load_benchmark(source, n, seed)]
-    if not (found := [(f"{source}:{i}", _with_question(f"{source}:{i}", r)) for i, r in iter_jsonl(source)]): raise InputError(f"{source}: no question; each row needs a question, an instruction or turns")
+    if source in (*OUR_SETS, *BENCHMARKS) or not Path(source).exists():
+        return [dict(r, question=question_text(r)) for r in load_benchmark(source, n, seed)]
+    if not (found := [(f"{source}:{i}", _with_question(f"{source}:{i}", r)) for i, r in iter_jsonl(source)]):
+        raise InputError(f"{source}: no question; each row needs a question, an instruction or turns")
     kinds = [r.get("kind") in ("benign", "harmful") for _, r in found]
-    if any(kinds) and not all(kinds): raise InputError(f"{found[kinds.index(False)][0]}: kind is {found[kinds.index(False)][1].get('kind')!r}, but other rows are benign or harmful; mark all rows or none")
+    if any(kinds) and not all(kinds):
+        raise InputError(f"{found[kinds.index(False)][0]}: kind is {found[kinds.index(False)][1].get('kind')!r}, but "
+            "other rows are benign or harmful; mark all rows or none")
     return sample_rows([r for _, r in found], n, seed)
 
 def _with_question(where, row):
-    if bad := [k for k in ("question", "instruction", "input") if not isinstance(row.get(k, ""), str)]: raise InputError(f"{where}: {bad[0]} is {row[bad[0]]!r:.60}; write it as text")
-    if not isinstance(row.get("turns", []), list) or not all(isinstance(t, str) for t in row.get("turns", [])): raise InputError(f"{where}: turns is {row['turns']!r:.60}; give a list of texts")
-    if not (q := _asked(row)).strip(): raise InputError(f"{where}: no question; each row needs a question, an instruction or turns")
+    if bad := [k for k in ("question", "instruction", "input") if not isinstance(row.get(k, ""), str)]:
+        raise InputError(f"{where}: {bad[0]} is {row[bad[0]]!r:.60}; write it as text")
+    if not isinstance(row.get("turns", []), list) or not all(isinstance(t, str) for t in row.get("turns", [])):
+        raise InputError(f"{where}: turns is {row['turns']!r:.60}; give a list of texts")
+    if not (q := _asked(row)).strip():
+        raise InputError(f"{where}: no question; each row needs a question, an instruction or turns")
     if "mc1_targets" in row or "mc2_targets" in row: EVALUATIONS["truthfulqa"].check(row, where)
     return dict(row, question=q)
 
@@ -59,27 +66,38 @@ def saved_answers(path, # JSONL with question (or instruction) and answer, or a 
     have = {}
     for where, r in _saved_rows(path):
         q = _with_question(where, r)["question"]
-        if not isinstance(r.get("answer"), str): raise InputError(f"{where}: answer is {r.get('answer')!r:.60}; write it as text")
-        if q in have and have[q]["answer"] != r["answer"]: raise InputError(f"{where}: a second answer to {q[:60]!r}; keep one")
+        if not isinstance(r.get("answer"), str):
+            raise InputError(f"{where}: answer is {r.get('answer')!r:.60}; write it as text")
+        if q in have and have[q]["answer"] != r["answer"]:
+            raise InputError(f"{where}: a second answer to {q[:60]!r}; keep one")
         have[q] = r
-    if not any(q in have for q in questions): raise InputError(f"{path}: no answer to any of the {len(questions)} questions; each row needs the question's text and an answer")
-    return [dict(answer=have[q]["answer"], error=have[q].get("error")) if q in have else dict(answer="", error="no saved answer") for q in questions]
+    if not any(q in have for q in questions):
+        raise InputError(f"{path}: no answer to any of the {len(questions)} questions; each row needs the question's "
+            "text and an answer")
+    return [dict(answer=have[q]["answer"], error=have[q].get("error")) if q in have
+        else dict(answer="", error="no saved answer") for q in questions]
 
 def _saved_rows(path): # (place, row)
     if str(path).endswith(".jsonl"): return [(f"{path}:{i}", r) for i, r in iter_jsonl(path)]
     found = load_results(path)
-    if len(names := list(dict.fromkeys(x.name for x in found))) > 1: raise InputError(f"{path}: answers of {' and '.join(names)}; give a file of one model")
+    if len(names := list(dict.fromkeys(x.name for x in found))) > 1:
+        raise InputError(f"{path}: answers of {' and '.join(names)}; give a file of one model")
     return [(str(path), r) for x in found for r in x.rows if "answer" in r]
 
 def _answers_of(source, questions, run, a): # saved ones, or a model's, journaled; and what made them
-    if Path(source).is_file(): return saved_answers(source, questions), dict(name=source, file=source, sha256=hashlib.sha256(Path(source).read_bytes()).hexdigest())
+    if Path(source).is_file():
+        return (saved_answers(source, questions),
+            dict(name=source, file=source, sha256=hashlib.sha256(Path(source).read_bytes()).hexdigest()))
     spec = _spec(source)
     local, model = _kind(spec) != "openai", engine_parts(spec)[1]
     with LazyEngine(spec) as e: # gives its memory back before the next one comes
         chat = bool(load_tokenizer(model).chat_template) if local else has_chat(e)
-        sampling = Sampling(max_new_tokens=a.max_new_tokens, temperature=a.temperature, top_p=0.9, stop=() if chat else ("\nUser:",), seed=a.seed)
-        answers = answer_questions(Remembering(run, "answers", e, a.seed, spec), questions, chat=chat, sampling=sampling, seed=a.seed)
-        return answers, dict(e.info, name=source, chat=chat, stand_in=local and resolve_model(model).stand_in, sampling=asdict(sampling))
+        sampling = Sampling(max_new_tokens=a.max_new_tokens, temperature=a.temperature, top_p=0.9,
+            stop=() if chat else ("\nUser:",), seed=a.seed)
+        answers = answer_questions(Remembering(run, "answers", e, a.seed, spec), questions, chat=chat,
+            sampling=sampling, seed=a.seed)
+        return (answers, dict(e.info, name=source, chat=chat, stand_in=local and resolve_model(model).stand_in,
+            sampling=asdict(sampling)))
 
 # %% ../../nbs/app/judge.ipynb #958f6cf8
 @dataclass(frozen=True, config=strict)
@@ -139,7 +157,8 @@ def _judge(a, say): # resumable
         path, files = _written(a, run, got, questions, answers, models)
     say(repr(table(got)))
     if len(models) > 2: say(f"\n{_rated(got)}")
-    if skipped := Counter(s["reason"] for r in got for s in r.skipped): say(f"skipped: {_counts(dict(skipped.most_common(4)))}")
+    if skipped := Counter(s["reason"] for r in got for s in r.skipped):
+        say(f"skipped: {_counts(dict(skipped.most_common(4)))}")
     how = got[0].config
     say(f"\njudge: {how['judge']}, revision {how['revision']}, rubric {how['prompt']}\nverdicts: {path}\n"
         f"answers: {', '.join(map(str, files))}")
@@ -157,14 +176,19 @@ def _written(a, run, got, questions, answers, models): # (file of verdicts, file
 
 # %% ../../nbs/app/judge.ipynb #28b3d6c2
 def _judged(a, judge_engine, rows, questions, answers, models, say): # a list of `Result`
-    more = dict(seed=a.seed, folder=a.annotations, price_in=a.price_in, price_out=a.price_out, say=say, set_name=str(a.questions)) | (dict(verdict_tokens=a.verdict_tokens) if a.verdict_tokens else {})
-    if len(models) == 1 and all(r.get("kind") in ("benign", "harmful") for r in rows): return [refusals_of(rows, *answers, judge_engine, model=models[0], chat=models[0].get("chat", False), **more)]
+    more = (dict(seed=a.seed, folder=a.annotations, price_in=a.price_in, price_out=a.price_out, say=say,
+        set_name=str(a.questions)) | (dict(verdict_tokens=a.verdict_tokens) if a.verdict_tokens else {}))
+    if len(models) == 1 and all(r.get("kind") in ("benign", "harmful") for r in rows):
+        return [refusals_of(rows, *answers, judge_engine, model=models[0], chat=models[0].get("chat", False), **more)]
     if len(models) == 1 and all("trait" in r for r in rows):
         return [behaviour_of(rows, *answers, judge_engine, model=models[0], chat=models[0].get("chat", False), **more)]
-    if len(models) == 1: return [truth_info_judge(judge_engine, questions, *answers, [_right_answers(r) for r in rows], model=models[0], **more)]
+    if len(models) == 1:
+        return [truth_info_judge(judge_engine, questions, *answers, [_right_answers(r) for r in rows], model=models[0],
+            **more)]
     out = []
     for (x, m), (y, n) in itertools.combinations(zip(answers, models), 2):
-        out.append(judge_pairwise(judge_engine, questions, x, y, repeats=a.repeats, names=(m["name"], n["name"]), **more))
+        out.append(judge_pairwise(judge_engine, questions, x, y, repeats=a.repeats, names=(m["name"], n["name"]),
+            **more))
         out[-1].model["stand_in"], out[-1].config["answers"] = any(k.get("stand_in") for k in (m, n)), [m, n]
     return out
 
@@ -176,10 +200,12 @@ def ratings_table(results # of `judge_pairwise`, over three models or more
                  )->Table:
     "Bradley-Terry ratings in Elo points, best first."
     ratings = bradley_terry([r for x in results for r in x.rows])
-    return Table(dict(model=m, rating=f"{e.value:.0f}", interval="" if e.low is None else f"{e.low:.0f} to {e.high:.0f}", verdicts=e.n) for m, e in ratings.items())
+    return Table(dict(model=m, rating=f"{e.value:.0f}", interval="" if e.low is None
+        else f"{e.low:.0f} to {e.high:.0f}", verdicts=e.n) for m, e in ratings.items())
 
 def _right_answers(row): # those that a row in TruthfulQA's schema marks, or None
     t = row.get("mc2_targets")
     return [c for c, k in zip(t["choices"], t["labels"]) if k] if t else None
 
-def _shown(x): return dict(answer=x["answer"], error=x["error"]) if isinstance(x, dict) else dict(answer=x.text, error=x.error)
+def _shown(x):
+    return dict(answer=x["answer"], error=x["error"]) if isinstance(x, dict) else dict(answer=x.text, error=x.error)

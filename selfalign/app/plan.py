@@ -36,8 +36,9 @@ from ..topic_prompting import write_prompts
 # %% ../../nbs/app/plan.ipynb #5a255f7e
 def pilot_config(cfg:PromptsConfig)->PromptsConfig:
     "The same settings for a few dozen prompts of each source."
-    return replace(cfg, self_instruct=min(cfg.self_instruct, 40), self_instruct_calls=min(cfg.self_instruct_calls, 8), topics_per_type=min(cfg.topics_per_type, 3), topic_rounds=1,
-                   questions_per_topic=1, source_limit=min(cfg.source_limit or 40, 40) if cfg.source else None)
+    return replace(cfg, self_instruct=min(cfg.self_instruct, 40), self_instruct_calls=min(cfg.self_instruct_calls, 8),
+        topics_per_type=min(cfg.topics_per_type, 3), topic_rounds=1,
+        questions_per_topic=1, source_limit=min(cfg.source_limit or 40, 40) if cfg.source else None)
 
 def expected_prompts(cfg:PromptsConfig, # the size asked for
                      rec,   # the record of a pilot's stage 1
@@ -49,15 +50,19 @@ def expected_prompts(cfg:PromptsConfig, # the size asked for
     if cfg.topics_per_type:
         topics, q = types*cfg.topics_per_type, cost["questions"]
         hints = topics*cfg.questions_per_topic
-        out["tgrt"] = (int(hints*q["usable"]/max(q["asked"], 1)), int(hints*per(q, "asked") + topics*per(cost["topics"], "usable")))
-    if cfg.self_instruct: out["self_instruct"] = (cfg.self_instruct, int(cfg.self_instruct*per(cost["self_instruct"], "usable")))
+        out["tgrt"] = (int(hints*q["usable"]/max(q["asked"], 1)),
+            int(hints*per(q, "asked") + topics*per(cost["topics"], "usable")))
+    if cfg.self_instruct:
+        out["self_instruct"] = (cfg.self_instruct, int(cfg.self_instruct*per(cost["self_instruct"], "usable")))
     return out
 
 def _importable(cfg, rec):
     there = Path(cfg.source).expanduser().exists()
-    if not there and not cfg.source_limit: raise InputError(f"{cfg.source}: its size is not known beforehand; give prompts.source_limit")
+    if not there and not cfg.source_limit:
+        raise InputError(f"{cfg.source}: its size is not known beforehand; give prompts.source_limit")
     rows = sum(1 for _ in read_source(cfg.source, cfg.source_split)) if there else math.inf
-    return min(cfg.source_limit or math.inf, math.ceil(rows*rec["kept"]/max(rec["read"], 1)) if rows < math.inf else math.inf)
+    return min(cfg.source_limit or math.inf, math.ceil(rows*rec["kept"]/max(rec["read"], 1)) if rows < math.inf
+        else math.inf)
 
 # %% ../../nbs/app/plan.ipynb #d0cbd233
 def plan(cfg:RunConfig)->list: # (what, value)
@@ -69,7 +74,8 @@ def pilot(cfg:RunConfig)->tuple: # the rest of `plan_table`'s arguments
     with tempfile.TemporaryDirectory() as d, Run(Path(d)/"pilot", say=lambda *a: None) as run, open_engine(cfg) as e:
         e.count_tokens("ready") # loads the model now, so that loading does not count as generation
         write_prompts(run, e, pilot_config(cfg.prompts), **_seeded(cfg))
-        respond(run, e, replace(cfg.respond, limit=min(cfg.respond.limit or 48, 48)), plain=_plain_ways(cfg)("base")[0] if cfg.respond.samples > 1 else None, **_seeded(cfg))
+        respond(run, e, replace(cfg.respond, limit=min(cfg.respond.limit or 48, 48)), plain=_plain_ways(cfg)("base")[0]
+            if cfg.respond.samples > 1 else None, **_seeded(cfg))
         s, used = run.manifest["stages"], sum(f.stat().st_size for f in Path(d).rglob("*.jsonl"))
         return s["prompts"], s["responses"], used, len(question_types(cfg))
 
@@ -84,7 +90,7 @@ def plan_numbers(cfg, prompts, responses, # records of the pilot's stages 1 and 
     n, t1 = sum(k for k, _ in want.values()), sum(t for _, t in want.values())
     asked, of = min(n, cfg.respond.limit or n), max(responses["asked"], 1)
     return dict(prompts={s: k for s, (k, _) in want.items()}, answers=int(asked*responses["kept"]/of),
-                tokens=[int(t1), int(asked*responses["generation"]["tokens"]/of), int(n*_VERBOSE*cfg.clone.max_new_tokens)])
+        tokens=[int(t1), int(asked*responses["generation"]["tokens"]/of), int(n*_VERBOSE*cfg.clone.max_new_tokens)])
 
 def plan_table(cfg, prompts, responses, # records of the pilot's stages 1 and 2
                used:int=0,              # bytes that the pilot's rows and journals took
@@ -96,26 +102,36 @@ def plan_table(cfg, prompts, responses, # records of the pilot's stages 1 and 2
     rate = lambda g: g["tokens"]/max(g["seconds"], 1e-9)
     hours = (lambda f: (f*t1/max(rate(g1), 1e-9) + (t2+t4)/max(rate(g2), 1e-9))/3600)
     rows = [("prompts expected", f"{n:,} ({', '.join(f'{s} {k:,}' for s, k in made['prompts'].items())})"),
-            ("pilot: prompts kept per 100 generated tokens", f"{100*prompts['kept']/g1['tokens']:.2f} (at full size {100*n/t1:.2f})" if t1 and g1["tokens"] else "nothing generated"),
-            ("pilot: share of answers kept", f"{responses['kept']/max(responses['asked'], 1):.0%} of {responses['asked']}"), ("answers expected", f"{made['answers']:,}"),
-            ("tokens to generate, stages 1, 2, 4", f"{t1:,.0f} + {t2:,.0f} + {t4:,.0f}"), ("pilot: tokens/s, stages 1 and 2", f"{rate(g1):.0f} and {rate(g2):.0f}")]
-    rows += [(f"hours of generation on {k} such machine{'s' if k > 1 else ''}", f"{hours(1)/k:.1f}") for k in (1, 8, 64)]
+        ("pilot: prompts kept per 100 generated tokens", f"{100*prompts['kept']/g1['tokens']:.2f} (at full size "
+        f"{100*n/t1:.2f})" if t1 and g1["tokens"] else "nothing generated"),
+        ("pilot: share of answers kept", f"{responses['kept']/max(responses['asked'], 1):.0%} of {responses['asked']}"),
+        ("answers expected", f"{made['answers']:,}"),
+        ("tokens to generate, stages 1, 2, 4", f"{t1:,.0f} + {t2:,.0f} + {t4:,.0f}"),
+        ("pilot: tokens/s, stages 1 and 2", f"{rate(g1):.0f} and {rate(g2):.0f}")]
+    rows += [(f"hours of generation on {k} such machine{'s' if k > 1 else ''}", f"{hours(1)/k:.1f}")
+        for k in (1, 8, 64)]
     rows.append(("the same on one, if only every second new prompt is kept", f"{hours(2):.1f}"))
     total = (t1+t2+t4)*used/max(g1["tokens"]+g2["tokens"], 1)
-    return rows + [("disk for rows, rejects and raw text", f"{total/1e9:.2f} GB"), ("disk for models", _model_space(cfg)),
-                   ("assumed: every prompt costs what the pilot's did", "a larger pool rejects more as known: see the line above for twice the cost"),
-                   ("assumed: every type finds its topics", f"{cfg.prompts.topics_per_type:,} each; prompts.balance decides what a type without them costs the others"),
-                   ("assumed: a verbose answer takes", f"{_VERBOSE*cfg.clone.max_new_tokens:.0f} tokens, at stage 2's speed"),
-                   ("assumed: speed", f"that of {g2.get('rows', responses['asked'])} rows at once; more rows in a batch are faster, and machines share the work evenly"),
-                   ("not counted", "training, evaluation, loading of models")]
+    return rows + [("disk for rows, rejects and raw text", f"{total/1e9:.2f} GB"),
+        ("disk for models", _model_space(cfg)),
+        ("assumed: every prompt costs what the pilot's did",
+        "a larger pool rejects more as known: see the line above for twice the cost"),
+        ("assumed: every type finds its topics", f"{cfg.prompts.topics_per_type:,} each; prompts.balance decides what "
+        "a type without them costs the others"),
+        ("assumed: a verbose answer takes", f"{_VERBOSE*cfg.clone.max_new_tokens:.0f} tokens, at stage 2's speed"),
+        ("assumed: speed", f"that of {g2.get('rows', responses['asked'])} rows at once; more rows in a batch are "
+        "faster, and machines share the work evenly"),
+        ("not counted", "training, evaluation, loading of models")]
 
 def _model_space(cfg):
     "Each fine-tune is stored merged, as large as the base model."
     n = 2 + cfg.control
     try: src = Path(resolve_model(base_model(cfg)).path)
-    except InputError: return f"{n} times the base model's size, whose weights are not at hand" # a server's own name for it
+    except InputError: # a server's own name for it
+        return f"{n} times the base model's size, whose weights are not at hand"
     if not src.is_dir(): return f"{n} times the base model's size, which is not on this disk yet"
-    return f"{n*sum(f.stat().st_size for f in src.glob('*.safetensors'))/1e9:.1f} GB ({n} models of the base model's size)"
+    return (f"{n*sum(f.stat().st_size for f in src.glob('*.safetensors'))/1e9:.1f} GB ({n} models of the base "
+        "model's size)")
 
 # %% ../../nbs/app/plan.ipynb #bd707946
 def uptake(cfg:RunConfig, n=None # pairs, drawn by the run's seed; None = all of the tuning half

@@ -120,4 +120,6 @@ def _last(log): # the last line of a server's words
 def _end(process):
     process.terminate()
     try: process.wait(10)
-    except subprocess.TimeoutExpired: process.kill(); process.wait()
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

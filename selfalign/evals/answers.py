@@ -21,7 +21,8 @@ from ..rows import content_id
 def has_chat(engine)->bool:
     "Does this engine render messages by a chat template: its tokenizer's, or its server's?"
     tok = getattr(getattr(engine, "prompts", None), "tok", None)
-    return bool(getattr(tok, "chat_template", None) or getattr(engine, "info", {}).get("chat_template") or getattr(engine, "takes_messages", False))
+    return bool(getattr(tok, "chat_template", None) or getattr(engine, "info", {}).get("chat_template")
+        or getattr(engine, "takes_messages", False))
 
 def dialog(user:str,    # what the user says
            system=None, # system text
@@ -42,13 +43,16 @@ def answer_questions(engine, questions, # texts
     "The engine's answers to open questions."
     questions = as_list(questions, "questions")
     chat = has_chat(engine) if chat is None else chat
-    sampling = sampling or Sampling(max_new_tokens=max_new_tokens, temperature=0.7, stop=() if chat else ("\n\nUser:", "\nUser:"), seed=seed)
-    return engine.generate([dialog(q, system, chat) for q in questions], sampling, seeds=[int(content_id(seed, q)[:8], 16) for q in questions])
+    sampling = (sampling or Sampling(max_new_tokens=max_new_tokens, temperature=0.7,
+        stop=() if chat else ("\n\nUser:", "\nUser:"), seed=seed))
+    return engine.generate([dialog(q, system, chat) for q in questions], sampling,
+        seeds=[int(content_id(seed, q)[:8], 16) for q in questions])
 
 def _reply(x): # of a text, dict or completion: (the answer, None), or ("", why there is none)
     if isinstance(x, str): x = dict(text=x)
     if isinstance(x, dict):
-        x = Completion(x.get("text", x.get("answer")) or "", x.get("n_tokens") or 0, x.get("finish_reason") or "stop", 0, error=x.get("error"))
+        x = Completion(x.get("text", x.get("answer")) or "", x.get("n_tokens") or 0, x.get("finish_reason") or "stop",
+            0, error=x.get("error"))
     x = read_reply(x)
     if x.finish_reason == "error" or x.error: return "", x.error or "the engine failed"
     return (x.text, None) if x.text.strip() else ("", "the reply is empty")
@@ -70,17 +74,22 @@ def text_stats(completions # `Completion`s, dicts with "text" (or "answer"), or 
     mean = lambda xs: round(float(np.mean(xs)), 4) if xs else None
     known = lambda k: [x for c in completions if not isinstance(c, str) and (x := get(c, k)) is not None]
     return dict(n=len(texts), words=mean([word_count(t) for t in texts]), tokens=mean(known("n_tokens")),
-                stop_rate=mean([x == "stop" for x in known("finish_reason")]), repetition_rate=mean([repeats_itself(t) for t in texts]))
+        stop_rate=mean([x == "stop" for x in known("finish_reason")]),
+        repetition_rate=mean([repeats_itself(t) for t in texts]))
 
 def text_scores(rows,  # dicts with "text" or "answer", n_tokens and finish_reason
                 seed=0 # of the bootstrap
                )->dict: # words, tokens, stop_rate, repetition_rate -> Estimate
     "`text_stats` with intervals: the bootstrap's for means, Wilson's for shares."
     rows = as_list(rows, "rows", "dicts")
-    if bad := [r for r in rows if not isinstance(r, dict)]: raise InputError(f"rows holds {bad[0]!r:.60}; give dicts with text, n_tokens and finish_reason (text_stats takes texts)")
+    if bad := [r for r in rows if not isinstance(r, dict)]:
+        raise InputError(f"rows holds {bad[0]!r:.60}; give dicts with text, n_tokens and finish_reason (text_stats "
+            "takes texts)")
     texts = [r.get("text") or r.get("answer") or "" for r in rows]
-    return dict(words=bootstrap([word_count(t) for t in texts], seed=seed), tokens=bootstrap([r["n_tokens"] for r in rows], seed=seed),
-                stop_rate=wilson(sum(r["finish_reason"] == "stop" for r in rows), len(rows)), repetition_rate=wilson(sum(map(repeats_itself, texts)), len(rows)))
+    return dict(words=bootstrap([word_count(t) for t in texts], seed=seed),
+        tokens=bootstrap([r["n_tokens"] for r in rows], seed=seed),
+        stop_rate=wilson(sum(r["finish_reason"] == "stop" for r in rows), len(rows)),
+        repetition_rate=wilson(sum(map(repeats_itself, texts)), len(rows)))
 
 # %% ../../nbs/core/evals/answers.ipynb #5b9f17ab
 def _answer_text(x): return _text_of(x).strip()
@@ -89,7 +98,8 @@ def _answer_text(x): return _text_of(x).strip()
 def _answers_result(engine, rows, seed, system, chat, set_name, name, **more):
     chat = has_chat(engine) if chat is None else chat
     outs = answer_questions(engine, [question_text(r) for r in rows], system, chat, seed=seed, **more)
-    rec = [dict(id=content_id(question_text(r)), question=question_text(r), answer=_text_of(c), n_tokens=c.n_tokens, finish_reason=c.finish_reason, error=_answer_error(c)) for r, c in zip(rows, outs)]
+    rec = [dict(id=content_id(question_text(r)), question=question_text(r), answer=_text_of(c), n_tokens=c.n_tokens,
+        finish_reason=c.finish_reason, error=_answer_error(c)) for r, c in zip(rows, outs)]
     good = _own_ids([r for r in rec if not r["error"]])
     if not good: raise InputError(f"all {len(rows)} questions were skipped: {rec[0]['error']}")
     return Result("answers", set_name, _style("answer", chat), _model(engine, name), text_scores(good, seed), good,

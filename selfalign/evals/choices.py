@@ -33,12 +33,15 @@ def pair_key(prompt, continuation): return (prompt if isinstance(prompt, str) el
 
 def _checked_score(s, pair):
     if s.error: return None, re.sub(r"^row \d+: ", "", s.error)
-    if not math.isfinite(s.logprob): raise InputError(f"the log-probability of {pair[1][:60]!r} is {s.logprob}; evaluate with --dtype float32 or check the model's weights")
+    if not math.isfinite(s.logprob):
+        raise InputError(f"the log-probability of {pair[1][:60]!r} is {s.logprob}; evaluate with --dtype float32 or "
+            "check the model's weights")
     return s.logprob, None
 
 def shuffled(n, *salt)->list: # indices
     "A fixed order of `n` choices for these salts."
-    order = list(range(n)); random.Random(content_id("order", *salt)).shuffle(order)
+    order = list(range(n))
+    random.Random(content_id("order", *salt)).shuffle(order)
     return order
 
 def pick(scores, # one number per choice
@@ -69,7 +72,8 @@ def _mc_lm_eval(row, seed, system, chat):
 
 def _mc_paper(row, seed, system, chat):
     template = load_template("eval_truthfulqa_paper")
-    return {t: options(template, ("true", "false"), system, chat, question=row["question"], answer=t) for t in _mc_texts(row, seed)}
+    return {t: options(template, ("true", "false"), system, chat, question=row["question"], answer=t)
+        for t in _mc_texts(row, seed)}
 
 def _mc2_softmax(scores, labels):
     p = np.exp(np.array(scores) - max(scores))
@@ -98,7 +102,8 @@ def baseline_scores(asked # (texts, labels, salt of their order) a row
     return dict(longest=sum(longest)/len(asked), first=sum(first)/len(asked)) if asked else {}
 
 # %% ../../nbs/core/evals/choices.ipynb #8620ca27
-MC_FORMATS = {"lm-eval": (_mc_lm_eval, _mc2_softmax, "eval_truthfulqa_lmeval"), "paper": (_mc_paper, _mc2_true, "eval_truthfulqa_paper")}
+MC_FORMATS = {"lm-eval": (_mc_lm_eval, _mc2_softmax, "eval_truthfulqa_lmeval"),
+    "paper": (_mc_paper, _mc2_true, "eval_truthfulqa_paper")}
 
 def truthfulqa_mc(engine,           # see `selfalign.generation`
                   rows,             # in TruthfulQA's schema
@@ -112,14 +117,18 @@ def truthfulqa_mc(engine,           # see `selfalign.generation`
     (ask, mc2, template), chat = _chosen(MC_FORMATS, format, engine, chat)
     jobs = [ask(r, seed, system, chat) for r in check_rows(rows, "truthfulqa")]
     done, skipped = _scored_rows(engine, rows, jobs, _mc_id)
-    records = _own_ids([_mc_record(r, {t: x[0] - x[1] if len(x) == 2 else x[0] for t, x in got.items()}, mc2, seed) for r, got in done])
+    records = _own_ids([_mc_record(r, {t: x[0] - x[1] if len(x) == 2 else x[0] for t, x in got.items()}, mc2, seed)
+        for r, got in done])
     col = lambda k: [r[k] for r in records]
-    scores = dict(mc1=wilson(sum(col("mc1")), len(records)), mc2=bootstrap(col("mc2"), seed=seed), mc1_as_released=wilson(sum(col("mc1_as_released")), len(records)))
+    scores = dict(mc1=wilson(sum(col("mc1")), len(records)), mc2=bootstrap(col("mc2"), seed=seed),
+        mc1_as_released=wilson(sum(col("mc1_as_released")), len(records)))
     return Result("truthfulqa_mc", set_name, _style(format, chat), _model(engine, name), scores, records, skipped,
-                  _config(seed=seed, system=system, prompt=prompt_hash(load_template(template)), baselines=dict(mc1=_mc_baselines(done, seed))))
+        _config(seed=seed, system=system, prompt=prompt_hash(load_template(template)),
+        baselines=dict(mc1=_mc_baselines(done, seed))))
 
 def _mc_baselines(done, seed):
-    return baseline_scores([(t["choices"], t["labels"], (seed, r["question"])) for r, _ in done for t in [r["mc1_targets"]]])
+    return baseline_scores([(t["choices"], t["labels"], (seed, r["question"])) for r, _ in done
+        for t in [r["mc1_targets"]]])
 
 def _chosen(formats, format, engine, chat): # the format's functions; whether it goes through the chat template
     if format not in formats: raise InputError(f"format is {format!r}; it must be one of {', '.join(formats)}")
@@ -156,7 +165,8 @@ def _hhh_record(row, got, seed):
     scores = [sum(got[i]) for i in range(2)]
     salt = (seed, row["input"], *texts)
     best, norm = pick(scores, texts, *salt), pick([s/len(t) for s, t in zip(scores, texts)], texts, *salt)
-    return dict(id=_hhh_id(row), subset=row["subset"], choice=best, scores=scores, right=labels[best], right_norm=labels[norm])
+    return dict(id=_hhh_id(row), subset=row["subset"], choice=best, scores=scores, right=labels[best],
+        right_norm=labels[norm])
 
 PAIR_FORMATS = ("plain", "principled") # see `selfalign.principle_pairs`
 HHH_FORMATS = dict(paper=(_hhh_paper, "eval_hhh_paper"), likelihood=(_hhh_likelihood, "eval_hhh_likelihood"))
@@ -177,15 +187,17 @@ def hhh(engine,         # see `selfalign.generation`
     scores = {s: wilson(sum(part(s)), len(part(s))) for s in (*SUBSETS, "overall") if part(s)}
     if format == "likelihood": scores["overall_norm"] = wilson(sum(part("overall", "right_norm")), len(records))
     return Result("hhh", set_name, _style(format, chat), _model(engine, name), scores, records, skipped,
-                  _config(seed=seed, system=system, prompt=prompt_hash(load_template(template)), baselines=_hhh_baselines(done, seed)))
+        _config(seed=seed, system=system, prompt=prompt_hash(load_template(template)),
+        baselines=_hhh_baselines(done, seed)))
 
 def _hhh_baselines(done, seed): # by subset and overall
     asked = [(r["subset"], (r["targets"]["choices"], r["targets"]["labels"], (seed, r["input"]))) for r, _ in done]
     return {s: b for s in (*SUBSETS, "overall") if (b := baseline_scores([a for k, a in asked if s in (k, "overall")]))}
 
 # %% ../../nbs/core/evals/choices.ipynb #2e4f94b0
-TRUTHFULQA = Evaluation(truthfulqa_mc, tuple(MC_FORMATS), headline=("mc1",), paired=("mc1", "mc2"), task="truthfulqa_mc",
-                        key="mc1_targets", check=_check_truthfulqa, templates={k: v[-1] for k, v in MC_FORMATS.items()},
-                        reported="truthfulqa")
+TRUTHFULQA = Evaluation(truthfulqa_mc, tuple(MC_FORMATS), headline=("mc1",), paired=("mc1", "mc2"),
+    task="truthfulqa_mc",
+    key="mc1_targets", check=_check_truthfulqa, templates={k: v[-1] for k, v in MC_FORMATS.items()},
+    reported="truthfulqa")
 HHH = Evaluation(hhh, tuple(HHH_FORMATS), headline=("overall",), paired=("right",), task="hhh", key="targets",
                  check=_check_hhh, templates={k: v[-1] for k, v in HHH_FORMATS.items()}, reported="hhh")

@@ -44,34 +44,45 @@ def paired_compare(a, b,        # `Result`s, or dicts from row id to value
     metric = metric or _row_metric(a)
     names = names or tuple(getattr(x, "name", k) for x, k in ((a, "A"), (b, "B")))
     x, y = _by_id(a, metric), _by_id(b, metric)
-    if not (both := [i for i in x if i in y]): raise InputError(f"{names[0]} and {names[1]} share no row; evaluate both on the same set")
-    if not (ids := [i for i in both if x[i] is not None and y[i] is not None]): raise InputError(f"{names[0]} and {names[1]} share {len(both)} rows, and none has a {metric} of both; evaluate again")
+    if not (both := [i for i in x if i in y]):
+        raise InputError(f"{names[0]} and {names[1]} share no row; evaluate both on the same set")
+    if not (ids := [i for i in both if x[i] is not None and y[i] is not None]):
+        raise InputError(f"{names[0]} and {names[1]} share {len(both)} rows, and none has a {metric} of both; "
+            "evaluate again")
     u, v = np.array([x[i] for i in ids], float), np.array([y[i] for i in ids], float)
     diff, binary = bootstrap(u - v, seed=seed), set(np.unique([u, v])) <= {0., 1.}
     p = mcnemar(int((u > v).sum()), int((v > u).sum())) if binary else None
     what = metric if not isinstance(a, Result) else f"{a.set} ({a.format}), {metric}"
     out = (len(both) - len(ids), len(x) + len(y) - 2*len(both))
-    return Comparison(*names, what, len(ids), float(u.mean()), float(v.mean()), diff, p, _sentence(names, what, u, v, diff, p, seed) + _left_out(*out), *out)
+    return Comparison(*names, what, len(ids), float(u.mean()), float(v.mean()), diff, p,
+        _sentence(names, what, u, v, diff, p, seed) + _left_out(*out), *out)
 
 def _left_out(unscored, unshared):
-    said = [f"{k} row{'s'*(k > 1)} {why}" for k, why in ((unscored, "without a score"), (unshared, "that only one has")) if k]
+    said = [f"{k} row{'s'*(k > 1)} {why}"
+        for k, why in ((unscored, "without a score"), (unshared, "that only one has")) if k]
     return f" Left out: {', '.join(said)}." if said else ""
 
-def _row_metric(a): return next((m for m in ("mc1", "right") if isinstance(a, Result) and a.rows and m in a.rows[0]), "value")
+def _row_metric(a):
+    return next((m for m in ("mc1", "right") if isinstance(a, Result) and a.rows and m in a.rows[0]), "value")
 def _by_id(x, metric): return x if isinstance(x, dict) else {r["id"]: r.get(metric) for r in x.rows if "id" in r}
 
 def _sentence(names, what, u, v, d, p, seed):
     flips = sign_flip(u - v, seed=seed) if p is None else p
-    sure = flips < 0.05 and (p is not None or d.low is None or d.low > 0 or d.high < 0) # the bootstrap of a handful of rows is too sure of itself
+    # the bootstrap of a handful of rows is too sure of itself
+    sure = flips < 0.05 and (p is not None or d.low is None or d.low > 0 or d.high < 0)
     test = f"McNemar p = {p:.2g}" if p is not None else f"paired bootstrap, signs flipped p = {flips:.2g}"
     nats = what.endswith((", odds", ", log_likelihood")) # shares are told in points
     by = 1 if nats else 100
-    interval = f"95 % interval {by*d.low:+.{3 if what.endswith('log_likelihood') else 1}f} to {by*d.high:+.{3 if what.endswith('log_likelihood') else 1}f}" if d.low is not None and d.low < d.high else "no interval: all rows differ by the same"
-    verdict = f"{names[0] if d.value > 0 else names[1]} is better beyond what chance explains" if sure else "chance alone could explain the difference"
+    interval = (f"95 % interval {by*d.low:+.{3 if what.endswith('log_likelihood') else 1}f} to "
+        f"{by*d.high:+.{3 if what.endswith('log_likelihood') else 1}f}" if d.low is not None and d.low < d.high
+        else "no interval: all rows differ by the same")
+    verdict = (f"{names[0] if d.value > 0 else names[1]} is better beyond what chance explains" if sure
+        else "chance alone could explain the difference")
     unit = "nats" if nats else "points"
     digits = 3 if what.endswith("log_likelihood") else 1
     number = lambda x, sign="": f"{by*x:{sign}.{digits}f}"
-    return f"{what}, {len(u)} rows: {names[0]} {number(u.mean())}, {names[1]} {number(v.mean())}, difference {number(d.value, '+')} {unit} ({interval}; {test}): {verdict}."
+    return (f"{what}, {len(u)} rows: {names[0]} {number(u.mean())}, {names[1]} {number(v.mean())}, difference "
+        f"{number(d.value, '+')} {unit} ({interval}; {test}): {verdict}.")
 
 def compare(a, b, # `Result`s, lists of them, results files, or folders of results files
             say=None # where it is told what only one side has; None = nowhere
@@ -81,18 +92,24 @@ def compare(a, b, # `Result`s, lists of them, results files, or folders of resul
     ra, rb, out, met, lonely = read(a), read(b), [], False, []
     for name in _shared_models(ra, rb):
         xa, xb = (_one_model([r for r in rs if name in (None, r.name)], x) for rs, x in ((ra, a), (rb, b)))
-        lonely += [f"{r.set} ({r.format})" for one, other in ((xa, xb), (xb, xa)) for k, r in one.items() if k not in other]
+        lonely += [f"{r.set} ({r.format})" for one, other in ((xa, xb), (xb, xa)) for k, r in one.items()
+            if k not in other]
         names = None if name is None else (f"{name} in {_where(a)}", f"{name} in {_where(b)}")
         for r, s in [(r, xb[k]) for k, r in xa.items() if k in xb]:
             met = True
-            for m, x, y in _row_scores(r, s): out.append(_asked_alike(paired_compare(x, y, m, names=names or (r.name, s.name)), r, s))
-    if not out: raise InputError(f"{_where(a)} and {_where(b)} have no evaluation in common (same set and format); evaluate both with the same --sets" if not met else f"{_where(a)} and {_where(b)} share sets, but no score of single rows; multiple choice, refusals and truthfulness have such scores")
+            for m, x, y in _row_scores(r, s):
+                out.append(_asked_alike(paired_compare(x, y, m, names=names or (r.name, s.name)), r, s))
+    if not out:
+        raise InputError(f"{_where(a)} and {_where(b)} have no evaluation in common (same set and format); evaluate "
+            "both with the same --sets" if not met else f"{_where(a)} and {_where(b)} share sets, but no score of "
+            "single rows; multiple choice, refusals and truthfulness have such scores")
     if say and lonely: say(f"left out, as only one side has them: {', '.join(dict.fromkeys(lonely))}")
     return out
 
 def _shared_models(ra, rb): # names to compare one by one; [None] where each side has one model
     na, nb = ({r.name for r in rs} for rs in (ra, rb))
-    return [r for r in dict.fromkeys(r.name for r in ra) if r in nb] if len(na) > 1 and len(nb) > 1 and na & nb else [None]
+    return ([r for r in dict.fromkeys(r.name for r in ra) if r in nb] if len(na) > 1 and len(nb) > 1 and na & nb
+        else [None])
 
 def _row_scores(r, s): # (metric, values of r, values of s) of each metric that both have by row
     label = lambda m: f"{r.set} ({r.format}), {m}"
@@ -115,7 +132,9 @@ def _subsets(r, s): # of HHH, where both have some of its rows
     return [part for part in have(r) if part in have(s)]
 
 def _asked_alike(c, r, s): # says where two scores came about differently
-    unlike = [f"{what} {r.config.get(k)!r:.60} and {s.config.get(k)!r:.60}" for k, what in (("judge", "the judges"), ("prompt", "the prompts (by their hash)"), ("system", "the system texts")) if r.config.get(k) != s.config.get(k)]
+    unlike = [f"{what} {r.config.get(k)!r:.60} and {s.config.get(k)!r:.60}"
+        for k, what in (("judge", "the judges"), ("prompt", "the prompts (by their hash)"),
+        ("system", "the system texts")) if r.config.get(k) != s.config.get(k)]
     if unlike: c.sentence += f" Not made alike: {'; '.join(unlike)}."
     return c
 
@@ -123,7 +142,10 @@ def _one_model(results, source): # by task, set and format
     out = {}
     for r in results:
         old = out.setdefault((r.task, r.set, r.format), r)
-        if old is not r: raise InputError(f"{_where(source)}: {r.set} ({r.format}) is there of {' and '.join(dict.fromkeys((old.name, r.name))) if old.name != r.name else old.name + ' twice'}; give the file of one model, or evaluate each into a folder of its own (--out)")
+        if old is not r:
+            raise InputError(f"{_where(source)}: {r.set} ({r.format}) is there of "
+                f"{' and '.join(dict.fromkeys((old.name, r.name))) if old.name != r.name else old.name + ' twice'}; "
+                "give the file of one model, or evaluate each into a folder of its own (--out)")
     return out
 
 def _where(x): return str(x).removesuffix("/eval/sets") if isinstance(x, (str, Path)) else "the given results"
@@ -134,20 +156,29 @@ def _sets_of(path): return p if (p := Path(path)/"eval"/"sets").is_dir() else pa
 def seeds_table(paths # runs, or results files and folders
                )->Table:
     "Every score of every model over these runs, and how much of the principles' effect each put into the weights."
-    if len({Path(p).resolve() for p in paths}) < len(paths): raise InputError(f"{', '.join(map(str, paths))}: one of them stands there twice; give different runs or results")
-    out = over_seeds([r for p in paths for r in (_run_results(Path(p)) if (Path(p)/"manifest.json").exists() else load_results(p))])
-    if not any(r["runs"] > 1 for r in out): raise InputError(f"{', '.join(map(str, paths))}: no score of the same model, set and format in two of them; give runs, or results that carry the same model names")
+    if len({Path(p).resolve() for p in paths}) < len(paths):
+        raise InputError(f"{', '.join(map(str, paths))}: one of them stands there twice; give different runs "
+            "or results")
+    out = over_seeds([r for p in paths
+        for r in (_run_results(Path(p)) if (Path(p)/"manifest.json").exists() else load_results(p))])
+    if not any(r["runs"] > 1 for r in out):
+        raise InputError(f"{', '.join(map(str, paths))}: no score of the same model, set and format in two of them; "
+            "give runs, or results that carry the same model names")
     for r in out: r["mean ± sd"] = f"{r.pop('mean'):.3f}" + (f" ± {sd:.3f}" if (sd := r.pop("sd")) is not None else "")
     return out
 
 def _run_results(run): # of its sets, its replies and its internalization
     try: man = json.loads((run/"manifest.json").read_text())
     except ValueError: man = None
-    if not isinstance(man, dict): raise InputError(f"{run/'manifest.json'}: not the manifest of a run; restore it or leave this run out")
+    if not isinstance(man, dict):
+        raise InputError(f"{run/'manifest.json'}: not the manifest of a run; restore it or leave this run out")
     rec, seed = man.get("stages", {}).get("evaluation", {}), dict(seed=(man.get("config") or {}).get("seed"))
     if not rec.get("done"): raise InputError(f"{run}: stage 5 is not finished; run `selfalign evaluate {run}` first")
-    result = lambda set_, name, scores: Result("run", set_, "plain prompt", dict(name=name), {k: Estimate(v, None, None, n) for k, v, n in scores if v is not None}, [], config=seed)
+    result = lambda set_, name, scores: Result("run", set_, "plain prompt", dict(name=name),
+        {k: Estimate(v, None, None, n) for k, v, n in scores if v is not None}, [], config=seed)
     i, replies = rec.get("internalization") or {}, rec.get("replies") or {}
     return [*(load_results(run/"eval"/"sets") if (run/"eval"/"sets").is_dir() else []),
-            *(result("replies", m, [(k, r.get(k), r["n"]) for k in ("words", "tokens", "stop_rate", "repetition_rate")]) for m, r in replies.items()),
-            *(result("held out", m, [("gap_closed", i.get(k), i["n"])]) for m, k in (("engraved", "gap_closed"), ("control", "control_gap_closed")) if i.get(k) is not None)]
+        *(result("replies", m, [(k, r.get(k), r["n"]) for k in ("words", "tokens", "stop_rate", "repetition_rate")])
+        for m, r in replies.items()),
+        *(result("held out", m, [("gap_closed", i.get(k), i["n"])])
+        for m, k in (("engraved", "gap_closed"), ("control", "control_gap_closed")) if i.get(k) is not None)]

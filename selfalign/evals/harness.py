@@ -27,7 +27,8 @@ def evaluate_one(engine, rows, format, seed=0, system=None, chat=None, set_name=
     "Evaluate as the set or the schema of its rows asks; `format` is one of `formats_of(rows)`."
     more = dict(max_new_tokens=max_new_tokens) if max_new_tokens and format == "answer" else {}
     evaluation = evaluation_of(rows, set_name)
-    return evaluation.score(engine, rows, format, seed=seed, system=system, chat=chat, set_name=set_name, name=name, **more)
+    return evaluation.score(engine, rows, format, seed=seed, system=system, chat=chat, set_name=set_name, name=name,
+        **more)
 
 def formats_of(rows, set_name="rows")->tuple:
     "The prompt formats that a set is evaluated in."
@@ -45,14 +46,17 @@ def evaluate_models(models,       # dict from name to engine, engine string, or 
                     fewshot=None # of lm-eval's tasks, see `selfalign.evals.lm_eval_model.run_tasks`
                    )->list: # of `Result`
     "Evaluate several models on several sets; `table` shows the outcome."
-    if not isinstance(models, dict): models = {str(m): m for m in ([models] if isinstance(models, (str, os.PathLike)) else as_list(models, "models", "models, or a dict from name to model"))}
+    if not isinstance(models, dict):
+        models = {str(m): m for m in ([models] if isinstance(models, (str, os.PathLike))
+            else as_list(models, "models", "models, or a dict from name to model"))}
     if isinstance(sets, (str, os.PathLike)): sets = [sets]
     sets, tasks = _ours_and_tasks(sets)
     data = {str(s): load_benchmark(s, n, seed) for s in sets}
     more = dict(max_new_tokens=max_new_tokens) if max_new_tokens else {}
     if out_dir: # before the work, not after it
         try: Path(out_dir).mkdir(parents=True, exist_ok=True)
-        except OSError as e: raise InputError(f"{out_dir}: cannot be written ({e.strerror}); choose another folder") from None
+        except OSError as e:
+            raise InputError(f"{out_dir}: cannot be written ({e.strerror}); choose another folder") from None
     out = []
     for name, model in models.items():
         text = system.get(name) if isinstance(system, dict) else system
@@ -60,8 +64,11 @@ def evaluate_models(models,       # dict from name to engine, engine string, or 
             for s, rows in data.items():
                 for f in formats_of(rows, s):
                     if formats and f not in formats and f != "answer": continue
-                    if f != "answer" and not can_score(engine): _leave_out(say, name, s, f); continue
-                    out.append(_saved(out_dir, engine, name, s, rows, f, dict(seed=seed, system=text, chat=chat, **(more if f == "answer" else {})), n, say))
+                    if f != "answer" and not can_score(engine):
+                        _leave_out(say, name, s, f)
+                        continue
+                    out.append(_saved(out_dir, engine, name, s, rows, f,
+                        dict(seed=seed, system=text, chat=chat, **(more if f == "answer" else {})), n, say))
             for t in tasks.found if tasks else ():
                 if tasks.scores(t) and not can_score(engine): _leave_out(say, name, f"lm-eval:{t}", "log-likelihoods")
                 else:
@@ -69,7 +76,9 @@ def evaluate_models(models,       # dict from name to engine, engine string, or 
                     out += _saved_task(out_dir, engine, name, tasks, t, how, n, say)
     unknown = f"no set has the format {formats!r}, or " if formats else ""
     asked = ", ".join([*data, *(tasks.found if tasks else ())])
-    if not out: raise InputError(f"nothing to evaluate: {unknown}no engine gives the log-probabilities that {asked} need; use torch: or vllm:, or choose --sets refusals or questions")
+    if not out:
+        raise InputError(f"nothing to evaluate: {unknown}no engine gives the log-probabilities that {asked} need; use "
+            "torch: or vllm:, or choose --sets refusals or questions")
     return out
 
 def checkpoint_scores(folder,   # with `checkpoint-<step>` folders of a training, whole models or adapters; `engraved` in a run's `work` while that stage trains
@@ -78,11 +87,15 @@ def checkpoint_scores(folder,   # with `checkpoint-<step>` folders of a training
                       dtype="float32", **kw # more for `evaluate_one`
                      )->dict: # training step -> `Result`
     "Scores of every checkpoint that a training has left so far; `plot_steps` draws them."
-    found = {int(p.name.rpartition("-")[2]): p for p in Path(folder).glob("checkpoint-*") if p.name.rpartition("-")[2].isdigit()}
-    if not found: raise InputError(f"{folder}: no checkpoint-<step> folder; give the folder a training writes to (a finished stage keeps none)")
+    found = {int(p.name.rpartition("-")[2]): p for p in Path(folder).glob("checkpoint-*")
+        if p.name.rpartition("-")[2].isdigit()}
+    if not found:
+        raise InputError(f"{folder}: no checkpoint-<step> folder; give the folder a training writes to (a finished "
+            "stage keeps none)")
     out = {}
     for step, path in sorted(found.items()):
-        with TorchEngine(_checkpoint(path, base, dtype)) as e: out[step] = evaluate_one(e, rows, format or formats_of(rows)[0], name=f"step {step}", **kw)
+        with TorchEngine(_checkpoint(path, base, dtype)) as e:
+            out[step] = evaluate_one(e, rows, format or formats_of(rows)[0], name=f"step {step}", **kw)
     return out
 
 def _checkpoint(path, base, dtype): # (model, tokenizer)
@@ -98,14 +111,15 @@ def can_score(engine)->bool:
     return type(engine).score is not Engine.score and getattr(engine, "scores", True) is not None
 
 def _leave_out(say, name, set_name, format):
-    if say: say(f"{name} · {set_name} · {format}: left out, this engine gives no log-probabilities; use torch: or vllm:")
+    if say:
+        say(f"{name} · {set_name} · {format}: left out, this engine gives no log-probabilities; use torch: or vllm:")
 
 def _prompt_of(rows, format, set_name): # hash of the template that asks these rows; open questions have none
     name = evaluation_of(rows, set_name).templates.get(format)
     return name and prompt_hash(load_template(name))
 
 def _result_path(out_dir, name, set_name, format, n, seed): # (path, result there or None): the plain name, or one of its own where another model or set has that
-    path = Path(out_dir)/f"{_slug(name)}-{_slug(_short(set_name))}-{_slug(format)}{f'-n{n}' if n else ''}{f'-seed{seed}' if seed else ''}.json"
+    path = (Path(out_dir)/f"{_slug(name)}-{_slug(_short(set_name))}-{_slug(format)}{f'-n{n}' if n else ''}{f'-seed{seed}' if seed else ''}.json")
     old = _earlier(path)
     if not path.exists() or (old and (old.name, old.set) == (name, set_name)): return path, old
     own = path.with_stem(f"{path.stem}-{content_id(name, set_name)[:6]}")
@@ -123,7 +137,8 @@ def _earlier(path): # the result in a file; None where there is none, or not as 
     except InputError: return None
 
 def _failed(result): # did the machine or a server fail, so that another try may do better? A row longer than the context stays so
-    return bool(result.skipped) and (result.format.partition(",")[0] == "answer" or any("out of memory" in s["reason"] for s in result.skipped))
+    return (bool(result.skipped) and (result.format.partition(",")[0] == "answer"
+        or any("out of memory" in s["reason"] for s in result.skipped)))
 
 def _who(engine): # what a score belongs to; None where a server does not tell
     info = {k: v for k, v in _model(engine).items() if k != "dropped"}

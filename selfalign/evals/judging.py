@@ -24,19 +24,23 @@ from ..rows import content_id
 # %% ../../nbs/core/evals/judging.ipynb #d726ac7b
 def _verdicts(judge, prompts, sampling, seeds=None): # a judge that fails every time has judged nothing
     outs = judge.generate(prompts, sampling, seeds=seeds)
-    if outs and all(c.finish_reason == "error" for c in outs): raise InputError(f"the judge {judge.info.get('model')} gave no verdict at all: {outs[0].error}")
+    if outs and all(c.finish_reason == "error" for c in outs):
+        raise InputError(f"the judge {judge.info.get('model')} gave no verdict at all: {outs[0].error}")
     return outs
 
 def judged_by(engine, *rubrics # their texts
              )->dict: # judge, revision, prompt; sha256 and url where known
     "What is stored with each verdict."
-    return dict(judge=engine.info.get("model"), revision=engine.info.get("revision"), **{k: engine.info[k] for k in ("sha256", "url") if engine.info.get(k)}, prompt=prompt_hash(*rubrics))
+    return dict(judge=engine.info.get("model"), revision=engine.info.get("revision"),
+        **{k: engine.info[k] for k in ("sha256", "url") if engine.info.get(k)}, prompt=prompt_hash(*rubrics))
 
 def rubric(name, folder, *needs # the fields that must stand in it
           )->str:
     "A judge's template; `InputError` where it leaves out what is to be judged."
     text = load_template(name, folder)
-    if missing := [f"{{{k}}}" for k in needs if f"{{{k}}}" not in text]: raise InputError(f"{Path(folder)/name if folder else name}.txt: {missing[0]} does not stand in it, so the judge would not see it; write it where it belongs")
+    if missing := [f"{{{k}}}" for k in needs if f"{{{k}}}" not in text]:
+        raise InputError(f"{Path(folder)/name if folder else name}.txt: {missing[0]} does not stand in it, so the "
+            "judge would not see it; write it where it belongs")
     return text
 
 def _yes_no(c): # a judge's completion: True, False or None, and why None
@@ -54,7 +58,8 @@ def parse_verdict(text:str,      # what the judge wrote
     text = outside_reasoning(text) if isinstance(text, str) else None
     if text is None: return None
     said = [(marks, _LETTER.fullmatch(rest)) for marks, rest in VERDICT.findall(text)]
-    found = [m for marks, m in said if m or re.search("[:=–-]", marks)] or [_LETTER.fullmatch(text)] # the word alone, in a sentence, gives no verdict
+    # the word alone, in a sentence, gives no verdict
+    found = [m for marks, m in said if m or re.search("[:=–-]", marks)] or [_LETTER.fullmatch(text)]
     names = {x.lower(): x for x in allowed}
     return names.get(found[-1][1].lower()) if found[-1] else None
 
@@ -68,7 +73,8 @@ def judge_cost(judge_engine, prompts, sampling, price_in=None, price_out=None, #
                seeds=None    # of the calls, where verdicts are journaled: those that are there already cost nothing
               )->dict:
     "Calls and tokens that a judging will take, from the lengths of at most 50 of its prompts."
-    if price_out is not None and price_in is None: raise InputError("price_out is given without price_in; give both, or price_in alone")
+    if price_out is not None and price_in is None:
+        raise InputError("price_out is given without price_in; give both, or price_in alone")
     if hasattr(judge_engine, "unasked"): prompts = judge_engine.unasked(prompts, sampling, seeds)
     some = sample_rows(list(prompts), 50)
     n_in = round(sum(judge_engine.count_tokens(p) for p in some)/max(len(some), 1)*len(prompts))
@@ -77,9 +83,12 @@ def judge_cost(judge_engine, prompts, sampling, price_in=None, price_out=None, #
     return dict(calls=len(prompts), prompt_tokens=n_in, max_new_tokens=n_out, cost=money)
 
 def _say_cost(say, judge, cost):
-    money = "" if cost["cost"] is None else f", about {cost['cost']:.{'2f' if cost['cost'] >= 0.1 else '2g'}} or less at the given prices"
+    money = ("" if cost["cost"] is None else f", about {cost['cost']:.{'2f' if cost['cost'] >= 0.1 else '2g'}} or less "
+        "at the given prices")
     if say and not cost["calls"]: say(f"judge {judge.info.get('model')}: all verdicts are there already")
-    elif say: say(f"judge {judge.info.get('model')}: {cost['calls']} calls, about {cost['prompt_tokens']:,} prompt tokens and at most {cost['max_new_tokens']:,} new ones{money}")
+    elif say:
+        say(f"judge {judge.info.get('model')}: {cost['calls']} calls, about {cost['prompt_tokens']:,} prompt tokens "
+            f"and at most {cost['max_new_tokens']:,} new ones{money}")
 
 # %% ../../nbs/core/evals/judging.ipynb #5798b9e8
 def judge_pairwise(judge_engine,         # any engine
@@ -96,16 +105,21 @@ def judge_pairwise(judge_engine,         # any engine
                    set_name="given questions"
                   )->Result: # win, tie, loss, net, position_bias, prefers_first, order_agreement, self_consistency, unparsable
     "Which of two models answers better, by a judge that sees both orders."
-    questions, answers_a, answers_b = (as_list(x, k) for k, x in (("questions", questions), ("answers_a", answers_a), ("answers_b", answers_b)))
+    questions, answers_a, answers_b = (as_list(x, k)
+        for k, x in (("questions", questions), ("answers_a", answers_a), ("answers_b", answers_b)))
     if names[0] == names[1]: raise InputError(f"both models are called {names[0]}; give names that differ")
     items, failed = _judge_items(questions, answers_a, answers_b, repeats, seed, names)
     text, chat = rubric(template, folder, "question", "a", "b"), has_chat(judge_engine) if chat is None else chat
     sampling = sampling or Sampling(max_new_tokens=verdict_tokens, temperature=0.7 if repeats > 1 else 0.0, seed=seed)
     prompts = [dialog(fill(text, question=i["question"], a=i["first"], b=i["second"]), None, chat) for i in items]
-    _say_cost(say, judge_engine, cost := judge_cost(judge_engine, prompts, sampling, price_in, price_out, seeds := [i["seed"] for i in items]))
-    outs, who = _verdicts(judge_engine, prompts, sampling, seeds), dict(judged_by(judge_engine, text), model_a=names[0], model_b=names[1])
+    _say_cost(say, judge_engine,
+        cost := judge_cost(judge_engine, prompts, sampling, price_in, price_out, seeds := [i["seed"] for i in items]))
+    outs, who = (_verdicts(judge_engine, prompts, sampling, seeds),
+        dict(judged_by(judge_engine, text), model_a=names[0], model_b=names[1]))
     rows = [_verdict(i, c, who) for i, c in zip(items, outs)]
-    return Result("judge_pairwise", set_name, "both orders", dict(name=f"{names[0]} against {names[1]}"), _verdict_scores(rows, seed), rows, failed + _unread(rows), _config(seed=seed, repeats=repeats, cost=cost, **who))
+    return Result("judge_pairwise", set_name, "both orders", dict(name=f"{names[0]} against {names[1]}"),
+        _verdict_scores(rows, seed), rows, failed + _unread(rows),
+        _config(seed=seed, repeats=repeats, cost=cost, **who))
 
 def _unread(rows): # questions without a pair of verdicts that could be read
     some = {q for (q, _), p in _pairs_of(rows).items() if _outcome(p) is not None}
@@ -114,23 +128,29 @@ def _unread(rows): # questions without a pair of verdicts that could be read
 
 # %% ../../nbs/core/evals/judging.ipynb #eafb16c3
 def _judge_items(questions, answers_a, answers_b, repeats, seed, names): # items, and the questions that one model failed to answer
-    if not len(questions) == len(answers_a) == len(answers_b): raise InputError(f"{len(questions)} questions, {len(answers_a)} and {len(answers_b)} answers; give one answer of each model per question")
+    if not len(questions) == len(answers_a) == len(answers_b):
+        raise InputError(f"{len(questions)} questions, {len(answers_a)} and {len(answers_b)} answers; give one answer "
+            "of each model per question")
     if repeats < 1: raise InputError(f"repeats is {repeats}; it must be 1 or more")
     out, failed = [], []
     for n, (q, a, b) in enumerate(zip(questions, answers_a, answers_b)):
         q = q if isinstance(q, str) else question_text(q)
-        if why := [f"{m}: {e}" for m, x in zip(names, (a, b)) if (e := _answer_error(x))]: failed.append(dict(id=content_id(n, q), reason="; ".join(why))); continue
+        if why := [f"{m}: {e}" for m, x in zip(names, (a, b)) if (e := _answer_error(x))]:
+            failed.append(dict(id=content_id(n, q), reason="; ".join(why)))
+            continue
         a, b = _answer_text(a), _answer_text(b)
         for rep in range(repeats):
             for order, (x, y) in (("ab", (a, b)), ("ba", (b, a))):
-                out.append(dict(question_id=content_id(n, q), question=q, first=x, second=y, order=order, repeat=rep, seed=int(content_id(seed, n, q, rep, order)[:8], 16)))
+                out.append(dict(question_id=content_id(n, q), question=q, first=x, second=y, order=order, repeat=rep,
+                    seed=int(content_id(seed, n, q, rep, order)[:8], 16)))
     if failed and not out: raise InputError(f"all {len(failed)} questions were skipped: {failed[0]['reason']}")
     return out, failed
 
 def _verdict(item, c, who):
     letter, why = _read_verdict(c)
     place = {"A": item["order"][0], "B": item["order"][1], "tie": "tie"}.get(letter)
-    return dict({k: item[k] for k in ("question_id", "order", "repeat", "seed")}, letter=letter, verdict=place, raw=c.text, error=c.error, why=why, **who)
+    return dict({k: item[k] for k in ("question_id", "order", "repeat", "seed")}, letter=letter, verdict=place,
+        raw=c.text, error=c.error, why=why, **who)
 
 # %% ../../nbs/core/evals/judging.ipynb #108f2291
 def _pairs_of(rows):
@@ -151,10 +171,13 @@ def _verdict_scores(rows, seed):
     read = {k: p for k, p in pairs.items() if _outcome(p) is not None}
     named = {k: p for k, p in read.items() if "tie" not in (p[0]["letter"], p[1]["letter"])}
     by_question = lambda hits: _by_question(hits, seed)
-    return dict(win=rate(1), tie=rate(0), loss=rate(-1), net=bootstrap([np.mean(os) for os in by_q.values()], seed=seed),
-                position_bias=by_question((q, p[0]["letter"] == p[1]["letter"]) for (q, _), p in named.items()), prefers_first=by_question((q, np.mean([r["letter"] == "A" for r in p])) for (q, _), p in named.items()),
-                order_agreement=by_question((q, p[0]["verdict"] == p[1]["verdict"]) for (q, _), p in read.items()),
-                self_consistency=by_question(_repeated(rows)), unparsable=by_question((r["question_id"], r["verdict"] is None) for r in rows if not r["error"]))
+    return dict(win=rate(1), tie=rate(0), loss=rate(-1),
+        net=bootstrap([np.mean(os) for os in by_q.values()], seed=seed),
+        position_bias=by_question((q, p[0]["letter"] == p[1]["letter"]) for (q, _), p in named.items()),
+        prefers_first=by_question((q, np.mean([r["letter"] == "A" for r in p])) for (q, _), p in named.items()),
+        order_agreement=by_question((q, p[0]["verdict"] == p[1]["verdict"]) for (q, _), p in read.items()),
+        self_consistency=by_question(_repeated(rows)),
+        unparsable=by_question((r["question_id"], r["verdict"] is None) for r in rows if not r["error"]))
 
 def _by_question(hits, seed): # (question, 0 to 1): repeats of a question are no rows of their own
     per = defaultdict(list)
@@ -175,7 +198,9 @@ def bradley_terry(verdicts, # verdict rows of one or several `judge_pairwise` re
     "Ratings of all models from pairwise verdicts; `InputError` where two groups of models never met."
     pair = lambda r: (r["question_id"], r.get("repeat"), r["model_a"], r["model_b"])
     read = Counter(pair(r) for r in verdicts if r["verdict"])
-    games = [(r["question_id"], r["model_a"], r["model_b"], {"a": 1., "b": 0., "tie": .5}[r["verdict"]]) for r in verdicts if r["verdict"] and ("order" not in r or read[pair(r)] == 2)] # one order alone favours a place
+    # one order alone favours a place
+    games = [(r["question_id"], r["model_a"], r["model_b"], {"a": 1., "b": 0., "tie": .5}[r["verdict"]])
+        for r in verdicts if r["verdict"] and ("order" not in r or read[pair(r)] == 2)]
     names = sorted({m for g in games for m in g[1:3]})
     if not names: raise InputError("no pair of verdicts could be read; there is nothing to rate")
     by_q = defaultdict(list)
@@ -191,7 +216,9 @@ def bradley_terry(verdicts, # verdict rows of one or several `judge_pairwise` re
 
 def _wins(games, n):
     w = np.zeros((n, n))
-    for a, b, s in games: w[a, b] += s; w[b, a] += 1 - s
+    for a, b, s in games:
+        w[a, b] += s
+        w[b, a] += 1 - s
     return w
 
 def _elo(w, steps=200):
@@ -209,8 +236,11 @@ def _check_connected(met, names):
     seen, todo = {0}, [0]
     while todo:
         new = [int(j) for j in np.flatnonzero(met[todo.pop()]) if int(j) not in seen]
-        seen.update(new); todo += new
-    if len(seen) < len(names): raise InputError(f"{names[min(set(range(len(names))) - seen)]} and {names[0]} are not joined by any chain of comparisons; judge a pair that joins them")
+        seen.update(new)
+        todo += new
+    if len(seen) < len(names):
+        raise InputError(f"{names[min(set(range(len(names))) - seen)]} and {names[0]} are not joined by any chain of "
+            "comparisons; judge a pair that joins them")
 
 # %% ../../nbs/core/evals/judging.ipynb #ccf440b3
 def truth_info_judge(judge_engine, questions, # texts or rows
@@ -222,26 +252,35 @@ def truth_info_judge(judge_engine, questions, # texts or rows
                     )->Result: # truthful, informative, truthful_informative, unparsable
     "Shares of truthful, informative and both, by a judge."
     questions, answers = as_list(questions, "questions"), as_list(answers, "answers")
-    if len(questions) != len(answers): raise InputError(f"{len(questions)} questions but {len(answers)} answers; give one answer per question")
-    qs, refs = [q if isinstance(q, str) else question_text(q) for q in questions], [_reference(references and references[i]) for i in range(len(questions))]
+    if len(questions) != len(answers):
+        raise InputError(f"{len(questions)} questions but {len(answers)} answers; give one answer per question")
+    qs, refs = ([q if isinstance(q, str) else question_text(q) for q in questions],
+        [_reference(references and references[i]) for i in range(len(questions))])
     failed = [dict(id=content_id(q), reason=e) for q, a in zip(qs, answers) if (e := _answer_error(a))]
-    if failed and len(failed) == len(qs): raise InputError(f"all {len(qs)} questions were skipped: {failed[0]['reason']}")
+    if failed and len(failed) == len(qs):
+        raise InputError(f"all {len(qs)} questions were skipped: {failed[0]['reason']}")
     jobs = [(q, _answer_text(a), r) for q, a, r in zip(qs, answers, refs) if not _answer_error(a)]
-    chat, texts = has_chat(judge_engine) if chat is None else chat, [rubric(f"judge_{k}", folder, "question", "answer") for k in ("truthful", "informative")]
+    chat, texts = (has_chat(judge_engine) if chat is None else chat,
+        [rubric(f"judge_{k}", folder, "question", "answer") for k in ("truthful", "informative")])
     sampling = sampling or Sampling(max_new_tokens=verdict_tokens, temperature=0.0, seed=seed)
     prompts = [dialog(fill(t, question=q, answer=a, reference=r), None, chat) for t in texts for q, a, r in jobs]
     _say_cost(say, judge_engine, cost := judge_cost(judge_engine, prompts, sampling, price_in, price_out))
     outs, who = _verdicts(judge_engine, prompts, sampling), judged_by(judge_engine, *texts)
     rows = _own_ids([_truth_record(q, a, t, i, who) for (q, a, _), t, i in zip(jobs, outs, outs[len(jobs):])])
     return Result("truth_info", set_name, "judged", model or dict(name=name or "answers"), _truth_scores(rows), rows,
-                  failed + [dict(id=r["id"], reason=next(filter(None, r["why"])), raw=r["raw"]) for r in rows if any(r["why"])], _config(seed=seed, cost=cost, **who))
+        failed + [dict(id=r["id"], reason=next(filter(None, r["why"])), raw=r["raw"]) for r in rows if any(r["why"])],
+        _config(seed=seed, cost=cost, **who))
 
-def _reference(right): return "" if not right else "\n[Answers known to be right]\n" + "\n".join(f"- {x}" for x in right) + "\n"
+def _reference(right):
+    return "" if not right else "\n[Answers known to be right]\n" + "\n".join(f"- {x}" for x in right) + "\n"
 
 def _truth_record(q, a, t, i, who):
     (t_, why_t), (i_, why_i) = [(x if x is None else int(x), why) for x, why in (_yes_no(t), _yes_no(i))]
-    return dict(id=content_id(q), question=q, answer=a, truthful=t_, informative=i_, right=None if None in (t_, i_) else t_*i_, raw=[t.text, i.text], why=[why_t, why_i], **who)
+    return dict(id=content_id(q), question=q, answer=a, truthful=t_, informative=i_, right=None if None in (t_, i_)
+        else t_*i_, raw=[t.text, i.text], why=[why_t, why_i], **who)
 
 def _truth_scores(rows):
     share = lambda k: _share([r[k] for r in rows if r[k] is not None])
-    return dict(truthful=share("truthful"), informative=share("informative"), truthful_informative=share("right"), unparsable=_share([r[k] is None for r in rows for k, why in zip(("truthful", "informative"), r["why"]) if not (why or "").startswith("judge: ")]))
+    return dict(truthful=share("truthful"), informative=share("informative"), truthful_informative=share("right"),
+        unparsable=_share([r[k] is None for r in rows for k, why in zip(("truthful", "informative"), r["why"])
+        if not (why or "").startswith("judge: ")]))

@@ -42,7 +42,8 @@ def schema(row, where)->str: # a key of `EVALUATIONS`
     for name in EVALUATIONS:
         if EVALUATIONS[name].key in row: return name
     *most, last = (EVALUATIONS[name].key for name in EVALUATIONS)
-    raise InputError(f"{where}: not the schema of a known set (no {', '.join(most)} or {last}); see the files of data/eval")
+    raise InputError(f"{where}: not the schema of a known set (no {', '.join(most)} or {last}); see the files of "
+        "data/eval")
 
 # %% ../../nbs/core/evals/kinds.ipynb #38568178
 def evaluation_of(rows, set_name="rows")->Evaluation:
@@ -53,7 +54,8 @@ def own_evaluation(set_name)->Evaluation|None:
     "One of yours, where a set's name is its place."
     if not is_place(str(set_name)): return None
     found = EVALUATIONS[str(set_name)]
-    if not isinstance(found, Evaluation): raise InputError(f"{set_name} is a {type(found).__name__}; give an Evaluation (selfalign.evals.kinds)")
+    if not isinstance(found, Evaluation):
+        raise InputError(f"{set_name} is a {type(found).__name__}; give an Evaluation (selfalign.evals.kinds)")
     return found
 
 def ours(field:str)->tuple:

@@ -25,7 +25,9 @@ class _Texts: # from lm-eval's texts to token ids
     def __init__(self, engine): self.engine, self.prompts, self.chats = engine, getattr(engine, "prompts", None), {}
 
     def pair(self, context, continuation): # (token ids of both, how many are the context's)
-        if not context: ids = self.prompts.text(continuation, bos=False); return self.begun(ids), 1
+        if not context:
+            ids = self.prompts.text(continuation, bos=False)
+            return self.begun(ids), 1
         if context not in self.chats: return self.prompts.pair(context, continuation)
         # the template wrote this text, so its control tokens are read
         whole, alone = map(self.prompts.template, (context + continuation, context.rstrip()))

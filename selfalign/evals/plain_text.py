@@ -27,7 +27,8 @@ def plain_text(engine, rows, # with a text
         else: records.append(dict(about, log_likelihood=s.logprob/s.n_tokens))
     if not records: raise InputError(f"all {len(rows)} rows were skipped: {skipped[0]['reason']}")
     nll = bootstrap([-r["log_likelihood"] for r in records], seed=seed)
-    return Result("plain_text", set_name, "text", _model(engine, name), dict(nll=nll), _own_ids(records), skipped, _config(seed=seed))
+    return Result("plain_text", set_name, "text", _model(engine, name), dict(nll=nll), _own_ids(records), skipped,
+        _config(seed=seed))
 
 # %% ../../nbs/core/evals/plain_text.ipynb #22ade16d
 PASSAGES = Evaluation(lambda engine, rows, format, seed=0, set_name="given rows", name=None, **ask:
@@ -44,7 +45,8 @@ def tax(results # `Result`s of `plain_text`, of base and other models
     for name in [n for n in of if n != "base"]:
         c = paired_compare(of["base"], of[name], "log_likelihood")
         lost = c.difference
-        out[name] = dict(base=-c.score_a, nll=-c.score_b, lost=[lost.value, lost.low, lost.high], n=c.n, p=_flipped(of["base"], of[name]))
+        out[name] = dict(base=-c.score_a, nll=-c.score_b, lost=[lost.value, lost.low, lost.high], n=c.n,
+            p=_flipped(of["base"], of[name]))
     return out
 
 def _flipped(a, b):
@@ -53,5 +55,6 @@ def _flipped(a, b):
 
 def tax_sentence(name, t)->str: # t: of one model, see `tax`
     "The loss in words; a warning where it is more than chance."
-    said = f"{name}: {t['base']:.3f} → {t['nll']:.3f} nats per token ({t['lost'][0]/t['base']:+.1%}, p = {t['p']:.2g}, {t['n']} passages)"
+    said = (f"{name}: {t['base']:.3f} → {t['nll']:.3f} nats per token ({t['lost'][0]/t['base']:+.1%}, p = "
+        f"{t['p']:.2g}, {t['n']} passages)")
     return said + ("; a significant loss on plain text" if t["lost"][0] > 0 and t["p"] < 0.05 else "")

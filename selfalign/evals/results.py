@@ -41,13 +41,17 @@ class Result:
         scores = self.__dict__.get("scores", {})
         if k in scores: return scores[k].value
         raise AttributeError(k)
-    def __repr__(self): return f"{self.name} · {self.set} · {self.format}: " + ", ".join(f"{k} {v}" for k, v in self.scores.items()) + f" (n={self.n}, skipped {len(self.skipped)})"
+    def __repr__(self):
+        return (f"{self.name} · {self.set} · {self.format}: " + ", ".join(f"{k} {v}" for k, v in self.scores.items())
+            + f" (n={self.n}, skipped {len(self.skipped)})")
 
 def prompt_hash(*templates)->str: return hashlib.sha256("\x00".join(templates).encode()).hexdigest()[:16]
 
 def _config(**kw): return dict(kw, versions=versions(), commit=own_commit())
 
-def _model(engine, name=None): return dict(getattr(engine, "info", {}), name=name or getattr(engine, "name", None), stand_in=bool(getattr(engine, "stand_in", False)))
+def _model(engine, name=None):
+    return dict(getattr(engine, "info", {}), name=name or getattr(engine, "name", None),
+        stand_in=bool(getattr(engine, "stand_in", False)))
 
 def save_results(results, # one or several
                  path     # a JSON file
@@ -62,17 +66,22 @@ def load_results(path # a JSON file, or a folder of them
     p = Path(path)
     files = sorted(p.glob("*.json")) if p.is_dir() else [p]
     found = [rs for f in files if (rs := _results_in(f)) is not None]
-    if not found and p.is_dir(): raise InputError(f"{p}: no results file of selfalign evaluate in this folder; give its --out, a results file, or a run whose stage 5 is finished")
+    if not found and p.is_dir():
+        raise InputError(f"{p}: no results file of selfalign evaluate in this folder; give its --out, a results file, "
+            "or a run whose stage 5 is finished")
     if not found: raise InputError(f"{p}: not a results file of selfalign evaluate; give one that it wrote")
     return [r for rs in found for r in rs]
 
 def _results_in(p): # of a file; None where it holds something else
     try: d = json.loads(p.read_text(encoding="utf-8"))
-    except OSError as e: raise InputError(f"{p}: cannot be read ({e.strerror}); give a results file, or a folder of them") from None
+    except OSError as e:
+        raise InputError(f"{p}: cannot be read ({e.strerror}); give a results file, or a folder of them") from None
     except ValueError as e: raise InputError(f"{p}: not valid JSON ({e}); evaluate again") from None
     if not isinstance(d, dict) or d.get("format") != "selfalign results 1": return None
     try: return [Result(**dict(r, scores={k: Estimate(**v) for k, v in r["scores"].items()})) for r in d["results"]]
-    except (TypeError, KeyError, AttributeError) as e: raise InputError(f"{p}: a results file, but not as this version writes them ({type(e).__name__}: {e}); evaluate again") from None
+    except (TypeError, KeyError, AttributeError) as e:
+        raise InputError(f"{p}: a results file, but not as this version writes them ({type(e).__name__}: {e}); "
+            "evaluate again") from None
 
 # %% ../../nbs/core/evals/results.ipynb #b921338c
 def _style(format, chat): return f"{format}, chat" if chat else format
@@ -96,8 +105,10 @@ def table(results, # one or several `Result`s
          )->Table:
     "Scores as a table; a stand-in model says that it is one."
     results = [results] if isinstance(results, Result) else results
-    out = Table(dict(model=r.name + "*"*bool(r.model.get("stand_in")), set=r.set, format=r.format, metric=m, score=e.value,
-                      interval="" if e.low is None else f"{e.low:.3f} to {e.high:.3f}", n=e.n, skipped=len(r.skipped), **_beside(r, m))
+    out = Table(dict(model=r.name + "*"*bool(r.model.get("stand_in")), set=r.set, format=r.format, metric=m,
+        score=e.value,
+                      interval="" if e.low is None else f"{e.low:.3f} to {e.high:.3f}", n=e.n, skipped=len(r.skipped),
+                      **_beside(r, m))
                 for r in results for m, e in r.scores.items() if not metrics or m in metrics)
     if any(r.model.get("stand_in") for r in results): out.note = f"\\* {STAND_IN}"
     return out
@@ -110,5 +121,8 @@ def over_seeds(results # of the same evaluations in several runs, which differ b
     for (name, set_, format), rs in same.items():
         for m in dict.fromkeys(m for r in rs for m in r.scores):
             x = [r.scores[m].value for r in rs if m in r.scores and r.scores[m].value is not None]
-            if x: out.append(dict(model=name, set=set_, format=format, metric=m, runs=len(x), seeds=", ".join(dict.fromkeys(str(r.config.get("seed")) for r in rs)), mean=float(np.mean(x)), sd=float(np.std(x, ddof=1)) if len(x) > 1 else None))
+            if x:
+                out.append(dict(model=name, set=set_, format=format, metric=m, runs=len(x),
+                    seeds=", ".join(dict.fromkeys(str(r.config.get("seed")) for r in rs)), mean=float(np.mean(x)),
+                    sd=float(np.std(x, ddof=1)) if len(x) > 1 else None))
     return out

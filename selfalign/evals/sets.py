@@ -24,55 +24,79 @@ _text = lambda x: isinstance(x, str) and bool(x.strip())
 
 def _check_targets(row, key, where):
     t = row.get(key)
-    if not isinstance(t, dict) or not isinstance(t.get("choices"), list): raise InputError(f"{where}: {key} is missing or has no list of choices; give {{choices, labels}}")
+    if not isinstance(t, dict) or not isinstance(t.get("choices"), list):
+        raise InputError(f"{where}: {key} is missing or has no list of choices; give {{choices, labels}}")
     choices, labels = t["choices"], t.get("labels")
-    if not isinstance(labels, list) or len(labels) != len(choices): raise InputError(f"{where}: {key} has {len(choices)} choices but {len(labels) if isinstance(labels, list) else 'no'} labels; give one label, 0 or 1, for each choice")
+    if not isinstance(labels, list) or len(labels) != len(choices):
+        raise InputError(f"{where}: {key} has {len(choices)} choices but "
+            f"{len(labels) if isinstance(labels, list) else 'no'} labels; give one label, 0 or 1, for each choice")
     if len(choices) < 2: raise InputError(f"{where}: {key} has {len(choices)} choice; give at least two")
-    if bad := [i for i, c in enumerate(choices) if not isinstance(c, str)]: raise InputError(f"{where}: {key} choice {bad[0]+1} is {choices[bad[0]]!r}; write it as text")
-    if bad := [i for i, c in enumerate(choices) if not _text(c)]: raise InputError(f"{where}: {key} choice {bad[0]+1} is empty; write the answer or remove the choice with its label")
-    if bad := [x for x in labels if x not in (0, 1)]: raise InputError(f"{where}: {key} has the label {bad[0]!r}; a label is 0 or 1")
-    if key != "mc2_targets" and (both := {c for c, k in zip(choices, labels) if k}.intersection(c for c, k in zip(choices, labels) if not k)): # MC2 sums over both, and the public set has two such rows
+    if bad := [i for i, c in enumerate(choices) if not isinstance(c, str)]:
+        raise InputError(f"{where}: {key} choice {bad[0]+1} is {choices[bad[0]]!r}; write it as text")
+    if bad := [i for i, c in enumerate(choices) if not _text(c)]:
+        raise InputError(f"{where}: {key} choice {bad[0]+1} is empty; write the answer or remove the choice with "
+            "its label")
+    if bad := [x for x in labels if x not in (0, 1)]:
+        raise InputError(f"{where}: {key} has the label {bad[0]!r}; a label is 0 or 1")
+    # MC2 sums over both, and the public set has two such rows
+    if key != "mc2_targets" and (both := {c for c, k in zip(choices, labels) if k}.intersection(c
+        for c, k in zip(choices, labels) if not k)):
         raise InputError(f"{where}: {key} marks {both.pop()[:60]!r} as right and as wrong; remove one of them")
     return sum(labels)
 
 def _check_truthfulqa(row, where):
     if not _text(row.get("question")): raise InputError(f"{where}: the question is empty; write it or remove the row")
-    if (n := _check_targets(row, "mc1_targets", where)) != 1: raise InputError(f"{where}: mc1_targets marks {n} answers as right; MC1 needs exactly one")
+    if (n := _check_targets(row, "mc1_targets", where)) != 1:
+        raise InputError(f"{where}: mc1_targets marks {n} answers as right; MC1 needs exactly one")
     n = _check_targets(row, "mc2_targets", where)
-    if n in (0, len(row["mc2_targets"]["labels"])): raise InputError(f"{where}: mc2_targets marks {n} of {len(row['mc2_targets']['labels'])} answers as right; MC2 needs right and wrong ones")
+    if n in (0, len(row["mc2_targets"]["labels"])):
+        raise InputError(f"{where}: mc2_targets marks {n} of {len(row['mc2_targets']['labels'])} answers as right; MC2 "
+            "needs right and wrong ones")
 
 def _check_hhh(row, where):
     if not _text(row.get("input")): raise InputError(f"{where}: the input is empty; write it or remove the row")
-    if row.get("subset") not in SUBSETS: raise InputError(f"{where}: subset is {row.get('subset')!r}; it must be one of {', '.join(SUBSETS)}")
+    if row.get("subset") not in SUBSETS:
+        raise InputError(f"{where}: subset is {row.get('subset')!r}; it must be one of {', '.join(SUBSETS)}")
     n = _check_targets(row, "targets", where)
-    if len(row["targets"]["choices"]) != 2 or n != 1: raise InputError(f"{where}: {len(row['targets']['choices'])} choices with {n} marked right; HHH needs two choices, one of them right")
+    if len(row["targets"]["choices"]) != 2 or n != 1:
+        raise InputError(f"{where}: {len(row['targets']['choices'])} choices with {n} marked right; HHH needs two "
+            "choices, one of them right")
 
 def _check_vicuna(row, where):
-    if "question_id" not in row or not isinstance(row.get("turns"), list) or not row["turns"] or not all(map(_text, row["turns"])): raise InputError(f"{where}: a question needs a question_id and turns, a list of texts")
+    if "question_id" not in row or not isinstance(row.get("turns"),
+        list) or not row["turns"] or not all(map(_text, row["turns"])):
+        raise InputError(f"{where}: a question needs a question_id and turns, a list of texts")
 
 def _check_refusals(row, where):
-    if row.get("kind") not in ("benign", "harmful"): raise InputError(f"{where}: kind is {row.get('kind')!r}; it must be benign or harmful")
+    if row.get("kind") not in ("benign", "harmful"):
+        raise InputError(f"{where}: kind is {row.get('kind')!r}; it must be benign or harmful")
     if not _text(row.get("question")): raise InputError(f"{where}: the question is empty; write it or remove the row")
 
 def _check_passages(row, where):
-    if not _text(row.get("text")) or len(row["text"].split()) < 2: raise InputError(f"{where}: text is {row.get('text')!r:.60}; write a passage of a few sentences")
+    if not _text(row.get("text")) or len(row["text"].split()) < 2:
+        raise InputError(f"{where}: text is {row.get('text')!r:.60}; write a passage of a few sentences")
 
 PAIR_KINDS = ("applies", "near_miss") # the rule applies; applying it would be the fault
 
 def _check_principles(row, where):
     for key in ("id", "instruction", "keeping", "breaking"):
         if not _text(row.get(key)): raise InputError(f"{where}: {key} is {row.get(key)!r}; write a text")
-    if type(row.get("rule")) is not int: raise InputError(f"{where}: rule is {row.get('rule')!r}; give the rule's number")
-    if row.get("draft"): raise InputError(f"{where}: this pair is a draft; read it, mend it, and remove its \"draft\" where it is good")
-    if row.get("kind") not in PAIR_KINDS: raise InputError(f"{where}: kind is {row.get('kind')!r}; it must be applies or near_miss")
+    if type(row.get("rule")) is not int:
+        raise InputError(f"{where}: rule is {row.get('rule')!r}; give the rule's number")
+    if row.get("draft"):
+        raise InputError(f"{where}: this pair is a draft; read it, mend it, and remove its \"draft\" where it is good")
+    if row.get("kind") not in PAIR_KINDS:
+        raise InputError(f"{where}: kind is {row.get('kind')!r}; it must be applies or near_miss")
     a, b = len(row["keeping"]), len(row["breaking"])
     if abs(a - b) > 0.1*min(a, b):
-        raise InputError(f"{where}: the answers have {a} and {b} characters; bring them within 10 % of each other, or length is measured")
+        raise InputError(f"{where}: the answers have {a} and {b} characters; bring them within 10 % of each other, or "
+            "length is measured")
 
 def _check_behaviour(row, where):
     for key in ("trait", "instruction"):
         if not _text(row.get(key)): raise InputError(f"{where}: {key} is {row.get(key)!r}; write a text")
-    if row.get("kind") not in PAIR_KINDS: raise InputError(f"{where}: kind is {row.get('kind')!r}; it must be applies or near_miss")
+    if row.get("kind") not in PAIR_KINDS:
+        raise InputError(f"{where}: kind is {row.get('kind')!r}; it must be applies or near_miss")
 
 def check_rows(rows,          # dicts, or pairs of a place and a dict
                want=None,     # the schema asked for; None = that of the first row
@@ -90,8 +114,10 @@ def check_rows(rows,          # dicts, or pairs of a place and a dict
 
 # %% ../../nbs/core/evals/sets.ipynb #79cd8364
 OUR_SETS = dict(facts="facts_mc", choices="choices_hhh", questions="questions", refusals="refusals",
-                passages="plain_passages", principles="principle_pairs", principles_tuning="principle_pairs", behaviour="principle_pairs")
-_HELD_OUT = dict(principles=True, principles_tuning=False, behaviour=True) # the half of the pairs that was never looked at while tuning, and the other
+    passages="plain_passages", principles="principle_pairs", principles_tuning="principle_pairs",
+    behaviour="principle_pairs")
+# the half of the pairs that was never looked at while tuning, and the other
+_HELD_OUT = dict(principles=True, principles_tuning=False, behaviour=True)
 BENCHMARKS = dict(truthfulqa="truthfulqa_mc", hhh="hhh", vicuna="vicuna_questions")
 VICUNA_URL = "https://raw.githubusercontent.com/lm-sys/FastChat/main/fastchat/llm_judge/data/vicuna_bench/question.jsonl"
 
@@ -101,11 +127,14 @@ def load_benchmark(name,    # truthfulqa | hhh | vicuna | facts | choices | ques
                   )->list: # rows, dicts, checked
     "The rows of a set; raises `InputError` with file, line and remedy."
     if (name := str(name)) in OUR_SETS: rows = _half(_read_set(data_path(f"eval/{OUR_SETS[name]}.jsonl")), name)
-    elif name in BENCHMARKS and os.environ.get("SELFALIGN_BENCHMARKS"): rows = _read_set(Path(os.environ["SELFALIGN_BENCHMARKS"])/f"{BENCHMARKS[name]}.jsonl", name)
+    elif name in BENCHMARKS and os.environ.get("SELFALIGN_BENCHMARKS"):
+        rows = _read_set(Path(os.environ["SELFALIGN_BENCHMARKS"])/f"{BENCHMARKS[name]}.jsonl", name)
     elif name in BENCHMARKS: rows = _from_hub(name)
     elif Path(name).exists(): rows = _read_set(name)
     elif own := own_evaluation(name): rows = _own_rows(own, name)
-    else: raise InputError(f"{name}: no such set or file; give one of {', '.join([*BENCHMARKS, *OUR_SETS])}, the path of a JSONL file, or an evaluation of yours as file.py:NAME")
+    else:
+        raise InputError(f"{name}: no such set or file; give one of {', '.join([*BENCHMARKS, *OUR_SETS])}, the path of "
+            "a JSONL file, or an evaluation of yours as file.py:NAME")
     return sample_rows(rows, n, seed)
 
 def _own_rows(own, name):
@@ -136,10 +165,13 @@ def sample_rows(rows, n=None, seed=0)->list:
     if n is None or n >= len(rows): return rows
     drawn, seen = random.Random(seed).sample(range(len(rows)), len(rows)), Counter()
     turn = {}
-    for i in drawn: turn[i] = seen[k := _group_of(rows[i])]; seen[k] += 1
+    for i in drawn:
+        turn[i] = seen[k := _group_of(rows[i])]
+        seen[k] += 1
     return [rows[i] for i in sorted(sorted(drawn, key=turn.get)[:n])]
 
-def _group_of(row): return isinstance(row, dict) and next((k for k in (row.get("subset"), row.get("kind")) if isinstance(k, str)), None)
+def _group_of(row):
+    return isinstance(row, dict) and next((k for k in (row.get("subset"), row.get("kind")) if isinstance(k, str)), None)
 
 def _from_hub(name):
     online = hub_answers()
@@ -147,16 +179,21 @@ def _from_hub(name):
         with cache_only(not online): rows = _fetch(name)
     except Exception as e: # whatever the hub's client raises
         why = "" if online else "; go online"
-        said = f"the hub answers, but gives no such file or not in a form that is read ({type(e).__name__}: {' '.join(str(e).split())[:160]})" if online else f"not fetched before, and the hub cannot be reached ({type(e).__name__})"
-        raise InputError(f"{name}: {said}{why}{' or' if why else ';'} set SELFALIGN_BENCHMARKS to a folder that holds {BENCHMARKS[name]}.jsonl") from e
+        said = (f"the hub answers, but gives no such file or not in a form that is read ({type(e).__name__}: "
+            f"{' '.join(str(e).split())[:160]})" if online else "not fetched before, and the hub cannot be reached "
+            f"({type(e).__name__})")
+        raise InputError(f"{name}: {said}{why}{' or' if why else ';'} set SELFALIGN_BENCHMARKS to a folder that holds "
+            f"{BENCHMARKS[name]}.jsonl") from e
     return check_rows(rows, name, where=f"{name} row")
 
 def _fetch(name):
     from datasets import load_dataset
     plain = lambda x: json.loads(json.dumps(x))
-    if name == "truthfulqa": return [plain(r) for r in load_dataset("truthfulqa/truthful_qa", "multiple_choice", split="validation")]
+    if name == "truthfulqa":
+        return [plain(r) for r in load_dataset("truthfulqa/truthful_qa", "multiple_choice", split="validation")]
     if name == "vicuna": return [plain(r) for r in load_dataset("json", data_files=VICUNA_URL, split="train")]
-    return [dict(plain(r), subset=s) for s in SUBSETS for r in _hub_parquet("HuggingFaceH4/hhh_alignment", f"{s}/test/0000.parquet")]
+    return [dict(plain(r), subset=s) for s in SUBSETS
+        for r in _hub_parquet("HuggingFaceH4/hhh_alignment", f"{s}/test/0000.parquet")]
 
 def _hub_parquet(repo, file): # rows of a file that the hub has made of a data set which is a loading script
     import pyarrow.parquet as pq

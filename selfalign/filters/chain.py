@@ -33,8 +33,9 @@ FILTERS = Registry("filter",
     wrong_language="selfalign.filters.language:wrong_language")
 
 # %% ../../nbs/core/filters/chain.ipynb #f0ae0385
-RESPOND_FILTERS = ("missing_role", "missing_answer", "next_turn", "thoughts_in_answer", "repetition", "exemplar_leakage",
-                   "apology", "cliche", "foreign_name", "token_limit", "echo", "too_short", "wrong_language")
+RESPOND_FILTERS = ("missing_role", "missing_answer", "next_turn", "thoughts_in_answer", "repetition",
+    "exemplar_leakage",
+    "apology", "cliche", "foreign_name", "token_limit", "echo", "too_short", "wrong_language")
 CLONE_FILTERS = ("another_turn", "loop", "in_circles", "long_list", "system_leak", "furniture", "echo", "no_end",
                  "token_limit", "short_and_cut")
 

@@ -40,13 +40,15 @@ class Context:
     "What filters may look at beside the response."
     pset: object                   # the `PrincipleSet` that was in view
     min_chars: int = 160           # shorter answers are rejected (paper's code: 160)
-    on_limit: str = "keep"         # an answer cut at the token limit: "keep" it without the unfinished sentence, or "reject"
+    # an answer cut at the token limit: "keep" it without the unfinished sentence, or "reject"
+    on_limit: str = "keep"
     common: frozenset = frozenset() # words (as `word_heads` shortens them) that say nothing about exemplar leakage
     filters: tuple = RESPOND_FILTERS # names or functions, in their order
     phrases: str = "extended"      # which lists of phrases: "paper" or "extended"
 
     @cached_property
-    def turn(self): return turn_pattern(self.pset.name, self.pset.user, self.pset.thoughts_label, self.pset.example_words[1])
+    def turn(self):
+        return turn_pattern(self.pset.name, self.pset.user, self.pset.thoughts_label, self.pset.example_words[1])
 
     @cached_property
     def plain(self): return word_heads(self.pset.header + self.pset.rules()) # the prompt's own words
@@ -58,7 +60,8 @@ class Context:
             heads = word_heads(" ".join(texts)) - self.plain
             rare, said = heads - self.common, [_words(x) for x in texts]
             five = {g for x in said for g in _grams(x, 5) if word_heads(" ".join(g)) & rare}
-            out.append((five, {g for x in said for g in _grams(x, 5)}, {g for x in said for g in _grams(x, 7)}, {g for x in said if len(x) <= _SHORT for g in _grams(x, 3)}, heads, rare))
+            out.append((five, {g for x in said for g in _grams(x, 5)}, {g for x in said for g in _grams(x, 7)},
+                {g for x in said if len(x) <= _SHORT for g in _grams(x, 3)}, heads, rare))
         return out
 
     @cached_property
@@ -66,10 +69,12 @@ class Context:
         pset, role = self.pset, re.escape(self.pset.role.split("{")[0].strip())
         name, rules = re.escape(pset.name), [re.escape(p.name) for p in pset.principles if p.name]
         numbers = "|".join(str(p.number) for p in pset.principles)
-        words = dict(name=name, rules="|".join(rules) or "(?!)", n=f"(?:{numbers})(?![0-9A-Za-z_])", word=_any(pset.rule_words),
-                     label=re.escape(pset.thoughts_label.strip("()（） ")),
-                     role=f"{role} {name}(?![0-9A-Za-z_])" if role.endswith((":", "：")) else "(?!)") # "I am Aster" may be said in an answer too
-        return [phrases(k, self.phrases, **words) for k in ("thoughts", "thoughts_first", "thoughts_rules", "thoughts_user")]
+        words = dict(name=name, rules="|".join(rules) or "(?!)", n=f"(?:{numbers})(?![0-9A-Za-z_])",
+            word=_any(pset.rule_words),
+            label=re.escape(pset.thoughts_label.strip("()（） ")),
+            role=f"{role} {name}(?![0-9A-Za-z_])" if role.endswith((":", "：")) else "(?!)") # "I am Aster" may be said in an answer too
+        return [phrases(k, self.phrases, **words)
+            for k in ("thoughts", "thoughts_first", "thoughts_rules", "thoughts_user")]
 
 # %% ../../nbs/core/filters/context.ipynb #e3790a3a
 @dataclass(frozen=True)
@@ -89,7 +94,9 @@ class VerboseContext:
     def turn(self): return turn_pattern(self.name, self.user)
 
     @cached_property
-    def addressed(self): return re.compile(rf"(?i)\byou are (?:{re.escape(self.name)}\b|an? (?:\w+ )?(?:AI )?assistant (?:that|who|named|called)\b)")
+    def addressed(self):
+        return re.compile(rf"(?i)\byou are (?:{re.escape(self.name)}\b|an? (?:\w+ )?(?:AI )?assistant "
+            r"(?:that|who|named|called)\b)")
 
     @cached_property
     def said(self): # four words in a row, two of them longer, those that only say who the assistant is left out

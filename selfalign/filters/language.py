@@ -26,10 +26,13 @@ def _script(text, least=20): # letters that are enough to tell
 def other_script(r, row, ctx):
     "The answer is in another script than the query, and no language was asked for."
     a, q = _script(r.answer), _script(query_text(row), 8)
-    if a is not None and q is not None and a != q and not phrases("language").match(query_text(row)): return "wrong language"
+    if a is not None and q is not None and a != q and not phrases("language").match(query_text(row)):
+        return "wrong language"
 
-_LANGUAGES = ("af am ar az be bg bn bs ca cs cy da de el en eo es et eu fa fi fr ga gl gu he hi hr hu hy id is it ja jv ka kk km kn ko ku lo lt lv mk ml mn mr ms my ne nl no pa pl ps pt ro ru si sk sl so sq sr sv sw ta te th tl tr uk ur uz vi"
-              " yo zh zu zxx") # those with many readers; dialects and close kin of them would only draw doubt
+_LANGUAGES = ("af am ar az be bg bn bs ca cs cy da de el en eo es et eu fa fi fr ga gl gu he hi hr hu hy id is it ja "
+    "jv ka kk km kn ko ku lo lt lv mk ml mn mr ms my ne nl no pa pl ps pt ro ru si sk sl so sq sr sv sw ta te th tl tr "
+    "uk ur uz vi"
+    " yo zh zu zxx") # those with many readers; dialects and close kin of them would only draw doubt
 
 @cache
 def _identifier():
@@ -55,4 +58,6 @@ def wrong_language(r, row, ctx):
     a, q = languages_of(r.answer), languages_of(query, 10)
     if not a or not q or max(a.values()) < 0.8: return
     fits = lambda ps: sum(p for lang, p in ps.items() if q[lang] > 0.05)
-    if fits(a) < 0.05 and not any(fits(languages_of(s, 20)) > 0.9 for s in re.split(r"(?<=[.!?])\s+|\n", r.answer)): return "wrong language" # a quotation may be longer than the answer
+    if fits(a) < 0.05 and not any(fits(languages_of(s, 20)) > 0.9 for s in re.split(r"(?<=[.!?])\s+|\n", r.answer)):
+        # a quotation may be longer than the answer
+        return "wrong language"

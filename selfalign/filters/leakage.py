@@ -18,7 +18,8 @@ def common_words(tasks:list=None, # SeedTask; the packaged ones if None
                  least=3          # tasks that use a word
                 )->frozenset:
     "Words that several seed tasks use, as `word_heads` shortens them: ordinary ones, no evidence of a leak."
-    used = Counter(w for t in (tasks if tasks is not None else load_seed_tasks()) for w in word_heads(f"{t.instruction} {t.input} {t.output}"))
+    used = Counter(w for t in (tasks if tasks is not None else load_seed_tasks())
+        for w in word_heads(f"{t.instruction} {t.input} {t.output}"))
     return frozenset(w for w, n in used.items() if n >= least)
 
 _SHORT = 6 # words: an exemplar turn as short as this is recognised by three of them in a row
@@ -31,7 +32,9 @@ def exemplar_leakage(r, row, ctx, min_words=3, share=0.7):
     fives, threes = _grams(mine, 5) - _grams(q, 5), _grams(mine, 3) - _grams(q, 3)
     said = [h for s in _SENTENCES.split(r.answer) if len(h := word_heads(s) - ctx.plain) >= min_words]
     for phrases, common, longer, short, words, rare in ctx.evidence:
-        if fives & phrases or fives & common and (_grams(mine, 7) - _grams(q, 7)) & longer or threes & short or any(len(hit := h & words - asked) >= max(min_words, share*len(h)) and len(hit & rare) > 1 for h in said): return "exemplar leakage"
+        if fives & phrases or fives & common and (_grams(mine, 7) - _grams(q, 7)) & longer or threes & short or any(
+            len(hit := h & words - asked) >= max(min_words, share*len(h)) and len(hit & rare) > 1 for h in said):
+            return "exemplar leakage"
 
 # %% ../../nbs/core/filters/leakage.ipynb #bec35e8c
 def system_leak(r, row, ctx):
@@ -45,5 +48,7 @@ def system_leak(r, row, ctx):
         h = word_heads(s)
         new = (hit := h & ctx.words) - asked
         if len(new) < 2: continue
-        if len(hit) >= max(3, 0.8*len(h)) and (not texts or hit == h or phrases("of_itself").match(s)): return "system text in answer"
-        if len(new) > 3 and phrases("of_itself").match(s) or len(new) > 1 and phrases("orders").match(s): return "system text in answer"
+        if len(hit) >= max(3, 0.8*len(h)) and (not texts or hit == h or phrases("of_itself").match(s)):
+            return "system text in answer"
+        if len(new) > 3 and phrases("of_itself").match(s) or len(new) > 1 and phrases("orders").match(s):
+            return "system text in answer"

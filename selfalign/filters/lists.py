@@ -61,7 +61,8 @@ def _filled(line, defined): # words may hold words
 def _pattern(line, defined, flags, where):
     made = _filled(line, defined)
     try: re.compile(made, flags)
-    except re.error as e: raise InputError(f"{where}: {line!r} is no pattern ({e}); see Python's regular expressions") from None
+    except re.error as e:
+        raise InputError(f"{where}: {line!r} is no pattern ({e}); see Python's regular expressions") from None
     return made
 
 def _joined(groups, flags): # the patterns below the same words are looked for at once

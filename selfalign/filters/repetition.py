@@ -37,7 +37,10 @@ def _said_again(words, # [(word, does a clause begin with it)]
     for i in range(len(w)-3):
         g = tuple(w[i:i+4])
         k = i - last.get(g, i)
-        if 0 < k < 400 and w[i:i+k] == w[i-k:i] and (k > 3 and words[i][1] and words[i-k][1] and len({x for x in w[i:i+k] if x.isalpha()}) > 2 or w[i:i+2*k] == w[i-k:i+k]) and sum(map(str.isalpha, g)) > 1: return i
+        if 0 < k < 400 and w[i:i+k] == w[i-k:i] and (k > 3 and words[i][1] and words[i-k][1]
+            and len({x for x in w[i:i+k] if x.isalpha()}) > 2
+            or w[i:i+2*k] == w[i-k:i+k]) and sum(map(str.isalpha, g)) > 1:
+            return i
         last[g] = i
         g = tuple(w[i:i+6])
         if len(g) == 6 and g not in known and i not in quoted and i+5 not in quoted:
@@ -49,7 +52,9 @@ def _clauses(line): # [(word, does a clause begin with it, place)], without the 
     out, begins = [], True
     for m in _WORD_OR_STOP.finditer(line):
         if m[0] in _JOIN or m[0] in ".,;:!?…—–-": begins = True
-        else: out.append((m[0], begins, m.start())); begins = False
+        else:
+            out.append((m[0], begins, m.start()))
+            begins = False
     return out
 
 def _blocks_again(seg, min_words): # index of the segment where a block of up to 8 stands for the second time
@@ -64,7 +69,9 @@ def _sentence_again(text, seg): # index of the sentence that says the one before
     for i in range(1, len(seg)):
         (a, b, old), (c, _, new) = seg[i-1], seg[i]
         if len(new) < 3 or b != c and "\n" in text[b:c] or new[-1].isdigit(): continue
-        if old == new or len(new) > 3 and old[-len(new):] == new or 6 < len({*new}) > 0.7*max(len(old), len(new)) and {*old} == {*new} or tuple(_words(re.split("[,;:—–]", text[a:b].rstrip(".!?… "))[-1])) == new: return i
+        if old == new or len(new) > 3 and old[-len(new):] == new or 6 < len({*new}) > 0.7*max(len(old),
+            len(new)) and {*old} == {*new} or tuple(_words(re.split("[,;:—–]", text[a:b].rstrip(".!?… "))[-1])) == new:
+            return i
 
 _ALIKE = 4 # clauses, one word exchanged in each
 
@@ -78,7 +85,8 @@ def _frame_again(words): # index of the word where a frame of four words and mor
     run, at = 1, None
     for prev, c in zip(said, said[1:]):
         other = [j for j, (x, y) in enumerate(zip(prev, c)) if words[x][0] != words[y][0]]
-        same = len(prev) == len(c) > 3 and len(other) < 2 and all(words[j][0].isalpha() for j in c) and (not other or at in (None, other[0]))
+        same = (len(prev) == len(c) > 3 and len(other) < 2 and all(words[j][0].isalpha() for j in c)
+            and (not other or at in (None, other[0])))
         run, at = (run + 1, other[0] if other else at) if same else (1, None)
         if run == _ALIKE: return c[0]
 
@@ -97,8 +105,12 @@ def loop_start(text:str,
         words = _clauses(line[0].lower())
         spans = [m.span() for m in _QUOTED.finditer(line[0])] if '"' in line[0] or "“" in line[0] else ()
         quoted = {i for i, w in enumerate(words) if any(a <= w[2] < b for a, b in spans)} if spans else ()
-        if at := [i for i in (_said_again([w[:2] for w in words], known, quoted), _frame_again(words)) if i is not None]: found.append(line.start() + words[min(at)][2]); break
-    if not found and not (len(lines) > 3 and sum(len(m[0]) < 60 for m in lines) > 0.8*len(lines)): # not verse, where a line may come back
+        if at := [i for i in (_said_again([w[:2] for w in words], known, quoted), _frame_again(words))
+            if i is not None]:
+            found.append(line.start() + words[min(at)][2])
+            break
+    # not verse, where a line may come back
+    if not found and not (len(lines) > 3 and sum(len(m[0]) < 60 for m in lines) > 0.8*len(lines)):
         counts, total = Counter(), sum(len(s[2]) for s in seg)
         for start, _, words in seg:
             counts[words] += len(words) >= min_words and text[start:start+2].lstrip()[:1] not in ('"', "“")
@@ -122,7 +134,8 @@ def repeated_share(text:str,
                   )->float: # from 0 to 1
     "Share of the words of two letters and more that stood shortly before; fenced code and the items of a list are left out, and other code and tables have none."
     text = _CODE.sub(" ", text)
-    if len(_ITEM.findall(text)) > 1: text = re.sub(_ITEM.pattern + ".*", " ", text) # one item is how a small model opens prose
+    if len(_ITEM.findall(text)) > 1: # one item is how a small model opens prose
+        text = re.sub(_ITEM.pattern + ".*", " ", text)
     words = re.findall(r"[^\W\d_]{2,}", text.lower())
     if len(words) < least or sum(map(_MARKS.__contains__, text)) > 0.02*len(text): return 0.0
     last, again = {}, 0
@@ -141,14 +154,18 @@ def loop(r, row, ctx):
 def few_words(text:str, least=12)->float: # from 0 to 1
     "Different words among the longer words of a text, list items included; a middling 0.58 where they cannot tell: too few, code and tables, verse."
     words, lines = re.findall(r"[^\W\d_]{4,}", text.lower()), text.count("\n") + 1
-    if len(words) < least or sum(map(_MARKS.__contains__, text)) > 0.02*len(text) or lines > 3 and len(text) < 60*lines and not _BULLET.search(text): return 0.58
+    if len(words) < least or sum(map(_MARKS.__contains__, text)) > 0.02*len(text) or lines > 3 and len(
+        text) < 60*lines and not _BULLET.search(text):
+        return 0.58
     return len(set(words))/len(words)
 
 def in_circles(r, row, ctx):
     "The answer says the same few things over and over in changing order, which no n-gram penalty sees; a calculation may, and what stands before a loop is judged without it."
     text, n = r.answer, len(r.answer.split())
     share, few = repeated_share(text), few_words(text)
-    if share + (0.5 - few)/4 < ctx.max_repeated - 0.015 and not (few < 0.4 and n >= 70): return # few words make up for some that stand farther apart
+    if share + (0.5 - few)/4 < ctx.max_repeated - 0.015 and not (few < 0.4 and n >= 70):
+        # few words make up for some that stand farther apart
+        return
     if sum(any(map(str.isdigit, w)) for w in _BULLET.sub("", _INLINE.sub("", text)).split()) > 0.08*n: return
     at = loop_start(text, query_text(row))
     if at is None or len(text[:at].split()) <= 40 or repeated_share(text[:at]) > 0.35: return "goes in circles"

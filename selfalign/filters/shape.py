@@ -27,7 +27,9 @@ def missing_answer(r, row, ctx):
 _SENTENCE_END = re.compile(r"[.!?…:;。！？][\"'”’)\]]*(?=\s|$)|\n|```")
 
 # %% ../../nbs/core/filters/shape.ipynb #dd946dcc
-_OPEN = re.compile(r"(?:[:：]|(?:^|\n)[ \t>*]*(?:[-*•]|\(?\d{1,3}[.):]|[a-zA-Z][.)])|\b(?:[A-Z]|Dr|Mrs?|Ms|Prof|St|Mt|vs|e\.g|i\.e|cf|approx|No|Nr|Fig|bzw|ca|z\. ?B|d\. ?h)\.)[*_]*\s*$") # what ends with this goes on
+# what ends with this goes on
+_OPEN = re.compile(r"(?:[:：]|(?:^|\n)[ "
+    r"\t>*]*(?:[-*•]|\(?\d{1,3}[.):]|[a-zA-Z][.)])|\b(?:[A-Z]|Dr|Mrs?|Ms|Prof|St|Mt|vs|e\.g|i\.e|cf|approx|No|Nr|Fig|bzw|ca|z\. ?B|d\. ?h)\.)[*_]*\s*$")
 
 def finished(text:str)->str: # "" where nothing is finished
     "A cut text up to its last whole sentence or line, without a bare list marker, a lead-in, an abbreviation or an unclosed code fence at its end."
@@ -64,17 +66,22 @@ def echo(r, row, ctx, share=0.85):
     if sum(map(str.isalpha, a)) < 4 or len(a) < 0.5*min(len(_tokens(p)) for p in parts): return
     mine, query = [tuple(a[i:i+3]) for i in range(len(a)-2)], _grams(_tokens(fold(query_text(row))), 3)
     if sum(g in query for g in mine) >= share*len(mine): return "echo"
-    if len(parts) == 1 and (not phrases("yes_no").match(parts[0]) or r.answer.rstrip().endswith("?")): # a question put as a statement, or asked in fewer words, or of the other person
+    # a question put as a statement, or asked in fewer words, or of the other person
+    if len(parts) == 1 and (not phrases("yes_no").match(parts[0]) or r.answer.rstrip().endswith("?")):
         q, mine = _words(parts[0]), _words(said)
-        asked, heads = {w[:5] for w in q}, {w[:5] for w in mine if (len(w) > 3 or w.isdigit()) and w not in _OTHER_PERSON}
-        whole = not re.search(r":| or ", parts[0]) or {w[:5] for w in q if len(w) > 3 and w not in _OTHER_PERSON} <= heads # of two things one may be the answer
+        asked, heads = ({w[:5] for w in q},
+            {w[:5] for w in mine if (len(w) > 3 or w.isdigit()) and w not in _OTHER_PERSON})
+        # of two things one may be the answer
+        whole = (not re.search(r":| or ", parts[0])
+            or {w[:5] for w in q if len(w) > 3 and w not in _OTHER_PERSON} <= heads)
         if 0.6*len(q) <= len(mine) <= 1.5*len(q) + 3 and len(heads) > 2 and heads <= asked and whole: return "echo"
 
 # %% ../../nbs/core/filters/shape.ipynb #e5f31def
 _ITEM = re.compile(r"(?m)^[ \t]*(?:[-*•]|\(?\d{1,3}[.)])\s+\S")
-_BULLET = re.compile(r"(?m)^[ \t>]*(?:[-*•–—+·◦▪●○■➢→✓✔☐☑]|[*_]{0,2}(?:[(\[]?(?:\d{1,3}|[a-zA-Z]|[ivxIVX]{1,5})(?:[.)\]]|:(?=[* ]))|#\d{1,3}[.:]?|\d{1,3} ?[-–—]|[A-Z][a-z]{2,11} (?:no\. ?)?#?\d{1,3} ?[.:)–—-]))[*_]{0,2}[ \t]*(?=\S)")
+_BULLET = (re.compile(r"(?m)^[ \t>]*(?:[-*•–—+·◦▪●○■➢→✓✔☐☑]|[*_]{0,2}(?:[(\[]?(?:\d{1,3}|[a-zA-Z]|[ivxIVX]{1,5})(?:[.)\]]|:(?=[* ]))|#\d{1,3}[.:]?|\d{1,3} ?[-–—]|[A-Z][a-z]{2,11} (?:no\. ?)?#?\d{1,3} ?[.:)–—-]))[*_]{0,2}[ \t]*(?=\S)"))
 _INLINE = re.compile(r"(?<=[.;:,!?] )[(\[]?(\d{1,3})[.)\]] (?=\S)")
-_BARE = re.compile(r"(?m)(?:^[ \t]*[^\W\d_](?:[^\W_]|[ '’&/-]){1,39}(?:\n|$)){2,}") # short lines without any mark or stop
+# short lines without any mark or stop
+_BARE = re.compile(r"(?m)(?:^[ \t]*[^\W\d_](?:[^\W_]|[ '’&/-]){1,39}(?:\n|$)){2,}")
 
 # %% ../../nbs/core/filters/shape.ipynb #3b71291a
 def list_end(text, most): # the place of the first item too many, or None
@@ -83,16 +90,22 @@ def list_end(text, most): # the place of the first item too many, or None
     for m in _BULLET.finditer(text):
         n = int(d[0]) if (d := re.search(r"\d+", m[0])) else None
         between = text[last:m.start()] if last is not None else ""
-        near = last is not None and between.count("\n\n") <= 1 and len(between) < 400 or n is not None and number is not None and n == number + 1
+        near = (last is not None and between.count("\n\n") <= 1 and len(between) < 400 or n is not None
+            and number is not None and n == number + 1)
         run, last, number = run+1 if near else 1, m.start(), n
-        if run > most: found.append(m.start()); break
+        if run > most:
+            found.append(m.start())
+            break
     run = 0
     for m in _INLINE.finditer(text):
         run = run+1 if int(m[1]) == run+1 or run and int(m[1]) == number+1 else 1
         number = int(m[1])
-        if number > most and run > most//2: found.append(m.start()); break # the first may stand at the beginning of the line
+        if number > most and run > most//2: # the first may stand at the beginning of the line
+            found.append(m.start())
+            break
     for m in _BARE.finditer(text):
-        if len(lines := m[0].split("\n")) > most + 1 and len(set(lines)) > most: found.append(m.start() + sum(len(l) + 1 for l in lines[:most]))
+        if len(lines := m[0].split("\n")) > most + 1 and len(set(lines)) > most:
+            found.append(m.start() + sum(len(l) + 1 for l in lines[:most]))
     return min(found, default=None)
 
 def long_list(r, row, ctx):

@@ -15,7 +15,8 @@ from .lists import phrases
 # %% ../../nbs/core/filters/turns.ipynb #e65f16b2
 @cache
 def _turns(name, user, label, example): # the list of turns, with the words of a principle set
-    own = "" if user == "User" else f"(?i:(?:an? |the )?{re.escape(user)}){{aside}}{{end}}|" # a word of the set's own is no person of a dialogue
+    # a word of the set's own is no person of a dialogue
+    own = "" if user == "User" else f"(?i:(?:an? |the )?{re.escape(user)}){{aside}}{{end}}|"
     words = dict(name=name, user=user, label=label or "(internal thoughts)", example=example)
     return phrases("turns", own=own, **{k: re.escape(v) for k, v in words.items()})
 

@@ -12,9 +12,11 @@ import re
 def _any(words): # a pattern: one of these words, standing alone where the script puts spaces between words
     words = sorted(words, key=len, reverse=True)
     spaced = [w for w in words if ord(w[-1]) < 0xE00]
-    start, end = (r"\b", r"\b") if all(re.fullmatch(r"\w|\w.*\w", w) for w in spaced) else (r"(?<!\w)", r"(?!\w)") # \b is faster, and blind beside a sign
+    # \b is faster, and blind beside a sign
+    start, end = (r"\b", r"\b") if all(re.fullmatch(r"\w|\w.*\w", w) for w in spaced) else (r"(?<!\w)", r"(?!\w)")
     either = lambda ws: "(?:" + "|".join(map(re.escape, ws)) + ")"
-    return "(?:" + "|".join([f"{start}{either(spaced)}{end}"]*bool(spaced) + [either([w for w in words if w not in spaced])]*(len(spaced) < len(words))) + ")"
+    return ("(?:" + "|".join([f"{start}{either(spaced)}{end}"]*bool(spaced)
+        + [either([w for w in words if w not in spaced])]*(len(spaced) < len(words))) + ")")
 
 # %% ../../nbs/core/filters/words.ipynb #bc6307c2
 _CODE = re.compile(r"(?s)```.*?(?:```|$)")
