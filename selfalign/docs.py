@@ -89,6 +89,7 @@ def markdown_table(rows, # lists of cells
     cell = lambda x: re.sub(r"[^\S\u00a0]+", " ", str(x)).strip().replace("|", "\\|")
     return "\n".join("| " + " | ".join(map(cell, r)) + " |" for r in (head, ["---"]*len(head), *rows))
 
+# %% ../nbs/core/docs.ipynb #59ba578f
 def shortened(text, n=300):
     "The first words of a text, at most `n` characters."
     text = " ".join(str(text).split())
@@ -120,6 +121,7 @@ def few_reasons(text,  # "too short 16, echo 2"
     return (", ".join(all_[:most]) + (f", and for {len(all_)-most} other reasons" if len(all_) > most+1
         else "".join(f", {x}" for x in all_[most:])))
 
+# %% ../nbs/core/docs.ipynb #32272315
 def compact_table(table # rows (what, value) of a closing table
                  )->list: # fewer rows
     "A closing table without its scores, the trainings in two rows, the reasons cut short."
@@ -218,6 +220,7 @@ def doc_filter():
         def base_procs(self): return [shown_source, *(ours.get(p, p) for p in super().base_procs())]
     return Filter
 
+# %% ../nbs/core/docs.ipynb #8d809222
 def process_notebooks(root)->Path: # nbdev's folder of processed notebooks
     "nbdev's first step, without Quarto: `_proc/` holds a processed copy of each notebook; unchanged ones are kept."
     import nbdev.doclinks, nbdev.serve
@@ -328,6 +331,7 @@ def settings_table(source:str # code with dataclasses
             *(f"And the settings of [`{b}`](#{b.lower()})." for b in above)])
     return out
 
+# %% ../nbs/core/docs.ipynb #410c24ee
 def _meaning(comment):
     return re.sub(r"(--[\w.-]+|\"[^\"]*\")", lambda m: "`" + m[1].strip('"') + "`",
         (comment or "").replace("<", "&lt;"))
@@ -339,6 +343,7 @@ def _default(value):
         text = {"list": "[]", "dict": "{}", "tuple": "()"}.get(m[1], m[1])
     return f"`{text}`"
 
+# %% ../nbs/core/docs.ipynb #4505f260
 _SIGNATURE = r"```python\n(?:def|class) {}\(.*?\n```\n*"
 _FILLED = re.compile(r"\b([A-Z]\w*Config)\((?:[^()]|\((?:[^()]|\([^()]*\))*\))+\)")
 

@@ -129,6 +129,7 @@ def _gap_estimate(point, boots, arm, n):
     if n < 2 or len(some) < 0.95*len(boots): return Estimate(value, None, None, n) # the gap itself is within noise
     return Estimate(value, *map(float, np.percentile(some, [2.5, 97.5])), n)
 
+# %% ../nbs/05_evaluation.ipynb #e200852c
 def _percent(e):
     return (f"{round(100*e.value) + 0:d} %"
         + (f" (95 % interval {round(100*e.low)} to {round(100*e.high)})" if e.low is not None

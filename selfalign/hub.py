@@ -96,7 +96,6 @@ def needed_transformers(folder # of a saved model
     own = (Path(folder)/"chat_template.jinja").exists()
     return f"saved by {made}" + ("; much older ones pass over `chat_template.jinja`" if own else "")
 
-
 # %% ../nbs/core/hub.ipynb #e4aea230
 def score_section(found:dict, # the manifest's record of the evaluation
                   name        # of the model: engraved or final

@@ -59,6 +59,7 @@ def step_engrave(run, cfg):
     if cfg.control: engrave_control(run, base_model(cfg), cfg.engrave, name=product_name(cfg), **_seeded(cfg))
     _say_trained(run, 3, todo)
 
+# %% ../nbs/06_pipeline.ipynb #b106b2ae
 def step_verbose(run, cfg):
     "4, first half: verbose answers."
     with open_engine(cfg, str(run/"engraved")) as e:
@@ -100,6 +101,7 @@ def run_steps(out,                # run folder
     for step in steps if isolate else (): _child(out, cfg, step)
     with Run(out, say=say) as run: return closing_table(run)
 
+# %% ../nbs/06_pipeline.ipynb #f3f66bc0
 def check_inputs(cfg, steps=(),  # the steps that are to be done
                  out=None,       # the run folder: what is done there is not looked at again
                  redo=None       # a step to forget first
@@ -118,6 +120,7 @@ def _gate(run, cfg, steps, redo): # a run that is turned down is known again by 
         run.save()
     _check_later(cfg, steps, run.path, redo)
 
+# %% ../nbs/06_pipeline.ipynb #2eaf3e28
 def _check_given(cfg, steps): # what the command itself says, and the files that it names
     if cfg.final_engine and cfg.final_engine == cfg.engraved_engine:
         raise InputError(f"--final-engine is the same as --engraved-engine ({cfg.final_engine}); serve engraved/ and "
@@ -210,6 +213,7 @@ def _starts_here(out): # for the manifest
     try: return dict(folder=str(here), from_run=os.path.relpath(here, Path(out).resolve()))
     except ValueError: return dict(folder=str(here), from_run=str(here)) # another drive
 
+# %% ../nbs/06_pipeline.ipynb #7598f377
 def _go_there(out, argv, home): # (out, argv) with paths that are found here
     names = (*OUR_SETS, *BENCHMARKS, *KINDS, "embedded")
     own = lambda v: str(Path(v).resolve()) if v and v not in names and not v.startswith("-") and Path(v).exists() else v

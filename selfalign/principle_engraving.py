@@ -59,6 +59,7 @@ def _citations(text, principles, words): # yields (start, start of the list, end
         at = end
         if cites: yield m.start(), m.end(), end, cites
 
+# %% ../nbs/02_principle_engraving.ipynb #e9b6bd4e
 def cited_rules(thoughts:str,
                 principles=(),   # whose names may stand for their numbers
                 words=RULE_WORDS # how rules are called
@@ -315,6 +316,7 @@ def best_of(results, # of `judge`, the answers to one prompt side by side
     for row, lift in zip(rivals, lifts(engine, rivals, pset, plain) if rivals else []): row["lift"] = lift
     return [_best(g) for g in groups]
 
+# %% ../nbs/02_principle_engraving.ipynb #c40f385e
 def _best(group):
     passed = [r for r in group if r[1] is None]
     if not passed: return group[0]
@@ -379,6 +381,7 @@ def rule_usage_by(rows:list,  # response rows
     for r in rows: kinds.setdefault(r.get(key) or r.get("source") or "other", []).append(r)
     return {k: (len(v), rule_usage(v)) for k, v in sorted(kinds.items(), key=lambda x: -len(x[1]))}
 
+# %% ../nbs/02_principle_engraving.ipynb #e2308feb
 def _heat(ax, values, x, y, label):
     im = ax.imshow(values, cmap="Blues", vmin=0, aspect="auto")
     ax.set_xticks(range(len(x)), x, rotation=90, fontsize=7)

@@ -71,6 +71,7 @@ def closing_table(run, # a `Run`
     rows.append(("time", f"{sum(r.get('seconds', 0) for r in stages)/60:.1f} minutes in {len(stages)} stages"))
     return rows
 
+# %% ../nbs/core/report.ipynb #98e8c198
 def _internal_rows(i):
     if not i: return []
     out = [("answer NLL per token: base, base + principles, engraved",
@@ -141,6 +142,7 @@ def _without_remote(html):
     html = re.sub(r'<script[^>]*\bsrc="https?://[^"]*"[^>]*>\s*</script>', "", html)
     return (re.sub(r'<script[^>]*>(?:(?!</script>).)*(?:cdnjs|unpkg|jsdelivr|mathjax|MathJax)(?:(?!</script>).)*</script>', "", html, flags=re.S))
 
+# %% ../nbs/core/report.ipynb #76014903
 @contextlib.contextmanager
 def _quiet_notebooks():
     import logging, warnings

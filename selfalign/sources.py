@@ -240,6 +240,7 @@ def _saved_rows(folder, split):
     d = datasets.load_from_disk(folder)
     return enumerate(d[split] if isinstance(d, dict) else d, 1)
 
+# %% ../nbs/core/sources.ipynb #6290f657
 def _dataset_rows(source, split):
     import datasets
     name, config, revision = hub_name(source)
@@ -258,7 +259,6 @@ def _not_read(source, name, e): # an `InputError`
         remedy = f"the hub mostly has its rows as Parquet: give {name}@refs/convert/parquet, or download its files"
     return InputError(f"{source}: cannot be read ({words}); {remedy}")
 
-
 # %% ../nbs/core/sources.ipynb #92f761c6
 def hub_name(source:str)->tuple: # (name or folder, configuration or None, revision or None)
     "Take `name:config@revision`, or an address of the hub, apart."
@@ -275,6 +275,7 @@ def source_identity(source:str)->str:
     if not p.exists(): return _hub_commit(source) or source
     return content_id([(f.name, _digest(f)) for f in files])
 
+# %% ../nbs/core/sources.ipynb #b63fbd59
 def _digest(f):
     with open(f, "rb") as h: return hashlib.file_digest(h, "sha256").hexdigest()
 
@@ -294,7 +295,6 @@ def source_settings(source, # a file, a folder or a data set of the hub
     if was == now: return dict(source=known["source"], source_content=now)
     untold = source in (now, was) # on one side the hub did not tell the commit
     return dict(source_content=was if untold and known.get("source") == source else now)
-
 
 # %% ../nbs/core/sources.ipynb #3827a4b2
 _TEXTS, _INPUTS, _SYSTEMS, _OTHER = (("instruction", "prompt", "question", "query", "text"), ("input", "context"),

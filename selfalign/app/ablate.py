@@ -82,6 +82,7 @@ def ablate(run,    # a Run whose stage "prompts" is finished
         variants={v: got[v][i] for v in got}) for i, row in enumerate(rows)])
     return _ablation_stats(out)
 
+# %% ../../nbs/app/ablate.ipynb #966fece3
 def _ablated(row, c, ctx, thoughts): # without thoughts the completion is the answer
     c = read_reply(c)
     text = c.text if thoughts else f" {ctx.pset.role_words}\n\n{ctx.pset.answer_cue} {c.text.strip()}"
@@ -90,6 +91,7 @@ def _ablated(row, c, ctx, thoughts): # without thoughts the completion is the an
     return dict(answer=p.answer, reason=reason, cited=p.cited, n_tokens=c.n_tokens, n_prompt=c.n_prompt,
         refused=None if p.answer is None else is_refusal(p.answer))
 
+# %% ../../nbs/app/ablate.ipynb #67f580f9
 def judge_ablation(run, got:dict, # what `ablate` gave
                    judge_engine, folder=None, seed=0, say=print)->dict: # the same, judged
     "Let a judge say which answers decline, and which of two is better: the whole prompt's or a variant's, in both orders."
@@ -119,6 +121,7 @@ def judge_ablation(run, got:dict, # what `ablate` gave
 def _to_judge(c):
     return dict(answer=c["answer"] or "(no answer)", error=c["reason"] if c["reason"] == "engine error" else None)
 
+# %% ../../nbs/app/ablate.ipynb #0e6574a9
 def _ablation_stats(got):
     "Each variant in figures, and its paired difference to the whole prompt."
     cells, every = (lambda v: [r["variants"][v] for r in got["rows"]]), list(got["rows"][0]["variants"])
@@ -140,6 +143,7 @@ def _variant_stats(name, cells, full, what):
     return (out | ({} if name == "full" else {"minus_full": {k: _triple(bootstrap(both(f))) for k, f in what.items()},
         "p": {k: sign_flip(both(f)) for k, f in what.items()}}))
 
+# %% ../../nbs/app/ablate.ipynb #364e6a20
 def ablation_table(got:dict, # what eval/ablation.json holds
                    uptake=None # what eval/uptake.json holds
                   )->Table:

@@ -51,6 +51,7 @@ def _packages(have):
             if not fits: short.append(f"'{r}'")
     return f"pip install -U {' '.join(short)}" if short else "ok", ", ".join(f"{k} {x}" for k, x in have.items())
 
+# %% ../../nbs/app/doctor.ipynb #fd3b0f0c
 def _hub_cache():
     from huggingface_hub.constants import HF_HUB_CACHE
     return Path(HF_HUB_CACHE)
@@ -79,8 +80,6 @@ def _hub(seconds=3):
     t.join(seconds + 1)
     return (("ok", ENDPOINT) if said else (f"not reachable within {seconds} s: use --model embedded or a local folder, "
         "or set HF_ENDPOINT to a mirror", ENDPOINT))
-
-
 
 # %% ../../nbs/app/doctor.ipynb #c1ed9ed3
 @dataclass(frozen=True, config=strict)

@@ -60,6 +60,7 @@ def _with_question(where, row):
     if "mc1_targets" in row or "mc2_targets" in row: EVALUATIONS["truthfulqa"].check(row, where)
     return dict(row, question=q)
 
+# %% ../../nbs/app/judge.ipynb #f8856546
 def saved_answers(path, # JSONL with question (or instruction) and answer, or a results file
                   questions)->list: # dicts with answer and error, in the order of the questions
     "Answers found by their question; one that is not there carries an error, so that it is skipped and counted."
@@ -84,6 +85,7 @@ def _saved_rows(path): # (place, row)
         raise InputError(f"{path}: answers of {' and '.join(names)}; give a file of one model")
     return [(str(path), r) for x in found for r in x.rows if "answer" in r]
 
+# %% ../../nbs/app/judge.ipynb #54669895
 def _answers_of(source, questions, run, a): # saved ones, or a model's, journaled; and what made them
     if Path(source).is_file():
         return (saved_answers(source, questions),
@@ -203,6 +205,7 @@ def ratings_table(results # of `judge_pairwise`, over three models or more
     return Table(dict(model=m, rating=f"{e.value:.0f}", interval="" if e.low is None
         else f"{e.low:.0f} to {e.high:.0f}", verdicts=e.n) for m, e in ratings.items())
 
+# %% ../../nbs/app/judge.ipynb #27785d4b
 def _right_answers(row): # those that a row in TruthfulQA's schema marks, or None
     t = row.get("mc2_targets")
     return [c for c, k in zip(t["choices"], t["labels"]) if k] if t else None

@@ -79,6 +79,7 @@ def pilot(cfg:RunConfig)->tuple: # the rest of `plan_table`'s arguments
         s, used = run.manifest["stages"], sum(f.stat().st_size for f in Path(d).rglob("*.jsonl"))
         return s["prompts"], s["responses"], used, len(question_types(cfg))
 
+# %% ../../nbs/app/plan.ipynb #8b72ff1c
 def question_types(cfg): return list(dict.fromkeys(q.type for q in ann.load_seed_questions(folder=cfg.annotations)))
 
 _VERBOSE = 0.6 # share of clone.max_new_tokens that a verbose answer is taken to need
@@ -92,6 +93,7 @@ def plan_numbers(cfg, prompts, responses, # records of the pilot's stages 1 and 
     return dict(prompts={s: k for s, (k, _) in want.items()}, answers=int(asked*responses["kept"]/of),
         tokens=[int(t1), int(asked*responses["generation"]["tokens"]/of), int(n*_VERBOSE*cfg.clone.max_new_tokens)])
 
+# %% ../../nbs/app/plan.ipynb #795809c0
 def plan_table(cfg, prompts, responses, # records of the pilot's stages 1 and 2
                used:int=0,              # bytes that the pilot's rows and journals took
                types:int=20)->list:     # (what, value)

@@ -92,6 +92,7 @@ def _adapted(exemplars, s, number, was): # lists of turns
     turned = lambda t: Turn(t.user, _citing(t.thoughts, number, was, s["name"]), answers.pop(0))
     return [[turned(t) for t in e.turns] for e in exemplars]
 
+# %% ../../nbs/app/swap.ipynb #231f8d6e
 def _citing(thoughts, number, was, name): # every exemplar follows the swapped rule
     if f"{number} ({was})" in thoughts: return thoughts.replace(f"{number} ({was})", f"{number} ({name})")
     return f"{thoughts.rstrip().rstrip('.')}, {number} ({name})."

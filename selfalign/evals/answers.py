@@ -48,6 +48,7 @@ def answer_questions(engine, questions, # texts
     return engine.generate([dialog(q, system, chat) for q in questions], sampling,
         seeds=[int(content_id(seed, q)[:8], 16) for q in questions])
 
+# %% ../../nbs/core/evals/answers.ipynb #43760997
 def _reply(x): # of a text, dict or completion: (the answer, None), or ("", why there is none)
     if isinstance(x, str): x = dict(text=x)
     if isinstance(x, dict):
@@ -60,6 +61,7 @@ def _reply(x): # of a text, dict or completion: (the answer, None), or ("", why 
 def _answer_error(x): return _reply(x)[1] # what is no answer is neither judged nor counted as a refusal
 def _text_of(x): return _reply(x)[0]
 
+# %% ../../nbs/core/evals/answers.ipynb #bae7499e
 def repeats_itself(text:str, n=8)->bool:
     "Does some run of `n` words occur twice?"
     grams = word_runs(text, n)

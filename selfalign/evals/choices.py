@@ -38,6 +38,7 @@ def _checked_score(s, pair):
             "check the model's weights")
     return s.logprob, None
 
+# %% ../../nbs/core/evals/choices.ipynb #e7131d81
 def shuffled(n, *salt)->list: # indices
     "A fixed order of `n` choices for these salts."
     order = list(range(n))
@@ -75,6 +76,7 @@ def _mc_paper(row, seed, system, chat):
     return {t: options(template, ("true", "false"), system, chat, question=row["question"], answer=t)
         for t in _mc_texts(row, seed)}
 
+# %% ../../nbs/core/evals/choices.ipynb #3075adeb
 def _mc2_softmax(scores, labels):
     p = np.exp(np.array(scores) - max(scores))
     return float(p[np.array(labels) == 1].sum()/p.sum())
@@ -168,6 +170,7 @@ def _hhh_record(row, got, seed):
     return dict(id=_hhh_id(row), subset=row["subset"], choice=best, scores=scores, right=labels[best],
         right_norm=labels[norm])
 
+# %% ../../nbs/core/evals/choices.ipynb #f4a2d98e
 PAIR_FORMATS = ("plain", "principled") # see `selfalign.principle_pairs`
 HHH_FORMATS = dict(paper=(_hhh_paper, "eval_hhh_paper"), likelihood=(_hhh_likelihood, "eval_hhh_likelihood"))
 

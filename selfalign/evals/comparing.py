@@ -62,6 +62,7 @@ def _left_out(unscored, unshared):
         for k, why in ((unscored, "without a score"), (unshared, "that only one has")) if k]
     return f" Left out: {', '.join(said)}." if said else ""
 
+# %% ../../nbs/core/evals/comparing.ipynb #e5be2862
 def _row_metric(a):
     return next((m for m in ("mc1", "right") if isinstance(a, Result) and a.rows and m in a.rows[0]), "value")
 def _by_id(x, metric): return x if isinstance(x, dict) else {r["id"]: r.get(metric) for r in x.rows if "id" in r}
@@ -84,6 +85,7 @@ def _sentence(names, what, u, v, d, p, seed):
     return (f"{what}, {len(u)} rows: {names[0]} {number(u.mean())}, {names[1]} {number(v.mean())}, difference "
         f"{number(d.value, '+')} {unit} ({interval}; {test}): {verdict}.")
 
+# %% ../../nbs/core/evals/comparing.ipynb #d906b51e
 def compare(a, b, # `Result`s, lists of them, results files, or folders of results files
             say=None # where it is told what only one side has; None = nowhere
            )->list: # of `Comparison`
@@ -111,6 +113,7 @@ def _shared_models(ra, rb): # names to compare one by one; [None] where each sid
     return ([r for r in dict.fromkeys(r.name for r in ra) if r in nb] if len(na) > 1 and len(nb) > 1 and na & nb
         else [None])
 
+# %% ../../nbs/core/evals/comparing.ipynb #4c79300e
 def _row_scores(r, s): # (metric, values of r, values of s) of each metric that both have by row
     label = lambda m: f"{r.set} ({r.format}), {m}"
     for m in _paired(r.set):
@@ -131,6 +134,7 @@ def _subsets(r, s): # of HHH, where both have some of its rows
     have = lambda z: dict.fromkeys(row["subset"] for row in z.rows if "subset" in row and "right" in row)
     return [part for part in have(r) if part in have(s)]
 
+# %% ../../nbs/core/evals/comparing.ipynb #25f90623
 def _asked_alike(c, r, s): # says where two scores came about differently
     unlike = [f"{what} {r.config.get(k)!r:.60} and {s.config.get(k)!r:.60}"
         for k, what in (("judge", "the judges"), ("prompt", "the prompts (by their hash)"),

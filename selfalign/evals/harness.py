@@ -81,6 +81,7 @@ def evaluate_models(models,       # dict from name to engine, engine string, or 
             "torch: or vllm:, or choose --sets refusals or questions")
     return out
 
+# %% ../../nbs/core/evals/harness.ipynb #5f5f9a74
 def checkpoint_scores(folder,   # with `checkpoint-<step>` folders of a training, whole models or adapters; `engraved` in a run's `work` while that stage trains
                       base,     # the model that was trained: hub id, path or "embedded"
                       rows, format=None, # as in `evaluate_one`; None = the first of `formats_of(rows)`
@@ -106,6 +107,7 @@ def _checkpoint(path, base, dtype): # (model, tokenizer)
     from peft import PeftModel
     return PeftModel.from_pretrained(model, path).merge_and_unload(), tok
 
+# %% ../../nbs/core/evals/harness.ipynb #2b0b3c46
 def can_score(engine)->bool:
     "Does this engine give log-probabilities? Most servers do not."
     return type(engine).score is not Engine.score and getattr(engine, "scores", True) is not None
@@ -118,6 +120,7 @@ def _prompt_of(rows, format, set_name): # hash of the template that asks these r
     name = evaluation_of(rows, set_name).templates.get(format)
     return name and prompt_hash(load_template(name))
 
+# %% ../../nbs/core/evals/harness.ipynb #48a13d3c
 def _result_path(out_dir, name, set_name, format, n, seed): # (path, result there or None): the plain name, or one of its own where another model or set has that
     path = (Path(out_dir)/f"{_slug(name)}-{_slug(_short(set_name))}-{_slug(format)}{f'-n{n}' if n else ''}{f'-seed{seed}' if seed else ''}.json")
     old = _earlier(path)
@@ -132,6 +135,7 @@ def _slug(s):
     text = re.sub(r"\W+", "-", str(s)).strip("-")
     return text if len(text) <= 80 else f"{text[:73]}-{content_id(text)[:6]}"
 
+# %% ../../nbs/core/evals/harness.ipynb #c43c5ff2
 def _earlier(path): # the result in a file; None where there is none, or not as this version writes it
     try: return next(iter(load_results(path)), None) if path.exists() else None
     except InputError: return None
@@ -159,7 +163,6 @@ def _saved(out_dir, engine, name, set_name, rows, format, kw, n, say):
     if path: save_results(r, path)
     if say: say(repr(r))
     return r
-
 
 # %% ../../nbs/core/evals/harness.ipynb #c6eff31a
 def _ours_and_tasks(sets): # (our sets, lm-eval's `Tasks` or None); its module is loaded where it is asked for

@@ -34,6 +34,7 @@ def judged_by(engine, *rubrics # their texts
     return dict(judge=engine.info.get("model"), revision=engine.info.get("revision"),
         **{k: engine.info[k] for k in ("sha256", "url") if engine.info.get(k)}, prompt=prompt_hash(*rubrics))
 
+# %% ../../nbs/core/evals/judging.ipynb #15259d67
 def rubric(name, folder, *needs # the fields that must stand in it
           )->str:
     "A judge's template; `InputError` where it leaves out what is to be judged."
@@ -69,6 +70,7 @@ def _read_verdict(c, allowed=("A", "B", "tie")): # a judge's completion: (verdic
     said = parse_verdict(c.text, allowed)
     return said, None if said else "unparsable verdict"
 
+# %% ../../nbs/core/evals/judging.ipynb #cb774272
 def judge_cost(judge_engine, prompts, sampling, price_in=None, price_out=None, # currency per million tokens; price_out None = as price_in
                seeds=None    # of the calls, where verdicts are journaled: those that are there already cost nothing
               )->dict:
@@ -221,6 +223,7 @@ def _wins(games, n):
         w[b, a] += 1 - s
     return w
 
+# %% ../../nbs/core/evals/judging.ipynb #c0d1412a
 def _elo(w, steps=200):
     met, s = w + w.T, np.zeros(len(w)) # s: log-strengths, mean 0
     for _ in range(steps): # Newton's method on a concave likelihood; long steps are cut
@@ -271,6 +274,7 @@ def truth_info_judge(judge_engine, questions, # texts or rows
         failed + [dict(id=r["id"], reason=next(filter(None, r["why"])), raw=r["raw"]) for r in rows if any(r["why"])],
         _config(seed=seed, cost=cost, **who))
 
+# %% ../../nbs/core/evals/judging.ipynb #8a3160c1
 def _reference(right):
     return "" if not right else "\n[Answers known to be right]\n" + "\n".join(f"- {x}" for x in right) + "\n"
 

@@ -45,6 +45,7 @@ class Result:
         return (f"{self.name} · {self.set} · {self.format}: " + ", ".join(f"{k} {v}" for k, v in self.scores.items())
             + f" (n={self.n}, skipped {len(self.skipped)})")
 
+# %% ../../nbs/core/evals/results.ipynb #e96f5a62
 def prompt_hash(*templates)->str: return hashlib.sha256("\x00".join(templates).encode()).hexdigest()[:16]
 
 def _config(**kw): return dict(kw, versions=versions(), commit=own_commit())
@@ -53,6 +54,7 @@ def _model(engine, name=None):
     return dict(getattr(engine, "info", {}), name=name or getattr(engine, "name", None),
         stand_in=bool(getattr(engine, "stand_in", False)))
 
+# %% ../../nbs/core/evals/results.ipynb #a203cfca
 def save_results(results, # one or several
                  path     # a JSON file
                 ):

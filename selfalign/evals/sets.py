@@ -62,6 +62,7 @@ def _check_hhh(row, where):
         raise InputError(f"{where}: {len(row['targets']['choices'])} choices with {n} marked right; HHH needs two "
             "choices, one of them right")
 
+# %% ../../nbs/core/evals/sets.ipynb #af52692a
 def _check_vicuna(row, where):
     if "question_id" not in row or not isinstance(row.get("turns"),
         list) or not row["turns"] or not all(map(_text, row["turns"])):
@@ -76,6 +77,7 @@ def _check_passages(row, where):
     if not _text(row.get("text")) or len(row["text"].split()) < 2:
         raise InputError(f"{where}: text is {row.get('text')!r:.60}; write a passage of a few sentences")
 
+# %% ../../nbs/core/evals/sets.ipynb #c5f683b2
 PAIR_KINDS = ("applies", "near_miss") # the rule applies; applying it would be the fault
 
 def _check_principles(row, where):
@@ -98,6 +100,7 @@ def _check_behaviour(row, where):
     if row.get("kind") not in PAIR_KINDS:
         raise InputError(f"{where}: kind is {row.get('kind')!r}; it must be applies or near_miss")
 
+# %% ../../nbs/core/evals/sets.ipynb #82995adf
 def check_rows(rows,          # dicts, or pairs of a place and a dict
                want=None,     # the schema asked for; None = that of the first row
                where="row"    # what to call the place
@@ -137,6 +140,7 @@ def load_benchmark(name,    # truthfulqa | hhh | vicuna | facts | choices | ques
             "a JSONL file, or an evaluation of yours as file.py:NAME")
     return sample_rows(rows, n, seed)
 
+# %% ../../nbs/core/evals/sets.ipynb #fbcfcc07
 def _own_rows(own, name):
     if own.load is None: raise InputError(f"{name} brings no rows; give its Evaluation a function as load")
     rows = as_list(own.load(), f"load of {name}", "dicts")
@@ -160,6 +164,7 @@ def _read_set(path, want=None):
     pairs = [(f"{path}:{i}", row) for i, row in iter_jsonl(path)]
     return check_rows(pairs, want, where=str(path))
 
+# %% ../../nbs/core/evals/sets.ipynb #ae4e170b
 def sample_rows(rows, n=None, seed=0)->list:
     "`n` rows drawn without replacement, in the set's order; subsets and kinds take turns, so that none is left out."
     if n is None or n >= len(rows): return rows
@@ -173,6 +178,7 @@ def sample_rows(rows, n=None, seed=0)->list:
 def _group_of(row):
     return isinstance(row, dict) and next((k for k in (row.get("subset"), row.get("kind")) if isinstance(k, str)), None)
 
+# %% ../../nbs/core/evals/sets.ipynb #4ac9462e
 def _from_hub(name):
     online = hub_answers()
     try:

@@ -29,6 +29,7 @@ def other_script(r, row, ctx):
     if a is not None and q is not None and a != q and not phrases("language").match(query_text(row)):
         return "wrong language"
 
+# %% ../../nbs/core/filters/language.ipynb #35d1ed91
 _LANGUAGES = ("af am ar az be bg bn bs ca cs cy da de el en eo es et eu fa fi fr ga gl gu he hi hr hu hy id is it ja "
     "jv ka kk km kn ko ku lo lt lv mk ml mn mr ms my ne nl no pa pl ps pt ro ru si sk sl so sq sr sv sw ta te th tl tr "
     "uk ur uz vi"

@@ -73,6 +73,7 @@ def _sentence_again(text, seg): # index of the sentence that says the one before
             len(new)) and {*old} == {*new} or tuple(_words(re.split("[,;:—–]", text[a:b].rstrip(".!?… "))[-1])) == new:
             return i
 
+# %% ../../nbs/core/filters/repetition.ipynb #baba435e
 _ALIKE = 4 # clauses, one word exchanged in each
 
 def _frame_again(words): # index of the word where a frame of four words and more goes on for the fourth time in a row with one word exchanged
@@ -117,6 +118,7 @@ def loop_start(text:str,
             if counts[words] >= 3 and counts[words]*len(words) > 0.3*total: return start
     return min(found, default=None)
 
+# %% ../../nbs/core/filters/repetition.ipynb #7ed49174
 def repetition(r, row, ctx):
     "Cut where the answer begins to repeat itself; reject when more than half goes, or where the preset wants no cut answers."
     at = loop_start(r.answer, query_text(row))
@@ -151,6 +153,7 @@ def loop(r, row, ctx):
     if at < len(r.answer)/2 or ctx.on_limit == "reject": return "loop"
     r.cut(at, "loop")
 
+# %% ../../nbs/core/filters/repetition.ipynb #70dc67e2
 def few_words(text:str, least=12)->float: # from 0 to 1
     "Different words among the longer words of a text, list items included; a middling 0.58 where they cannot tell: too few, code and tables, verse."
     words, lines = re.findall(r"[^\W\d_]{4,}", text.lower()), text.count("\n") + 1

@@ -44,6 +44,7 @@ def token_limit(r, row, ctx):
     if not (kept := finished(r.answer)): return "token limit"
     if kept != r.answer.rstrip(): r.answer, r.edits = kept, [*r.edits, "token limit"]
 
+# %% ../../nbs/core/filters/shape.ipynb #048c5b32
 def too_short(r, row, ctx):
     "Fewer characters than the preset asks for."
     if letter_count(r.answer) < ctx.min_chars: return "too short"
