@@ -286,7 +286,7 @@ class RunPairs:
 
 # %% ../nbs/05_evaluation.ipynb #26d5551e
 def _replies(run, cfg, name, engine): # arm → answers
-    "Answers of a model to the held-out prompts and to open questions, under the plain prompt, and the base model's as stage 2 asks it; journaled, so they resume."
+    "Answers of a model to the held-out prompts and to open questions, journaled, so that they resume."
     pset, plain = load_principle_set(cfg.respond, cfg.annotations), _plain_ways(cfg)
     ways = (dict(base=plain("base"), principled=(lambda r: pset.render(query_text(r)), cfg.respond.sampling(pset)))
         if name == "base" else {name: plain(name)})

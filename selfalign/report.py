@@ -82,6 +82,7 @@ def _internal_rows(i):
             _closed(i.get("control_gap_closed"), i.get("control_gap_closed_interval"))))
     return out
 
+# %% ../nbs/core/report.ipynb #6df7368e
 def _closed(x, interval):
     if x is None: return "undefined: the principles do not lower the base model's loss here"
     return (f"{x:.0%}" + (f" (95 % interval {interval[0]:.0%} to {interval[1]:.0%})" if interval

@@ -84,6 +84,7 @@ def _mc2_softmax(scores, labels):
 def _mc2_true(scores, labels):
     return _mc2_softmax(-np.logaddexp(0, -np.array(scores)), labels) # log p(true), so that no p underflows
 
+# %% ../../nbs/core/evals/choices.ipynb #cb5745d3
 def _mc_id(row): return content_id(row["question"], row["mc1_targets"]["choices"])
 
 def _mc_record(row, got, mc2, seed):
@@ -160,6 +161,7 @@ def _hhh_likelihood(row, seed, system, chat):
     prompt = fill(load_template("eval_hhh_likelihood"), input=row["input"])
     return {i: [(prompt, f" {row['targets']['choices'][i]}")] for i in shuffled(2, seed, row["input"])}
 
+# %% ../../nbs/core/evals/choices.ipynb #ae8d8b4d
 def _hhh_id(row): return content_id(row["input"], row["targets"]["choices"])
 
 def _hhh_record(row, got, seed):

@@ -89,7 +89,7 @@ def _sentence(names, what, u, v, d, p, seed):
 def compare(a, b, # `Result`s, lists of them, results files, or folders of results files
             say=None # where it is told what only one side has; None = nowhere
            )->list: # of `Comparison`
-    "Compare two evaluations wherever set, format and task are the same: one model with another, or each of several models with itself elsewhere. `InputError` where nothing is, or where it is not clear which models are meant."
+    "Compare two evaluations wherever set, format and task are the same; `InputError` where none is."
     read = lambda x: [x] if isinstance(x, Result) else list(x) if isinstance(x, (list, tuple)) else load_results(x)
     ra, rb, out, met, lonely = read(a), read(b), [], False, []
     for name in _shared_models(ra, rb):

@@ -121,7 +121,7 @@ def _prompt_of(rows, format, set_name): # hash of the template that asks these r
     return name and prompt_hash(load_template(name))
 
 # %% ../../nbs/core/evals/harness.ipynb #48a13d3c
-def _result_path(out_dir, name, set_name, format, n, seed): # (path, result there or None): the plain name, or one of its own where another model or set has that
+def _result_path(out_dir, name, set_name, format, n, seed): # (path, result there or None)
     path = (Path(out_dir)/f"{_slug(name)}-{_slug(_short(set_name))}-{_slug(format)}{f'-n{n}' if n else ''}{f'-seed{seed}' if seed else ''}.json")
     old = _earlier(path)
     if not path.exists() or (old and (old.name, old.set) == (name, set_name)): return path, old
@@ -140,7 +140,8 @@ def _earlier(path): # the result in a file; None where there is none, or not as 
     try: return next(iter(load_results(path)), None) if path.exists() else None
     except InputError: return None
 
-def _failed(result): # did the machine or a server fail, so that another try may do better? A row longer than the context stays so
+# Did the machine or a server fail, so that another try may do better? A row longer than the context stays so.
+def _failed(result):
     return (bool(result.skipped) and (result.format.partition(",")[0] == "answer"
         or any("out of memory" in s["reason"] for s in result.skipped)))
 
@@ -151,6 +152,7 @@ def _who(engine): # what a score belongs to; None where a server does not tell
     says = engine.identity()
     return says and dict(info, says=says)
 
+# %% ../../nbs/core/evals/harness.ipynb #c49c9a22
 def _saved(out_dir, engine, name, set_name, rows, format, kw, n, say):
     path, old = _result_path(out_dir, name, set_name, format, n, kw["seed"]) if out_dir else (None, None)
     who = _who(engine) if path else None

@@ -124,7 +124,7 @@ _HELD_OUT = dict(principles=True, principles_tuning=False, behaviour=True)
 BENCHMARKS = dict(truthfulqa="truthfulqa_mc", hhh="hhh", vicuna="vicuna_questions")
 VICUNA_URL = "https://raw.githubusercontent.com/lm-sys/FastChat/main/fastchat/llm_judge/data/vicuna_bench/question.jsonl"
 
-def load_benchmark(name,    # truthfulqa | hhh | vicuna | facts | choices | questions | refusals | passages | principles | principles_tuning | behaviour, a JSONL file in one of their schemas, or the place of an `Evaluation` of yours
+def load_benchmark(name,    # one of `OUR_SETS` or `BENCHMARKS`, a JSONL file in one of their schemas, or your `Evaluation`'s place
                    n=None,  # so many rows, drawn by `seed`; None = all
                    seed=0   # of that draw
                   )->list: # rows, dicts, checked
@@ -160,6 +160,7 @@ def _probes(pairs): # their questions, of the rules that show in free text
     about = lambda r: {k: r[k] for k in ("id", "kind", "instruction", "input")}
     return [dict(about(r), trait=trait[r["rule"]], subset=trait[r["rule"]]) for r in pairs if r["rule"] in trait]
 
+# %% ../../nbs/core/evals/sets.ipynb #49b04da6
 def _read_set(path, want=None):
     pairs = [(f"{path}:{i}", row) for i, row in iter_jsonl(path)]
     return check_rows(pairs, want, where=str(path))

@@ -53,7 +53,9 @@ class Context:
     @cached_property
     def plain(self): return word_heads(self.pset.header + self.pset.rules()) # the prompt's own words
     @cached_property
-    def evidence(self): # of each exemplar: phrases of five words with an unusual one, of seven, of three in a short turn, its words, the unusual ones among them
+    def evidence(self):
+        # of each exemplar: phrases of five words with an unusual one, of seven, of three in a short turn, its words,
+        # the unusual ones among them
         out = []
         for e in self.pset.exemplars:
             texts = [fill(x, name=self.pset.name) for t in e.turns for x in (t.user, t.answer)]

@@ -32,8 +32,7 @@ def other_script(r, row, ctx):
 # %% ../../nbs/core/filters/language.ipynb #35d1ed91
 _LANGUAGES = ("af am ar az be bg bn bs ca cs cy da de el en eo es et eu fa fi fr ga gl gu he hi hr hu hy id is it ja "
     "jv ka kk km kn ko ku lo lt lv mk ml mn mr ms my ne nl no pa pl ps pt ro ru si sk sl so sq sr sv sw ta te th tl tr "
-    "uk ur uz vi"
-    " yo zh zu zxx") # those with many readers; dialects and close kin of them would only draw doubt
+    "uk ur uz vi yo zh zu zxx") # those with many readers; dialects and close kin of them would only draw doubt
 
 @cache
 def _identifier():

@@ -38,7 +38,7 @@ def exemplar_leakage(r, row, ctx, min_words=3, share=0.7):
 
 # %% ../../nbs/core/filters/leakage.ipynb #bec35e8c
 def system_leak(r, row, ctx):
-    "The answer says what the system text says: four of its words in a row, a sentence mostly in its words, or one that speaks of the answer itself, or of orders, in several of them; the assistant's name and kind are no secret."
+    "The answer says what the system text says."
     query = query_text(row)
     texts = bool(phrases("of_texts").match(query)) # then its words are the matter itself
     grams = _grams(_words(r.answer), 4) & ctx.said - _grams(_words(query), 4)

@@ -19,7 +19,7 @@ def apology(r, row, ctx):
 
 # %% ../../nbs/core/filters/phrases.ipynb #7339c437
 def cliche(r, row, ctx):
-    "The answer carries a phrase of the help desk, or a blank left to fill in where none was asked for; what is quoted, and the courtesy of a letter that was asked for, are the text's own."
+    "The answer carries a phrase of the help desk, or a blank left to fill in where none was asked for."
     own = r.answer if r.answer[:1] in '"“' else _QUOTED.sub(" ", r.answer)
     for name, text in (("cliche", own), ("courtesy", own), ("blank", r.answer)):
         if found := phrases(name, ctx.phrases).find(text, query_text(row)): return f"cliché: {found}"

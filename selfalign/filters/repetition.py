@@ -134,7 +134,7 @@ def repeated_share(text:str,
                    back=25, # words that are looked back over
                    least=25 # a shorter text has no share, it cannot go in circles
                   )->float: # from 0 to 1
-    "Share of the words of two letters and more that stood shortly before; fenced code and the items of a list are left out, and other code and tables have none."
+    "Share of the words of two letters and more that stood shortly before; code, tables and lists are left out."
     text = _CODE.sub(" ", text)
     if len(_ITEM.findall(text)) > 1: # one item is how a small model opens prose
         text = re.sub(_ITEM.pattern + ".*", " ", text)
@@ -163,7 +163,7 @@ def few_words(text:str, least=12)->float: # from 0 to 1
     return len(set(words))/len(words)
 
 def in_circles(r, row, ctx):
-    "The answer says the same few things over and over in changing order, which no n-gram penalty sees; a calculation may, and what stands before a loop is judged without it."
+    "The answer says the same few things over and over in changing order, which no n-gram penalty sees."
     text, n = r.answer, len(r.answer.split())
     share, few = repeated_share(text), few_words(text)
     if share + (0.5 - few)/4 < ctx.max_repeated - 0.015 and not (few < 0.4 and n >= 70):

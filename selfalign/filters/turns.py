@@ -27,7 +27,7 @@ def turn_pattern(name:str, user="User", label="", example="Example")->re.Pattern
 
 # %% ../../nbs/core/filters/turns.ipynb #044aca23
 def turn_start(answer, query, pattern): # characters, or None
-    "Where somebody else speaks; the persons of a dialogue that was asked for, or that an answer opens with, are its own. Others than those of a chat need a partner or a question."
+    "Where somebody else speaks."
     turns = _turns("Aster", "User", "", "Example") # the query's words are the same for all
     opens, asked = bool(phrases("speech").match(answer)), turns.asked(query)
     found = [*pattern.finditer(answer)]
