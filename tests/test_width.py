@@ -77,6 +77,15 @@ def test_a_wide_line_and_a_crowded_cell_are_seen():
     assert (semicolons("x = 1; y = ';'", body), mixes("import os\nx", body), len(defined(body))) == (1, True, 1)
     assert bare("#| export\ndef a(): 1", body, False) and not bare("#| export\ndef a(): 1", body, True)
 
+def test_every_room_is_named_on_the_contributing_page():
+    page = (ROOT/"nbs/guides/contributing.ipynb").read_text(encoding="utf-8")
+    rows = dict.fromkeys(("app", "core/engines", "core/filters", "core/evals"), "")
+    rows = {wing.rpartition("/")[2]: re.search(rf"\| `nbs/{wing}/` \|.*", page)[0] for wing in rows}
+    for module in (ROOT/"selfalign").rglob("*.py"):
+        if module.stem.startswith("_"): continue
+        table = rows.get(module.parent.name) or page
+        assert f"`{module.stem}`" in table, f"{module.relative_to(ROOT)} has no place in How to read the house"
+
 if __name__ == "__main__":
     found = counted()
     for name, (n, where) in found.items():
