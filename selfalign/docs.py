@@ -4,21 +4,28 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'GRID', 'split_directives', 'repo_links', 'output_markdown', 'cell_markdown', 'readme_text', 'write_readme',
-           'load_result', 'markdown_table', 'shortened', 'provenance', 'score_table', 'few_reasons', 'compact_table',
-           'demo_markdown', 'demo_minutes', 'demo_reading', 'doc_filter', 'process_notebooks', 'page_name', 'mend_text',
-           'first_sentence', 'math_picture', 'set_math', 'field_comments', 'settings_table', 'mend_settings',
-           'mend_cell', 'mend_notebook', 'module_names', 'names_page', 'site_config', 'mend_folder', 'dead_anchors',
-           'build_site', 'main']
+           'doc_filter', 'process_notebooks', 'page_name', 'mend_text', 'first_sentence', 'math_picture', 'set_math',
+           'mend_cell', 'mend_notebook', 'site_config', 'mend_folder', 'dead_anchors', 'build_site', 'main']
 
 # %% ../nbs/core/docs.ipynb #f1373131
-import ast, base64, contextlib, html, io, json, os, re, shutil, sys, tempfile, tokenize
+import ast, base64, contextlib, html, json, os, re, shutil, sys, tempfile
 from configparser import ConfigParser
 from pathlib import Path
 
 import yaml
 
-from .annotations import data_dir
+from .all_names import names_page
 from .checks import InputError, safe_console
+from .moved import moved
+from .settings_tables import _join, mend_settings
+
+# %% ../nbs/core/docs.ipynb #67574dea
+__getattr__ = moved(__name__, {
+    "all_names": "module_names",
+    "measured": "load_result markdown_table shortened provenance score_table few_reasons compact_table "
+                "demo_markdown demo_minutes demo_reading",
+    "settings_tables": "field_comments settings_table",
+})
 
 # %% ../nbs/core/docs.ipynb #63ab751a
 _DIRECTIVE = re.compile(r"^#\|\s*(\w+):?\s*(.*?)\s*$")
@@ -73,109 +80,6 @@ def write_readme(root="." # the repository
     nb = json.loads((root/"nbs"/"index.ipynb").read_text(encoding="utf-8"))
     (root/"README.md").write_text(readme_text(nb), encoding="utf-8")
     return root/"README.md"
-
-# %% ../nbs/core/docs.ipynb #467635e6
-def load_result(name # such as "demo" for data/results/demo.json
-               )->dict|None: # None where it has not been measured
-    "A result that a page is drawn from."
-    p = data_dir()/"results"/f"{name}.json"
-    return json.loads(p.read_text(encoding="utf-8")) if p.is_file() else None
-
-def markdown_table(rows, # lists of cells
-                   head  # the column titles
-                  )->str:
-    "Rows as a Markdown table."
-    # a space that must not break stays
-    cell = lambda x: re.sub(r"[^\S\u00a0]+", " ", str(x)).strip().replace("|", "\\|")
-    return "\n".join("| " + " | ".join(map(cell, r)) + " |" for r in (head, ["---"]*len(head), *rows))
-
-# %% ../nbs/core/docs.ipynb #59ba578f
-def shortened(text, n=300):
-    "The first words of a text, at most `n` characters."
-    text = " ".join(str(text).split())
-    return text if len(text) <= n else text[:n].rsplit(" ", 1)[0] + " …"
-
-def provenance(d)->str:
-    "Where a result comes from: command, commit and hardware, in one sentence."
-    said = dict(command="`{}`", commit="commit {}", hardware="on {}", machine="on {}")
-    return "Made by " + ", ".join(said[k].format(d[k]) for k in said if d.get(k)) + "."
-
-# %% ../nbs/core/docs.ipynb #e38aca1d
-# "facts (lm-eval) mc1, base", "refusals (answer, chat) refused benign, base"
-_SCORE = re.compile(r"(.+ \(.+\) [\w ]+), (\w+)$")
-_ROWS = re.compile(r"(\d+); lost.*: (\d+); truncated.*: (\d+)$")
-
-def score_table(table # rows (what, value) of a closing table
-               )->str: # Markdown; empty without scores
-    "The scores, a row for each set and format, a column for each model."
-    found = [(m[1], m[2], v) for k, v in table if (m := _SCORE.match(k))]
-    names, at = list(dict.fromkeys(m for _, m, _ in found)), {(k, m): v for k, m, v in found}
-    return (markdown_table([[k, *(at.get((k, m), "not run") for m in names)]
-        for k in dict.fromkeys(k for k, *_ in found)], ["score (95 % interval)", *names]) if found else "")
-
-def few_reasons(text,  # "too short 16, echo 2"
-                most=3 # reasons to show
-               )->str:
-    "The commonest reasons, and how many others there are."
-    all_ = str(text).split(", ")
-    return (", ".join(all_[:most]) + (f", and for {len(all_)-most} other reasons" if len(all_) > most+1
-        else "".join(f", {x}" for x in all_[most:])))
-
-# %% ../nbs/core/docs.ipynb #32272315
-def compact_table(table # rows (what, value) of a closing table
-                 )->list: # fewer rows
-    "A closing table without its scores, the trainings in two rows, the reasons cut short."
-    trained = {what: [(k.partition(", ")[2], v) for k, v in table if k.startswith(f"{what}, ")]
-        for what in ("training rows", "training loss")}
-    brief, out = lambda v: _ROWS.sub(lambda m: m[1]
-        + (f" ({m[2]} lost, {m[3]} truncated)" if int(m[2]) or int(m[3]) else ""), v), []
-    for k, v in table:
-        if _SCORE.match(k): continue
-        if (what := k.partition(", ")[0]) in trained:
-            k, v = f"{what}: " + ", ".join(a for a, _ in trained[what]), "; ".join(brief(b) for _, b in trained[what])
-        if k.endswith(" rejected"): v = few_reasons(v)
-        if [k, v] not in out: out.append([k, v])
-    return out
-
-def demo_markdown(d:dict|None, # data/results/demo.json: table, answers, command, commit, hardware
-                  answers=1    # how many questions to show
-                 )->str:
-    "The closing table of the demo run, and what base and final model say to a question."
-    if d is None: return "*No demo run is stored in `data/results/demo.json` yet; `make demo` prints this table.*"
-    qa = [f"**{a['question']}**\n\n"
-        + markdown_table([["base", shortened(a["base"])], ["final", shortened(a["final"])]], ["model", "answer"])
-        for a in d["answers"][:answers]]
-    return "\n\n".join(filter(None,
-        [markdown_table(compact_table(d["table"]), ["what", "value"]), score_table(d["table"]), provenance(d), *qa]))
-
-# %% ../nbs/core/docs.ipynb #781a9d0a
-def demo_minutes(d, # data/results/demo.json
-                *stages # all of them if none is named
-                )->float:
-    "How long the stages of the stored run took."
-    return sum(v.get("seconds", 0) for k, v in d["stages"].items() if k in (stages or d["stages"]))/60
-
-def demo_reading(d:dict|None # data/results/demo.json
-                )->list:     # sentences
-    "What a reader should know before judging the demo's figures."
-    if d is None: return []
-    i, r, out = d["evaluation"]["internalization"] or {}, d["evaluation"]["replies"] or {}, []
-    gap, control = i.get("gap_closed"), i.get("control_gap_closed")
-    if gap is not None:
-        over = ("more than 100 % means that the training taught the style of the answers too, so" if gap > 1
-            else "any training on the model's own answers closes some of it, so")
-        out.append(f"Engraving closed {gap:.0%} of the gap between answering without and with the principles in view; "
-            f"{over} only the difference to the control arm" + (f" ({control:.0%}), which learnt plain answers,"
-            if control is not None else "") + " speaks for the principles.")
-    if {"engraved", "final"} <= r.keys():
-        e, f = (r[k]["repetition_rate"] for k in ("engraved", "final"))
-        if f > e:
-            out.append("A model of 135M falls into loops when it is asked for length: answers with a repetition went "
-                f"from {e:.0%} to {f:.0%} with verbose cloning.")
-    if n := d.get("config", {}).get("evaluate", {}).get("max_rows"):
-        out.append(f"The scores come from at most {n} questions for each set: models whose intervals overlap are not "
-            "told apart by them.")
-    return out
 
 # %% ../nbs/core/docs.ipynb #84907f6c
 def _imports(cell)->str: # the import lines at the top level of a cell
@@ -301,67 +205,6 @@ def set_math(md:str)->str:
     "Markdown with its formulas set; code is left alone."
     return _MATH.sub(lambda m: m[1] or math_picture(" ".join((m[2] or m[3]).split()), bool(m[2])), md)
 
-# %% ../nbs/core/docs.ipynb #ad4f7bd9
-def field_comments(source:str # code
-                  )->dict:    # line → comment
-    "What is said of each line: the comment at its end, else the lines of comment above it, as the command line has it."
-    found = [t for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT]
-    alone = {t.start[0]: t.string.lstrip("# ") for t in found if not t.line[:t.start[1]].strip()}
-    out, above = {}, []
-    for n in range(1, source.count("\n") + 2):
-        if n in alone:
-            above.append(alone[n])
-            continue
-        if above: out[n] = " ".join(above)
-        above = []
-    return out | {t.start[0]: t.string.lstrip("# ") for t in found if t.start[0] not in alone}
-
-def settings_table(source:str # code with dataclasses
-                  )->dict:    # name of a class → Markdown; classes without a commented field are left out
-    "A table of setting, default and meaning for each dataclass."
-    out, comments = {}, field_comments(source)
-    for c in (n for n in ast.parse(source).body if isinstance(n, ast.ClassDef)
-        and any("dataclass" in ast.unparse(d) for d in n.decorator_list)):
-        fields = [f for f in c.body if isinstance(f, ast.AnnAssign)]
-        if not any(comments.get(f.end_lineno) or comments.get(f.lineno) for f in fields): continue
-        said = {f: comments.get(f.end_lineno) or comments.get(f.lineno) for f in fields}
-        rows = [[f"`{f.target.id}`", _default(f.value), _meaning(said[f]) or ast.unparse(f.annotation)] for f in fields]
-        above = [b for b in map(ast.unparse, c.bases) if b != "Settings"]
-        out[c.name] = "\n\n".join([markdown_table(rows, ["setting", "default", "meaning"]),
-            *(f"And the settings of [`{b}`](#{b.lower()})." for b in above)])
-    return out
-
-# %% ../nbs/core/docs.ipynb #410c24ee
-def _meaning(comment):
-    return re.sub(r"(--[\w.-]+|\"[^\"]*\")", lambda m: "`" + m[1].strip('"') + "`",
-        (comment or "").replace("<", "&lt;"))
-
-def _default(value):
-    if value is None: return "to be given"
-    text = ast.unparse(value)
-    if m := re.search(r"default_factory=(?:lambda: ?)?(.+?)\)$", text):
-        text = {"list": "[]", "dict": "{}", "tuple": "()"}.get(m[1], m[1])
-    return f"`{text}`"
-
-# %% ../nbs/core/docs.ipynb #4505f260
-_SIGNATURE = r"```python\n(?:def|class) {}\(.*?\n```\n*"
-_FILLED = re.compile(r"\b([A-Z]\w*Config)\((?:[^()]|\((?:[^()]|\([^()]*\))*\))+\)")
-
-def mend_settings(cells # of a processed notebook; changed in place
-                 ):
-    "Dataclasses with a table of their settings in place of their signature."
-    tables = {}
-    for c in cells:
-        if c["cell_type"] == "code" and '#| code-summary: "Source"' in _join(c["source"]):
-            tables.update(settings_table(_join(c["source"])))
-    for data in (o["data"] for c in cells for o in c.get("outputs") or [] if "text/markdown" in o.get("data", {})):
-        md = _join(data["text/markdown"])
-        if not (m := re.search(r"(?m)^### (\w+)$", md)): continue
-        if m[1] in tables: md = re.sub(_SIGNATURE.format(m[1]), "", md, flags=re.S) + "\n\n" + tables[m[1]]
-        data["text/markdown"] = _FILLED.sub(r"\1(…)", md)
-
-def _join(x): return x if isinstance(x, str) else "".join(x or "")
-
 # %% ../nbs/core/docs.ipynb #8dc00537
 def mend_cell(cell, # of a processed notebook; changed in place
               about # alternative text for its pictures
@@ -402,39 +245,6 @@ def mend_notebook(nb:dict,
         cells.append(dict(cell_type="markdown", metadata={},
             source=f"[Source of this page: {source.rpartition('/nbs/')[2]}]({source})"))
     return dict(nb, cells=cells)
-
-# %% ../nbs/core/docs.ipynb #3240d85c
-_EDIT = re.compile(r"File to edit: (?:\.\./)+nbs/(\S+\.ipynb)")
-
-def module_names(path # of an exported module
-                )->tuple: # (its notebook, its first sentence, [(name, kind, first line of its docstring)])
-    "The public names of a module, read without importing it."
-    text = Path(path).read_text(encoding="utf-8")
-    tree = ast.parse(text)
-    public = next((ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign)
-        and n.targets[0].id == "__all__"), [])
-    defined = {n.name: n for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
-    doc = lambda n: (ast.get_docstring(n) or "").split("\n")[0]
-    kind = lambda n: "class" if isinstance(n, ast.ClassDef) else "function"
-    return (_EDIT.search(text)[1], doc(tree),
-        [(x, *((kind(defined[x]), doc(defined[x])) if x in defined else ("value", ""))) for x in public])
-
-def names_page(package="selfalign", # folder of the exported modules
-               below="../"          # the way from the page to the site's root
-              )->str:
-    "A Markdown page of every public name with a link to where it is explained; modules in the order of their notebooks."
-    parts = ["---\ntitle: All names\ndescription: Every public function, class and value of the package, by module, "
-        "with the place where it is written and explained.\n---"]
-    name = lambda p: ".".join(p.relative_to(package).with_suffix("").parts)
-    found = [(*module_names(p), name(p)) for p in Path(package).rglob("[a-z]*.py")]
-    for notebook, about, names, module in sorted(found, key=lambda f: ("/" in f[0], f[0])):
-        page = below + notebook
-        where = lambda name, kind: page if kind == "value" else f"{page}#{name.lower()}"
-        rows = [[f"[`{name}`]({where(name, kind)})", kind, re.sub(r"(`[^`]*`)|([<*_])", lambda m: m[1] or "\\" + m[2],
-            about)] for name, kind, about in sorted(names, key=lambda x: x[0].lower())]
-        parts.append(f"## selfalign.{module}\n\n{about} [The page]({page}).\n\n"
-            + markdown_table(rows, ["name", "kind", "what it is"]))
-    return "\n\n".join(parts) + "\n"
 
 # %% ../nbs/core/docs.ipynb #fd6132a2
 def site_config(root, out)->dict:
