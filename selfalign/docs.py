@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'GRID', 'split_directives', 'repo_links', 'output_markdown', 'cell_markdown', 'readme_text', 'write_readme',
-           'doc_filter', 'process_notebooks', 'page_name', 'mend_text', 'first_sentence', 'math_picture', 'set_math',
-           'mend_cell', 'mend_notebook', 'site_config', 'mend_folder', 'dead_anchors', 'build_site', 'main']
+           'doc_filter', 'process_notebooks', 'page_name', 'mend_text', 'first_sentence', 'mend_cell', 'mend_notebook',
+           'site_config', 'mend_folder', 'dead_anchors', 'build_site', 'main']
 
 # %% ../nbs/core/docs.ipynb #f1373131
-import ast, base64, contextlib, html, json, os, re, shutil, sys, tempfile
+import ast, contextlib, json, os, re, shutil, sys, tempfile
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -16,12 +16,14 @@ import yaml
 
 from .all_names import names_page
 from .checks import InputError, safe_console
+from .formulas import set_math
 from .moved import moved
 from .settings_tables import _join, mend_settings
 
 # %% ../nbs/core/docs.ipynb #67574dea
 __getattr__ = moved(__name__, {
     "all_names": "module_names",
+    "formulas": "math_picture",
     "measured": "load_result markdown_table shortened provenance score_table few_reasons compact_table "
                 "demo_markdown demo_minutes demo_reading",
     "settings_tables": "field_comments settings_table",
@@ -180,30 +182,6 @@ def first_sentence(md:str)->str:
     plain = re.sub(r"`|\*|^#+ .*$|^>\s*|\[([^\]]*)\]\([^)]*\)", lambda m: m[1] or "", md, flags=re.M)
     last = [p for p in re.split(r"\n\s*\n", plain.strip()) if p.strip() and not p.lstrip().startswith("|")][-1:]
     return re.split(r"(?<=[.:?!])\s", " ".join(last[0].split()) if last else "")[0].rstrip(":. ")
-
-# %% ../nbs/core/docs.ipynb #fb8b30cc
-_MATH = re.compile(r"(```.*?```|`[^`]*`)|\$\$(.+?)\$\$|(?<![\w$\\])\$(?!\s)([^$\n]+?)(?<!\s)\$(?![\w$])", re.S)
-
-def math_picture(tex:str,      # a formula that matplotlib can set
-                 display=False # on a line of its own
-                )->str:        # HTML
-    "A formula as an SVG picture."
-    import matplotlib as mpl
-    from matplotlib.font_manager import FontProperties
-    from matplotlib.mathtext import math_to_image
-    tex = re.sub(r"\\(ge|le)(?![a-z])", r"\\\1q", tex)
-    with mpl.rc_context({"mathtext.fontset": "stix", "svg.hashsalt": "selfalign", "figure.facecolor": "none",
-        "savefig.facecolor": "none"}), tempfile.TemporaryDirectory() as d:
-        depth = math_to_image(f"${tex}$", f"{d}/x.svg", dpi=72, format="svg",
-            prop=FontProperties(size=14 if display else 12.5))
-        svg = re.sub(r"<metadata>.*?</metadata>", "", Path(d, "x.svg").read_text(), flags=re.S)
-    img = (f'<img class="math-svg" alt="{html.escape(tex)}" style="vertical-align:-{depth:.1f}pt" '
-        f'src="data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}">')
-    return f'\n\n<p class="math-display">{img}</p>\n\n' if display else img
-
-def set_math(md:str)->str:
-    "Markdown with its formulas set; code is left alone."
-    return _MATH.sub(lambda m: m[1] or math_picture(" ".join((m[2] or m[3]).split()), bool(m[2])), md)
 
 # %% ../nbs/core/docs.ipynb #8dc00537
 def mend_cell(cell, # of a processed notebook; changed in place
