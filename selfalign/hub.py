@@ -168,12 +168,13 @@ def reply_losses(replies:dict # model → figures of its replies, as the manifes
     out, order = {}, [m for m in ("base", "engraved", "final") if (replies or {}).get(m)]
     for before, model in zip(order, order[1:]):
         x, y = replies[before], replies[model]
-        said = [_loss(what, share(x), share(y), x["n"], y["n"], before, model) for what, share in _LOSSES.items()]
+        n, m = x.get("n"), y.get("n") # none in runs of before
+        said = [_loss(what, share(x), share(y), n, m, before, model) for what, share in _LOSSES.items()]
         if any(said): out[model] = [s for s in said if s]
     return out
 
 def _loss(what, a, b, n, m, before, model): # None where it is none, or chance may explain it
-    if None in (a, b) or b <= a: return None
+    if None in (a, b, n, m) or b <= a: return None
     p = chance_of_rise(round(a*n), n, round(b*m), m)
     told = "below 0.001" if p < 0.001 else f"= {p:.3f}"
     return f"{what} rose from {a:.0%} ({before}) to {b:.0%} ({model}), one-sided p {told}" if p < 0.025 else None
