@@ -19,13 +19,17 @@ from .rows import content_id
 def lora_targets(model,  # a transformers model, on any device
                  targets # names of modules or the ends of their paths; or "all-linear" alone
                 ): # as PEFT takes them
-    "The modules that LoRA adapts; `InputError` names those that the model lacks, and those it has."
+    "The modules that LoRA adapts; `InputError` names those that the model lacks or TRL cannot train, and those it has."
     if list(targets) == ["all-linear"]: return "all-linear" # all but the output layer
     paths = [n for n, m in model.named_modules() if "Linear" in type(m).__name__ or type(m).__name__ == "Conv1D"]
     names = sorted({n.rsplit(".", 1)[-1] for n in paths} - {"lm_head", "embed_out"})
     if missing := [t for t in targets if not any(n == t or n.endswith(f".{t}") for n in paths)]:
         raise InputError(f"LoRA targets {', '.join(missing)} do not exist in this model; "
             f"it has {', '.join(names)}, and all-linear stands for all")
+    head = next((n for n in paths if model.get_submodule(n) is model.get_output_embeddings()), "")
+    if untrained := [t for t in targets if head == t or head.endswith(f".{t}")]:
+        raise InputError(f"LoRA targets {', '.join(untrained)}: TRL trains no adapter on the output layer; "
+            f"choose among {', '.join(names)}, or train all weights with lora_r 0")
     return list(targets)
 
 # %% ../nbs/core/trainers.ipynb #eac97856

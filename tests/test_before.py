@@ -69,6 +69,17 @@ def test_targets_that_the_architecture_lacks_are_told_with_those_it_has(kind, ha
         check_inputs(settings(model, engrave=train, clone=dict(train=train)), tuple(STEPS), tmp_path/"run")
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt_neox", "gpt2"])
+def test_the_output_layer_is_no_target(kind, base, tmp_path, no_engine):
+    model = base(kind, **dict(n_embd=64, n_layer=2, n_head=4, n_positions=8192) if kind == "gpt2" else {})
+    train, words = dict(lora_targets=["lm_head"]), "LoRA targets lm_head: TRL trains no adapter on the output layer"
+    refused(settings(model, engrave=train), f"engrave.lora_targets: {words}", tmp_path)
+    refused(settings(model, engrave=dict(lora_targets=["all-linear"]), clone=dict(train=train)),
+        f"clone.train.lora_targets: {words}", tmp_path)
+    whole = dict(train, lora_r=0) # nothing is adapted
+    check_inputs(settings(model, engrave=whole, clone=dict(train=whole)), tuple(STEPS), tmp_path/"run")
+
+
 def test_all_linear_and_paths_train(llama, tok):
     from peft import get_peft_model
     from selfalign.config import EngraveConfig
