@@ -64,7 +64,9 @@ class Settings:
     def _checked(cls, given, make):
         if isinstance(given, ArgsKwargs):
             named = {k: _meant(v) for k, v in (given.kwargs or {}).items()}
-            given = ArgsKwargs(tuple(map(_meant, given.args)), named)
+            by_place = dict(zip(cls.__dataclass_fields__, map(_meant, given.args))) # an error tells a name
+            if len(by_place) == len(given.args) and not by_place.keys() & named: given = ArgsKwargs((), by_place | named)
+            else: given = ArgsKwargs(tuple(map(_meant, given.args)), named)
         try: return make(given)
         except ValidationError as e: raise InputError(told(cls, e)) from None
 

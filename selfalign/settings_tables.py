@@ -35,7 +35,7 @@ def settings_table(source:str # code with dataclasses
         if not any(comments.get(f.end_lineno) or comments.get(f.lineno) for f in fields): continue
         said = {f: comments.get(f.end_lineno) or comments.get(f.lineno) for f in fields}
         rows = [[f"`{f.target.id}`", _default(f.value), _meaning(said[f]) or ast.unparse(f.annotation)] for f in fields]
-        above = [b for b in map(ast.unparse, c.bases) if b != "Settings"]
+        above = [b for b in map(ast.unparse, c.bases) if f"class {b}" in source] # with settings of its own, on this page
         out[c.name] = "\n\n".join([markdown_table(rows, ["setting", "default", "meaning"]),
             *(f"And the settings of [`{b}`](#{b.lower()})." for b in above)])
     return out

@@ -107,7 +107,9 @@ def test_the_final_model_loads_in_plain_transformers_and_ends_its_turn(done):
     from transformers import AutoModelForCausalLM, AutoTokenizer
     out, _ = done
     tok, model = AutoTokenizer.from_pretrained(out / "final"), AutoModelForCausalLM.from_pretrained(out / "final")
-    assert tok.chat_template and tok.eos_token_id in model.generation_config.eos_token_id and model.config.use_cache
+    ends = model.generation_config.eos_token_id
+    assert tok.chat_template and model.config.use_cache
+    assert tok.eos_token_id in (ends if isinstance(ends, list) else [ends])
     ids = tok.apply_chat_template([dict(role="user", content="Hi")], add_generation_prompt=True, return_tensors="pt",
         return_dict=True)
     assert model.generate(**ids, max_new_tokens=4, do_sample=False).shape[1] > ids["input_ids"].shape[1]

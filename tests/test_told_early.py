@@ -12,7 +12,9 @@ ROOT = Path(__file__).parent.parent
 OPTIONAL = dict(vllm="the engine itself, stage 1", ray="the engine itself, stage 1", nbdev="docs, no run",
     smalldocs="docs, no run", pyarrow="comes with datasets", jinja2="comes with transformers",
     tokenizers="comes with transformers", packaging="comes with transformers", jupyter="docs, no run",
-    matplotlib="gate.check_packages", torch="a dependency", httpx="comes with openai", pydantic_core="comes with pydantic",
+    matplotlib="gate.check_packages", torch="a dependency", httpx="comes with openai",
+    pydantic_core="comes with pydantic",
+    markupsafe="comes with jinja2", lm_eval="evals.lm_eval_model, told by what asks for it",
     spacy="novelty, told by the function that is called")
 
 # what is read or loaded in a later stage → the function of the gate that reads it before stage 1
