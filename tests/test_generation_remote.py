@@ -234,8 +234,10 @@ def test_ray_matches_one_engine_and_survives_a_killed_worker(ray_engine):
 
 def worker_pids(): # only below this process; Ray renames a worker's process after what it runs
     import psutil
-    return [p.pid for p in psutil.Process().children(recursive=True) if "_Replica" in " ".join(p.cmdline())
-        and p.status() != psutil.STATUS_ZOMBIE]
+    def lives(p): # what ends in between has no command line
+        try: return p.status() != psutil.STATUS_ZOMBIE and "_Replica" in " ".join(p.cmdline())
+        except psutil.Error: return False
+    return [p.pid for p in psutil.Process().children(recursive=True) if lives(p)]
 
 @pytest.fixture
 def counted_ray(tmp_path, monkeypatch):
@@ -387,7 +389,7 @@ def fake_vllm(monkeypatch):
                 outputs=[types.SimpleNamespace(finish_reason="stop", text="ok", token_ids=[1], stop_reason=None)])]
         def generate(self, prompts, params, use_tqdm):
             self.asked.append(len(prompts))
-            return [types.SimpleNamespace(prompt_logprobs=[{t: types.SimpleNamespace(logprob=-1.)}
+            return [types.SimpleNamespace(prompt_logprobs=[{t: types.SimpleNamespace(logprob=-1., rank=1)}
                 for t in p["prompt_token_ids"]]) for p in prompts]
     v, sp = types.ModuleType("vllm"), types.ModuleType("vllm.sampling_params")
     v.LLM, v.SamplingParams, sp.RequestOutputKind = LLM, lambda **kw: kw, types.SimpleNamespace(FINAL_ONLY="final")
