@@ -231,11 +231,12 @@ def job_for(a, peer, n, prefix, prefix_tokens=0, **kw):
 
 def peers(a): # (name, python, what the job needs) or the reason for leaving it out
     from selfalign import model_files
+    from selfalign.models import resolve_model
     embedded = a.model == "embedded"
     found = dict(ours=(sys.executable, {}), copied=(sys.executable, {}), plain=(sys.executable, {}), skipped={})
     gguf = lambda: dict(gguf=str(model_files._gguf_file()))
     for name, python, need in (("llamacpp", a.llamacpp, gguf), ("llamacpp_bf16", a.llamacpp, gguf),
-            ("vllm", a.vllm, lambda: dict(path=models.resolve_model(a.model).path))):
+            ("vllm", a.vllm, lambda: dict(path=resolve_model(a.model).path))):
         if not python: found["skipped"][name] = f"no --{name.partition('_')[0]}: give the python of a venv that has it"
         elif not Path(python).exists(): found["skipped"][name] = f"{python} does not exist"
         elif not embedded: found["skipped"][name] = "measured with the embedded model only"

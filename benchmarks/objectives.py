@@ -15,21 +15,19 @@ from pathlib import Path
 
 from store_demo import hardware
 
-from selfalign.annotations import query_text
+from selfalign.app.uptake import asked_plainly
 from selfalign.checks import InputError
 from selfalign.config import config_from, product_name
-from selfalign.encoding import plain_messages, system_variants
 from selfalign.engines.opening import base_model
 from selfalign.evals.plain_text import plain_text
 from selfalign.evals.sets import load_benchmark
 from selfalign.generation import load_engine
-from selfalign.models import load_tokenizer, resolve_model
+from selfalign.models import resolve_model
 from selfalign.principle_engraving import load_principle_set
 from selfalign.principle_pairs import UPTAKE, PairScores, behind_principles, load_pairs, score_principles, summary
 from selfalign.rows import read_jsonl, write_json
 from selfalign.runs import Run
 from selfalign.sft import split_held_out, teacher_engine, train_model
-from selfalign.tokens import Prompts, with_chat_template
 
 RESULTS = Path(__file__).parent.parent/"data"/"results"
 ARMS = {"labels": dict(objective="labels", seed_texts=False), "distil": dict(objective="distil", seed_texts=False),
@@ -37,21 +35,18 @@ ARMS = {"labels": dict(objective="labels", seed_texts=False), "distil": dict(obj
 
 
 class Measured:
-    "The pairs and passages, and how every model is asked: through one chat template."
+    "The pairs and passages, and how every model is asked: as the engraved model will be."
     def __init__(self, cfg):
-        self.base, self.pset = base_model(cfg), load_principle_set(cfg.respond, cfg.annotations)
-        self.prompts = Prompts(with_chat_template(load_tokenizer(self.base)))
-        self.variants = system_variants(product_name(cfg), folder=cfg.annotations)
+        self.base, self.plain = base_model(cfg), asked_plainly(cfg)
+        self.principled = behind_principles(load_principle_set(cfg.respond, cfg.annotations))
         self.pairs = [p for p in load_pairs() if not p["held_out"]]
         self.passages = load_benchmark("passages")
 
     def __call__(self, model, principled=False):
         "The scores of one model's pairs, behind the principles too where asked, and its nats per token of plain text."
         with load_engine(f"torch:{model}", dtype="float32") as e:
-            e.prompts = self.prompts
-            plain = lambda r: self.prompts.messages(plain_messages(r, self.variants))
-            arms = dict(plain=score_principles(e, self.pairs, plain))
-            if principled: arms["principled"] = score_principles(e, self.pairs, behind_principles(self.pset))
+            arms = dict(plain=score_principles(e, self.pairs, self.plain))
+            if principled: arms["principled"] = score_principles(e, self.pairs, self.principled)
             nll = next(iter(plain_text(e, self.passages).scores.values())).value
         return dict(arms={k: asdict(v) for k, v in arms.items()}, nats_per_token=nll)
 
@@ -59,10 +54,9 @@ class Measured:
 def trained(run, cfg, measured, arm, work):
     "One arm: what training told, and what was measured."
     rows, _ = split_held_out(read_jsonl(run/"responses.jsonl"), cfg.engrave.held_out)
-    ask = lambda r: measured.pset.render(query_text(r), thoughts=False)
     settings = replace(cfg.engrave, **ARMS[arm])
     info = train_model(rows, measured.base, work/"model", work/"steps", settings, cfg.seed, product_name(cfg),
-                       cfg.annotations, teacher=(*teacher_engine(measured.base), ask))
+                       cfg.annotations, teacher=(*teacher_engine(measured.base), measured.principled))
     got = measured(work/"model")
     shutil.rmtree(work/"model")
     kept = ("rows", "tokens", "answer_tokens", "steps", "first_loss", "last_loss")

@@ -9,7 +9,7 @@ __all__ = ['BLOCKLIST', 'RULE_WORDS', 'PHRASES', 'DTYPES', 'STAGES', 'PromptsCon
 # %% ../nbs/core/config.ipynb #632e0b1f
 import dataclasses
 from dataclasses import field, replace
-from typing import Annotated, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Literal, get_args, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import Field

@@ -15,7 +15,7 @@ import numpy as np
 from .annotations import query_text
 from .checks import InputError
 from .config import product_name
-from .encoding import plain_messages, system_variants
+from .encoding import plain_messages, plain_prompts, system_variants
 from .engines.opening import base_model, engine_string, open_engine, open_scorer
 from .evals.answers import has_chat, text_scores, text_stats
 from .evals.behaviour import changes
@@ -237,10 +237,9 @@ def asked_through(engine, # a loaded engine on this machine
 
 # %% ../nbs/05_evaluation.ipynb #31d87ce6
 def _arm_ways(run, cfg): # the prompts with principles, and without
-    pset, variants = (load_principle_set(cfg.respond, cfg.annotations),
-        system_variants(product_name(cfg), folder=cfg.annotations))
-    prompts = Prompts(load_tokenizer(str(run/"engraved"))) # the engraved model's chat template, for the base model too
-    return lambda r: pset.render(query_text(r), thoughts=False), lambda r: prompts.messages(plain_messages(r, variants))
+    # the engraved model's chat template, for the base model too
+    plain = plain_prompts(load_tokenizer(str(run/"engraved")), product_name(cfg), cfg.annotations)
+    return behind_principles(load_principle_set(cfg.respond, cfg.annotations)), plain
 
 def _gap_of_run(run, cfg, arms):
     if not arms: return None
@@ -329,6 +328,9 @@ def _plain_ways(cfg): # model → (row → prompt, sampling)
     bare = lambda r: f"{variants[0]}\n\nUser: {query_text(r)}\n\n{product_name(cfg)}:"
     return lambda name: (bare if name == "base" and not load_tokenizer(base_model(cfg)).chat_template
         else lambda r: plain_messages(r, variants), sampling)
+
+def _lift_prompt(cfg): # row → the prompt that a lift is measured against; None where one answer is drawn
+    return _plain_ways(cfg)("base")[0] if cfg.respond.samples > 1 else None
 
 # %% ../nbs/05_evaluation.ipynb #24f0db40
 def open_questions(cfg)->list:

@@ -58,7 +58,7 @@ def export_rows(run, # a run's folder
     rows = (FORMS[form](r, system) for _, r in iter_jsonl(run/f"{source}.jsonl"))
     out.parent.mkdir(parents=True, exist_ok=True)
     n = _WRITERS[out.suffix](out, rows)
-    with atomic_path(card := out.with_suffix(".md")) as tmp:
+    with atomic_path(out.with_suffix(".md")) as tmp:
         tmp.write_text(_card(run, out.name, form, source, n), encoding="utf-8")
     return n
 

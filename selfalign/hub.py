@@ -14,26 +14,22 @@ from pathlib import Path
 from .checks import InputError
 from .documents import document
 from .made import edited
-from .models import EMBEDDED_HUB_ID, STAND_IN_NOTICE, public_name
+from .models import STAND_IN_NOTICE, hub_name, public_name
 from .packaged import PACKAGED
 from .review import review_lines
 from .rows import atomic_path
-from .tables import _counts, _told_reply
+from .tables import _counts, _told_reply, _with_interval
 
 # %% ../nbs/core/hub.ipynb #8e92200e
 def model_card(src, cfg, losses, info)->str:
     "A model card: what it is, from what, how it was trained, and what it is not good for."
     from huggingface_hub import ModelCardData
     licence = base_licence(src)
-    meta = ModelCardData(base_model=_hub_name(src), license=licence, tags=["self-align", "selfalign"],
+    meta = ModelCardData(base_model=hub_name(src), license=licence, tags=["self-align", "selfalign"],
                          pipeline_tag="text-generation", library_name="transformers")
     rows = [(k, v) for k, v in _card_rows(src, cfg, losses, info).items() if v is not None]
     return document("model_card.md", meta=meta, title=info.get("title", "Aligned model"), rows=rows, licence=licence,
                     notice=STAND_IN_NOTICE if src.stand_in else "", base=public_name(src.name))
-
-def _hub_name(src): # None where it is not on the hub
-    if src.name == "embedded": return EMBEDDED_HUB_ID
-    return src.name if "/" in src.name and not Path(src.name).exists() else None
 
 # %% ../nbs/core/hub.ipynb #b2cfaf07
 _COUNTED = {"lines written by people": "human_lines", "principles": "principles",
@@ -119,7 +115,7 @@ def _score_lines(found, name): # [(what, base model's, this model's)]
 # %% ../nbs/core/hub.ipynb #4389d0b0
 def _told_score(x): # a value, low, high
     if x is None or x[0] is None: return "–"
-    return f"{x[0]:.3f}" if x[1] is None else f"{x[0]:.3f} ({x[1]:.3f} to {x[2]:.3f})"
+    return _with_interval(x, "{:.3f}")
 
 def data_card(run)->str:
     "A data card for the prompts and responses of a run."

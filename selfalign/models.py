@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['resolve_model', 'adapter_model_path', 'model_identity', 'check_kind', 'check_tensors', 'check_rows', 'check_numbers',
-           'best_device', 'best_dtype', 'load_tokenizer', 'load_model', 'release', 'free_memory', 'public_name']
+           'best_device', 'best_dtype', 'load_tokenizer', 'load_model', 'release', 'free_memory', 'public_name',
+           'hub_name']
 
 # %% ../nbs/core/models.ipynb #0a117196
 import contextlib, json, os, platform, re
@@ -297,11 +298,17 @@ def public_name(name:str # of a model: a hub id, a folder, or a name of ours
     is_path = p.is_absolute() or p.exists() or str(name).startswith((".", "~")) or len(p.parts) > 2
     return p.name or p.resolve().name if is_path else str(name)
 
+def hub_name(src)->str|None: # None where it is not there
+    "A base model's id on the hub."
+    if src.name == "embedded": return EMBEDDED_HUB_ID
+    if src.name in PACKAGED: return PACKAGED[src.name].hub
+    shown = public_name(src.name)
+    return shown if "/" in shown else None
+
 def _without_paths(adapter, src): # peft writes the base model's path, and a card around it
     (adapter/"README.md").unlink(missing_ok=True)
     conf = json.loads((adapter/"adapter_config.json").read_text(encoding="utf-8"))
-    base = EMBEDDED_HUB_ID if src.name == "embedded" else public_name(src.name)
-    if src.name in PACKAGED: base = PACKAGED[src.name].hub
+    base = hub_name(src) or public_name(src.name)
     write_json(adapter/"adapter_config.json", dict(conf, base_model_name_or_path=base))
 
 # %% ../nbs/core/models.ipynb #1b7c1cd7

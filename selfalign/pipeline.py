@@ -12,18 +12,20 @@ from dataclasses import asdict
 from pathlib import Path
 
 from . import annotations as ann
-from .annotations import annotation_budget, budget_total, query_text
+from .annotations import annotation_budget, budget_total
 from .checks import InputError, StepFailed
 from .config import RunConfig, STAGES, config_from, product_name
 from .encoding import system_variants
 from .engines.opening import KINDS, _check_full, _kind, base_model, engine_options, engine_string, open_engine
 from .evals.sets import BENCHMARKS, OUR_SETS, evaluation_texts
-from .evaluation import _plain_ways, step_evaluate
+from .evaluation import _lift_prompt, step_evaluate
 from .gate import check_before
 from .models import best_device, release, resolve_model
 from .moved import moved
 from .novelty import Contamination
+from .packaged import PACKAGED
 from .principle_engraving import load_principle_set, respond
+from .principle_pairs import behind_principles
 from .report import closing_table, step_report, trained_rows
 from .runs import Run
 from .sft import answer_plainly, engrave, engrave_control
@@ -43,8 +45,7 @@ def step_prompts(run, cfg):
 def step_respond(run, cfg):
     "2: principled answers, and plain ones where a control arm is wanted."
     with open_engine(cfg) as e:
-        respond(run, e, cfg.respond, plain=_plain_ways(cfg)("base")[0] if cfg.respond.samples > 1 else None,
-            **_seeded(cfg))
+        respond(run, e, cfg.respond, plain=_lift_prompt(cfg), **_seeded(cfg))
         if cfg.control:
             r = cfg.respond
             answer_plainly(run, e, cfg.engrave, name=product_name(cfg), max_new_tokens=r.max_new_tokens,
@@ -54,8 +55,7 @@ def step_engrave(run, cfg):
     "3: the engraved model, and the control arm."
     todo = [s for s in ("engraved", "control") if not run.done(s)]
     pset = load_principle_set(cfg.respond, cfg.annotations)
-    engrave(run, base_model(cfg), cfg.engrave, name=product_name(cfg),
-        behind=lambda r: pset.render(query_text(r), thoughts=False), **_seeded(cfg))
+    engrave(run, base_model(cfg), cfg.engrave, name=product_name(cfg), behind=behind_principles(pset), **_seeded(cfg))
     if cfg.control: engrave_control(run, base_model(cfg), cfg.engrave, name=product_name(cfg), **_seeded(cfg))
     _say_trained(run, 3, todo)
 
@@ -215,7 +215,7 @@ def _starts_here(out): # for the manifest
 
 # %% ../nbs/06_pipeline.ipynb #7598f377
 def _go_there(out, argv, home): # (out, argv) with paths that are found here
-    names = (*OUR_SETS, *BENCHMARKS, *KINDS, "embedded")
+    names = (*OUR_SETS, *BENCHMARKS, *KINDS, "embedded", *PACKAGED)
     own = lambda v: str(Path(v).resolve()) if v and v not in names and not v.startswith("-") and Path(v).exists() else v
     split = lambda a: (*a.partition("=")[:2], own(a.partition("=")[2])) if a.startswith("--") else (own(a),)
     out, argv = str(Path(out).resolve()), ["".join(split(a)) for a in argv]

@@ -11,8 +11,11 @@ from collections import Counter, defaultdict
 from dataclasses import asdict
 from pathlib import Path
 
-from .annotations import data_path, query_text
+from markupsafe import Markup
+
+from .annotations import query_text
 from .checks import InputError
+from .documents import document
 from .evals.stats import Estimate, wilson
 from .rows import atomic_path, content_id, iter_jsonl, write_json
 
@@ -57,12 +60,10 @@ def _in_turns(pool): # one of each reason, then the next of each
 # %% ../nbs/core/review.ipynb #87118763
 def write_sheet(run, n=50, seed=0, stage="responses", out=None)->Path: # the page
     "Write the page; it loads nothing from anywhere."
-    from jinja2 import Template
     rows, out = drawn_rows(run, n, seed, stage), Path(out or Path(run)/"review.html")
     sheet = json.dumps(dict(sheet=_sheet_key(rows), rows=rows), ensure_ascii=False).replace("<", "\\u003c")
-    template = Template(data_path("templates/review.html.j2").read_text(encoding="utf-8"), autoescape=False)
     command = f"selfalign review RUN --stage {stage} --read marks.json"
-    page = template.render(title=f"{len(rows)} answers to read", rows=sheet, command=command)
+    page = document("review.html", title=f"{len(rows)} answers to read", rows=Markup(sheet), command=command)
     with atomic_path(out) as tmp: tmp.write_text(page, encoding="utf-8")
     return out
 

@@ -49,7 +49,8 @@ def train_model(rows,  # dicts with id, instruction, input, answer, ended
                )->dict: # rows, lost, truncated, tokens, first and last loss, steps
     "Encode, train, merge, save."
     tok, end, unknown = training_tokenizer(base, cfg)
-    if cfg.seed_texts: rows = [*rows, *seed_rows(folder)]
+    read = seed_rows(folder) if cfg.seed_texts else [] # contexts, not labels
+    rows = [*rows, *read]
     told = [] # the rows that are encoded
     encoded, counts = encode_rows(rows, tok, cfg, name, folder, told)
     if rows and not encoded:
@@ -69,7 +70,7 @@ def train_model(rows,  # dicts with id, instruction, input, answer, ended
     release()
     info = dict(counts, identity=len(pairs), steps=losses[-1]["step"], first_loss=_mean(losses[:3]),
         last_loss=_mean(losses[-3:]), title=title)
-    if cfg.seed_texts: info["seed_texts"] = len(seed_rows(folder)) # contexts, not labels
+    if read: info["seed_texts"] = len(read)
     if unknown: info["unknown_end"] = unknown # of the model's own template
     save_model(model, tok, base, out, cfg, losses, dict(info, **(about or {})))
     del model

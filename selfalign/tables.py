@@ -15,6 +15,10 @@ def _told_reply(r, k): # a figure of the replies, with its interval where the ru
 # %% ../nbs/core/tables.ipynb #4a954a5d
 def _counts(d): return ", ".join(f"{k} {v}" for k, v in (d or {}).items()) or "none"
 
+def _with_interval(e, form): # [value, low, high], or an estimate without an interval
+    value, low, high = map(lambda x: None if x is None else form.format(x), e)
+    return value if low is None else f"{value} ({low} to {high})"
+
 # %% ../nbs/core/tables.ipynb #ac959780
 class Table(list):
     "Rows (dicts) that show as a table, with a note below where one is needed."

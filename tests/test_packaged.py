@@ -6,7 +6,7 @@ import pytest
 import selfalign.packaged as packaged
 from selfalign.checks import InputError
 from selfalign.hub import base_licence
-from selfalign.models import ModelSource, resolve_model
+from selfalign.models import ModelSource, hub_name, resolve_model
 
 PIECES = dict(a=b"GGUF one ", b=b"two")
 
@@ -39,3 +39,17 @@ def test_a_package_that_does_not_exist_is_one_line(tmp_path, monkeypatch):
 
 def test_its_licence_is_passed_on():
     assert base_licence(ModelSource("/nowhere", "gemma", None, None)) == "gemma"
+
+@pytest.mark.parametrize("name, id", [("gemma", "google/gemma-3-270m"), ("org/a-model", "org/a-model"),
+    ("embedded", "HuggingFaceTB/SmolLM2-135M-Instruct"), ("~/models/mine", None), ("/nowhere/mine", None)])
+def test_cards_and_adapters_name_the_base_on_the_hub(name, id):
+    "One name for both; a folder of this machine is none."
+    assert hub_name(ModelSource("/nowhere", name, None, None)) == id
+
+def test_a_folder_of_that_name_is_not_meant(tmp_path, monkeypatch):
+    "A run that is gone on with from elsewhere keeps the name, as it keeps `embedded`."
+    from selfalign.pipeline import _go_there
+    (tmp_path/"gemma").mkdir()
+    (tmp_path/"home").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert _go_there("runs/x", ["--model", "gemma"], tmp_path/"home")[1] == ["--model", "gemma"]

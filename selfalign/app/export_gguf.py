@@ -11,7 +11,8 @@ from pathlib import Path
 from pydantic.dataclasses import dataclass
 
 from .command import Command, RunFolder
-from .serve import Arm, _run_config, served_model
+from .run import _held_config
+from .serve import Arm, served_model
 from ..config import product_name
 from ..encoding import system_variants
 from ..gguf_export import Type, modelfile, write_gguf
@@ -41,5 +42,5 @@ class ExportGguf(Command):
         say(f"ollama create {name} -f {out/'Modelfile'}")
 
 def _system_of(run):
-    cfg = _run_config(Path(run)/"manifest.json")
+    cfg = _held_config(Path(run)/"manifest.json")
     return system_variants(product_name(cfg), folder=cfg.annotations)[0]

@@ -21,8 +21,8 @@ from ..checks import InputError
 from ..config import PromptsConfig, RunConfig
 from ..engines.opening import base_model, open_engine, open_scorer
 from ..evals.sets import load_benchmark
-from ..evaluation import _plain_ways
-from ..models import resolve_model, load_tokenizer
+from ..evaluation import _lift_prompt
+from ..models import resolve_model
 from ..pipeline import _seeded, _checked
 from ..principle_engraving import load_principle_set, respond
 from ..principle_pairs import (UPTAKE, behind_principles, fitting_pairs, score_principles, summary,
@@ -74,8 +74,8 @@ def pilot(cfg:RunConfig)->tuple: # the rest of `plan_table`'s arguments
     with tempfile.TemporaryDirectory() as d, Run(Path(d)/"pilot", say=lambda *a: None) as run, open_engine(cfg) as e:
         e.count_tokens("ready") # loads the model now, so that loading does not count as generation
         write_prompts(run, e, pilot_config(cfg.prompts), **_seeded(cfg))
-        respond(run, e, replace(cfg.respond, limit=min(cfg.respond.limit or 48, 48)), plain=_plain_ways(cfg)("base")[0]
-            if cfg.respond.samples > 1 else None, **_seeded(cfg))
+        few = replace(cfg.respond, limit=min(cfg.respond.limit or 48, 48))
+        respond(run, e, few, plain=_lift_prompt(cfg), **_seeded(cfg))
         s, used = run.manifest["stages"], sum(f.stat().st_size for f in Path(d).rglob("*.jsonl"))
         return s["prompts"], s["responses"], used, len(question_types(cfg))
 

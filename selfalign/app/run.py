@@ -21,18 +21,13 @@ from ..settings import read_line, strict
 # %% ../../nbs/app/run.ipynb #41d5c21f
 _STEPS_OF = dict(demo=tuple(STAGES), run=tuple(STAGES), prompts=("prompts",), respond=("respond",),
                  engrave=("engrave",), clone=("verbose", "clone"), evaluate=("evaluate",), report=("report",))
-_ABOUT = dict(demo="the whole method on the embedded model, in runs/demo", run="all stages in one run folder",
-              prompts="stage 1: write prompts", respond="stage 2: answer under the principles, filter",
-              engrave="stage 3: fine-tune without the principles", clone="stage 4: verbose answers, final model",
-              evaluate="stage 5: the evidence of a run, or scores of any models",
-              report="report.html, answers.html and figures of a run",
-              plan="a pilot: what a run of this size would take here",
-              swap="two runs that differ in one rule and its opposite; --rule-file FILE gives another than length, "
-                   "--answers N how many prompts are asked (40)")
+_ABOUT = dict(swap="two runs that differ in one rule and its opposite; --rule-file FILE gives another than length, "
+                   "--answers N how many prompts are asked (40)") # more than the list of commands says
 
 def _about(command):
+    from selfalign.app.cli import COMMANDS # which reads this room by name
     where = "OUT is the run folder" + (" (runs/demo if left out)" if command == "demo" else "")
-    return (f"{_ABOUT[command]}.\n\n{where}. --preset NAME gives the starting values ({', '.join(preset_names())}, "
+    return (f"{_ABOUT.get(command) or COMMANDS[command][1]}.\n\n{where}. --preset NAME gives the starting values ({', '.join(preset_names())}, "
             f"or a YAML file). --redo STAGE makes a stage and those after it again ({', '.join(STAGES)}). "
             "--debug shows a traceback.")
 
@@ -83,7 +78,7 @@ def _values(argv, flag):
 def _starting_point(command, out, preset):
     if preset: return load_config(preset)
     man = Path(out)/"manifest.json" if out else None
-    if man and man.exists(): return config_from(_held(man).get("config") or {}, where=str(man))
+    if man and man.exists(): return _held_config(man)
     if command in ("respond", "engrave", "clone", "report"):
         raise InputError(f"{out}: no run here; write prompts first (selfalign prompts {out}), or give the run's folder")
     return load_config("demo") if command == "demo" else RunConfig()
@@ -95,6 +90,9 @@ def _held(man): # what a manifest holds
     if not isinstance(held, dict) or not isinstance(held.get("config", {}), dict):
         raise InputError(f"{man}: not the manifest of a run; restore it or choose a new folder")
     return held
+
+def _held_config(man): # the settings in it
+    return config_from(_held(man).get("config") or {}, where=str(man))
 
 # %% ../../nbs/app/run.ipynb #c74c8c59
 @dataclass(frozen=True, config=strict)

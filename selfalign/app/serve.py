@@ -14,8 +14,8 @@ from annotated_types import Ge, Le
 from pydantic.dataclasses import dataclass
 
 from .command import Command, RunFolder
+from .run import _held_config
 from ..checks import InputError
-from ..config import config_from
 from ..engines.opening import base_model
 from ..models import best_device, resolve_model
 from ..settings import strict
@@ -28,17 +28,12 @@ def served_model(run, arm="final")->str: # a folder or a hub id
     "The model of a run's arm; `run` itself where it is a model and no run."
     folder = Path(run).expanduser()
     if not (folder/"manifest.json").exists(): return resolve_model(str(run)).path
-    if arm == "base": return resolve_model(base_model(_run_config(folder/"manifest.json"))).path
+    if arm == "base": return resolve_model(base_model(_held_config(folder/"manifest.json"))).path
     if not (folder/arm/"config.json").exists():
         made = [a for a in get_args(Arm)[:2] if (folder/a/"config.json").exists()]
         there = f"choose --arm {' or '.join([*made, 'base'])}, or finish the run"
         raise InputError(f"{folder/arm}: this run has no such model yet; {there}")
     return str(folder/arm)
-
-def _run_config(path):
-    try: held = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError: raise InputError(f"{path}: not valid JSON; restore it") from None
-    return config_from(held.get("config") or {}, where=str(path))
 
 def _program(name): # of this environment, or on the path
     own = Path(sys.executable).with_name(name)

@@ -16,22 +16,21 @@ import yaml
 from annotated_types import Ge
 from pydantic.dataclasses import dataclass
 
-from ..annotations import Turn, data_path, load_exemplars, load_principles, query_text, read_yaml
+from ..annotations import Turn, data_path, load_exemplars, load_principles, read_yaml
 from .command import Command
 from .run import _take, parse_run
 from ..checks import InputError
-from ..config import RunConfig, product_name
-from ..encoding import plain_messages, system_variants
+from ..config import RunConfig
 from ..engines.opening import open_engine
 from ..evals.sets import load_benchmark
 from ..evals.stats import _triple, bootstrap, sign_flip
-from ..generation import Sampling
+from ..evaluation import _plain_ways
 from ..pipeline import run_steps
 from ..rows import content_id, read_jsonl, write_json
 from ..runs import Run
 from ..settings import strict
 from ..sft import split_held_out
-from ..tables import Table
+from ..tables import Table, _with_interval
 
 # %% ../../nbs/app/swap.ipynb #95c81e0d
 @dataclass(frozen=True)
@@ -130,14 +129,14 @@ def swap_answers(out, cfg:RunConfig, swap:Swap, n=40, # prompts at most
                  say=print)->dict: # arm → side → completion rows, in the order of `asked_of`
     "What the models of both runs say to prompts that neither was trained on; journaled."
     out, said = Path(out), {arm: {} for arm in ARMS}
-    variants, e = system_variants(product_name(cfg), folder=cfg.annotations), cfg.evaluate
-    sampling = Sampling(max_new_tokens=e.max_new_tokens, temperature=e.temperature, top_p=0.9, stop=("\nUser:",))
+    plain = _plain_ways(cfg)
     for side in swap.sides:
         own = write_side(swap, side, cfg, out/"sides"/side)
         with Run(out/side, say=say) as run:
             rows = asked_of(run, cfg, n)
-            jobs = [dict(id=content_id("swap", r["id"]), prompt=plain_messages(r, variants)) for r in rows]
             for arm in ARMS:
+                ask, sampling = plain(arm)
+                jobs = [dict(id=content_id("swap", r["id"]), prompt=ask(r)) for r in rows]
                 with open_engine(own, str(run/arm)) as engine:
                     outs = run.complete(f"swap {arm}", jobs, engine, sampling, cfg.seed, desc=f"{side}, {arm}")
                 said[arm][side] = outs
@@ -180,15 +179,13 @@ def in_view(out, swap)->dict: # side → rows with id, text and error, of prompt
 def swap_table(found:dict)->Table: # of `swap_figures`
     "One line an arm."
     a, b = found["sides"]
-    tested = lambda x: {f"{b} − {a}": _told(x["difference"]), "p": f"{x['p']:.2g}", "prompts": x["n"]}
+    tested = lambda x: {f"{b} − {a}": _with_interval(x["difference"], "{:+.2f}"), "p": f"{x['p']:.2g}", "prompts": x["n"]}
     lines = [{"arm": arm, a: f"{x[a]:.2f}", b: f"{x[b]:.2f}"} | tested(x) for arm, x in found["arms"].items()]
     if x := found["engraved_minus_control"]: lines.append({"arm": "engraved − control"} | tested(x))
     out = Table(lines)
     out.note = (f"{found['measure']} an answer, means; the difference prompt by prompt with its 95 % interval, "
                 "p of signs flipped at random")
     return out
-
-def _told(e): return f"{e[0]:+.2f}" + (f" ({e[1]:+.2f} to {e[2]:+.2f})" if e[1] is not None else "")
 
 # %% ../../nbs/app/swap.ipynb #a27cac79
 @dataclass(frozen=True, config=strict)

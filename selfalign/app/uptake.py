@@ -11,15 +11,15 @@ from dataclasses import replace
 from ..annotations import query_text
 from ..checks import InputError
 from ..config import RunConfig, product_name
-from ..encoding import plain_messages, system_variants
+from ..encoding import plain_prompts
 from ..engines.opening import base_model, open_scorer
 from ..evals.sets import OUR_SETS, load_benchmark, sample_rows
 from ..evals.stats import _triple
 from ..models import load_tokenizer
 from ..principle_engraving import load_principle_set
 from ..principle_pairs import compare_arms, fitting_pairs, score_principles
-from ..tables import Table
-from ..tokens import Prompts, with_chat_template
+from ..tables import Table, _with_interval
+from ..tokens import with_chat_template
 
 # %% ../../nbs/app/uptake.ipynb #0118af0e
 def uptake_prompts(pset)->dict: # name → (PrincipleSet, arguments of its `render`)
@@ -103,9 +103,7 @@ def measured_uptake(cfg:RunConfig, # of a run
 
 def asked_plainly(cfg): # row → prompt
     "The plain prompt as the engraved model will be asked."
-    variants = system_variants(product_name(cfg), folder=cfg.annotations)
-    prompts = Prompts(with_chat_template(load_tokenizer(base_model(cfg))))
-    return lambda r: prompts.messages(plain_messages(r, variants))
+    return plain_prompts(with_chat_template(load_tokenizer(base_model(cfg))), product_name(cfg), cfg.annotations)
 
 # %% ../../nbs/app/uptake.ipynb #93a974ff
 def uptake_table(found:dict,  # see `prompt_uptake`
@@ -130,4 +128,4 @@ def _line(name, x, names):
 
 def told_shift(e)->str: # [value, low, high], nats
     "A shift with its interval."
-    return f"{e[0]:+.1f}" + (f" ({e[1]:+.1f} to {e[2]:+.1f})" if e[1] is not None else "")
+    return _with_interval(e, "{:+.1f}")

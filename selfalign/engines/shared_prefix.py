@@ -138,9 +138,7 @@ class SharedLayer(DynamicLayer):
         "Write new keys and values where the current pass wants them; return the suffix part."
         c = self.cache
         if c.kind == "score": return k, v
-        if c.kind == "prefix":
-            self._room("prefix", k, (1, c.n_prefix + k.shape[2]))
-            at, n = c.n_prefix, 0
+        if c.kind == "prefix": self._room("prefix", k, (1, c.n_prefix + k.shape[2]))
         else: self._room("slots", k, c.shape)
         if c.kind == "step":
             for buf, x in zip(self.slots, (k, v)): buf[c.rows, :, c.lens] = x[:, :, 0]

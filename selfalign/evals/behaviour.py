@@ -8,13 +8,12 @@ __all__ = ['BEHAVIOUR', 'Trait', 'load_traits', 'shows_by_words', 'behaviour', '
 # %% ../../nbs/core/evals/behaviour.ipynb #e0af461f
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from ..annotations import data_path, fill, query_text, read_yaml
 from ..checks import InputError, as_list
 from .answers import _answer_error, _answer_text, answer_questions, dialog, has_chat
 from .comparing import _row_scores, paired_compare
-from .judging import _say_cost, _verdicts, _yes_no, judge_cost, judged_by, rubric
+from .judging import _ask_judge, _yes_no, rubric
 from .kinds import Evaluation
 from .results import Result, _config, _model, _own_ids, _style
 from .sets import _check_behaviour, check_rows
@@ -118,9 +117,8 @@ def _by_judge(judge, jobs, folder, seed, verdict_tokens, cost): # cost: prices, 
     text = rubric("judge_behaviour", folder, "question", "answer", "shows")
     sampling = Sampling(max_new_tokens=verdict_tokens, temperature=0.0, seed=seed)
     prompts = [dialog(fill(text, question=q, answer=a, shows=t.shows), None, has_chat(judge)) for t, q, a in jobs]
-    cost, say = judge_cost(judge, prompts, sampling, cost["price_in"], cost["price_out"]), cost["say"]
-    _say_cost(say, judge, cost)
-    outs, who = _verdicts(judge, prompts, sampling), judged_by(judge, text, *dict.fromkeys(t.shows for t, _, _ in jobs))
+    texts = [text, *dict.fromkeys(t.shows for t, _, _ in jobs)]
+    outs, who, cost = _ask_judge(judge, texts, prompts, sampling, **cost)
     read = lambda c: dict(zip(("shows", "why"), _yes_no(c)), raw=c.text)
     said = [dict(read(c), by_words=shows_by_words(t, a)) for c, (t, _, a) in zip(outs, jobs)]
     return said, dict(who, cost=cost)

@@ -92,6 +92,12 @@ def _say_cost(say, judge, cost):
         say(f"judge {judge.info.get('model')}: {cost['calls']} calls, about {cost['prompt_tokens']:,} prompt tokens "
             f"and at most {cost['max_new_tokens']:,} new ones{money}")
 
+def _ask_judge(judge, texts, prompts, sampling, price_in, price_out, say, seeds=None): # texts: its rubrics
+    "Tell what it will cost, then ask: verdicts, who judged, the cost."
+    cost = judge_cost(judge, prompts, sampling, price_in, price_out, seeds)
+    _say_cost(say, judge, cost)
+    return _verdicts(judge, prompts, sampling, seeds), judged_by(judge, *texts), cost
+
 # %% ../../nbs/core/evals/judging.ipynb #5798b9e8
 def judge_pairwise(judge_engine,         # any engine
                    questions,            # texts, or rows of any set
@@ -114,10 +120,9 @@ def judge_pairwise(judge_engine,         # any engine
     text, chat = rubric(template, folder, "question", "a", "b"), has_chat(judge_engine) if chat is None else chat
     sampling = sampling or Sampling(max_new_tokens=verdict_tokens, temperature=0.7 if repeats > 1 else 0.0, seed=seed)
     prompts = [dialog(fill(text, question=i["question"], a=i["first"], b=i["second"]), None, chat) for i in items]
-    _say_cost(say, judge_engine,
-        cost := judge_cost(judge_engine, prompts, sampling, price_in, price_out, seeds := [i["seed"] for i in items]))
-    outs, who = (_verdicts(judge_engine, prompts, sampling, seeds),
-        dict(judged_by(judge_engine, text), model_a=names[0], model_b=names[1]))
+    outs, who, cost = _ask_judge(judge_engine, [text], prompts, sampling, price_in, price_out, say,
+        [i["seed"] for i in items])
+    who = dict(who, model_a=names[0], model_b=names[1])
     rows = [_verdict(i, c, who) for i, c in zip(items, outs)]
     return Result("judge_pairwise", set_name, "both orders", dict(name=f"{names[0]} against {names[1]}"),
         _verdict_scores(rows, seed), rows, failed + _unread(rows),
@@ -267,8 +272,7 @@ def truth_info_judge(judge_engine, questions, # texts or rows
         [rubric(f"judge_{k}", folder, "question", "answer") for k in ("truthful", "informative")])
     sampling = sampling or Sampling(max_new_tokens=verdict_tokens, temperature=0.0, seed=seed)
     prompts = [dialog(fill(t, question=q, answer=a, reference=r), None, chat) for t in texts for q, a, r in jobs]
-    _say_cost(say, judge_engine, cost := judge_cost(judge_engine, prompts, sampling, price_in, price_out))
-    outs, who = _verdicts(judge_engine, prompts, sampling), judged_by(judge_engine, *texts)
+    outs, who, cost = _ask_judge(judge_engine, texts, prompts, sampling, price_in, price_out, say)
     rows = _own_ids([_truth_record(q, a, t, i, who) for (q, a, _), t, i in zip(jobs, outs, outs[len(jobs):])])
     return Result("truth_info", set_name, "judged", model or dict(name=name or "answers"), _truth_scores(rows), rows,
         failed + [dict(id=r["id"], reason=next(filter(None, r["why"])), raw=r["raw"]) for r in rows if any(r["why"])],

@@ -9,7 +9,7 @@ __all__ = ['REFUSALS', 'is_refusal', 'refusal_rates', 'refusals_of']
 from ..annotations import fill
 from ..checks import InputError, as_list
 from .answers import _answer_error, _answer_text, _text_of, answer_questions, dialog, has_chat
-from .judging import _say_cost, _verdicts, _yes_no, judge_cost, judged_by, rubric
+from .judging import _ask_judge, _yes_no, rubric
 from .kinds import Evaluation
 from .results import Result, _config, _model, _own_ids, _style
 from .sets import _check_refusals, check_rows
@@ -76,9 +76,9 @@ def _judged_refusals(judge, rows, answers, folder, seed, price_in, price_out, sa
     failed = [_answer_error(c) for c in answers]
     prompts = [dialog(fill(text, question=r["question"], answer=_answer_text(c)), None, has_chat(judge))
         for r, c, w in zip(rows, answers, failed) if not w]
-    _say_cost(say, judge, cost := judge_cost(judge, prompts, sampling, price_in, price_out))
-    outs, who = iter(_verdicts(judge, prompts, sampling)), judged_by(judge, text)
-    said = [dict(refused=None, why=w) if w else _refusal_verdict(next(outs), who) for w in failed]
+    outs, who, cost = _ask_judge(judge, [text], prompts, sampling, price_in, price_out, say)
+    left = iter(outs)
+    said = [dict(refused=None, why=w) if w else _refusal_verdict(next(left), who) for w in failed]
     return said, dict(who, cost=cost)
 
 def _refusal_verdict(c, who):

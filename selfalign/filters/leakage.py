@@ -6,7 +6,6 @@
 __all__ = ['common_words', 'exemplar_leakage', 'system_leak']
 
 # %% ../../nbs/core/filters/leakage.ipynb #28792ca7
-import re
 from collections import Counter
 
 from ..annotations import load_seed_tasks, query_text
@@ -31,8 +30,8 @@ def exemplar_leakage(r, row, ctx, min_words=3, share=0.7):
     asked, q = word_heads(query), _words(query)
     fives, threes = _grams(mine, 5) - _grams(q, 5), _grams(mine, 3) - _grams(q, 3)
     said = [h for s in _SENTENCES.split(r.answer) if len(h := word_heads(s) - ctx.plain) >= min_words]
-    for phrases, common, longer, short, words, rare in ctx.evidence:
-        if fives & phrases or fives & common and (_grams(mine, 7) - _grams(q, 7)) & longer or threes & short or any(
+    for runs, common, longer, short, words, rare in ctx.evidence:
+        if fives & runs or fives & common and (_grams(mine, 7) - _grams(q, 7)) & longer or threes & short or any(
             len(hit := h & words - asked) >= max(min_words, share*len(h)) and len(hit & rare) > 1 for h in said):
             return "exemplar leakage"
 

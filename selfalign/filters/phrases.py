@@ -6,8 +6,6 @@
 __all__ = ['apology', 'cliche', 'foreign_name', 'furniture']
 
 # %% ../../nbs/core/filters/phrases.ipynb #dba80181
-import re
-
 from ..annotations import query_text
 from .lists import phrases
 from .words import _CODE, _QUOTED
