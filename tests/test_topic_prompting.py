@@ -550,7 +550,7 @@ def test_only_newlines_end_a_line_of_completions_and_templates(tmp_path):
 
 @pytest.mark.parametrize("data", ["\ufeffid,text\r\n1,Why?\r\n", "id;text\n1;Why?\n", "id\ttext\n1\tWhy?\n",
     "id|text\n1|Why?\n", "sep=;\nid;text\n1;Why?\n", 'ID, Text \n1,"Why?"\n', '"id","TEXT"\n"1","Why?"\n',
-    "\ufeffid\ttext\r\n1\tWhy?\r\n".encode("utf-16-le"), gzip.compress(b"id,text\n1,Why?\n")])
+    "\ufeffid\ttext\r\n1\tWhy?\r\n".encode("utf-16-le"), gzip.compress(b"id,text\n1,Why?\n", mtime=0)])
 def test_tables_in_their_dialects(tmp_path, data): assert one(tmp_path, "d.csv", data) == ["Why?"]
 
 
@@ -572,8 +572,8 @@ def test_a_separator_inside_a_text_is_noticed(tmp_path):
     ("d.jsonl", '"Why?"\n"Who?"\n'), ("d.json", '{"version": 1, "data": [{"question": "Why?"}, {"question": "Who?"}]}'),
     ("d.json", '{"prompt": ["Why?", "Who?"], "id": [1, 2]}'), ("d.json", '{"prompt": {"0": "Why?", "1": "Who?"}}'),
     ("d.ndjson", '{"Prompt ": "Why?"}\n{"Prompt ": "Who?"}\n'),
-    ("d.jsonl.gz", gzip.compress(b'{"text": "Why?"}\n{"text": "Who?"}\n')), ("d.TXT", "Why?\n\n  Who? \n"),
-    ("d.txt.gz", gzip.compress(b"Why?\nWho?"))])
+    ("d.jsonl.gz", gzip.compress(b'{"text": "Why?"}\n{"text": "Who?"}\n', mtime=0)), ("d.TXT", "Why?\n\n  Who? \n"),
+    ("d.txt.gz", gzip.compress(b"Why?\nWho?", mtime=0))])
 def test_forms_whose_meaning_is_plain_are_read(tmp_path, name, data):
     assert one(tmp_path, name, data) == ["Why?", "Who?"]
 
