@@ -6,23 +6,16 @@
 __all__ = ['cited_rules', 'uncite']
 
 # %% ../nbs/core/citations.ipynb #49d40d93
-import re
 from functools import cache
 
 from .config import RULE_WORDS
+from .filters.lists import patterns
 from .filters.words import _any
-
-# %% ../nbs/core/citations.ipynb #c5274065
-_AND = r"[,;&+/、，；]|\b(?:and|or|then|plus|und|oder|dann|sowie|et|ou|puis|y|o|e|luego|и|или)\b|と|や|および|和|或"
 
 # %% ../nbs/core/citations.ipynb #6fea5645
 @cache
-def _reader(names, words): # patterns: how a citation begins, one rule of it, what stands between two
-    number, name = r"(?:#|n[or]\.?\s|number\s)?\s*(\d{1,6})\d*", _any(names) if names else "(?!)"
-    ranged, called = r"(?:\s*(?:[-–—~〜]|to\b|bis\b)\s*#?(\d{1,6})\d*)?", r"(?:\s*[(（]([^)）\n]{0,40})[)）])?"
-    by_name = rf"({name})(?:\s*[(（]{number}[)）]|(?=\s*(?:{_AND}|[.!?:。！？)\n]|$)))"
-    return (re.compile(rf"(?i){_any(words)}\s*[:：]?\s*"), re.compile(rf"(?i){number}{ranged}{called}|{by_name}"),
-        re.compile(rf"(?i)\s*(?:(?:{_AND})\s*)+"))
+def _reader(names, words): # the patterns for rules of these names, called by these words
+    return patterns("citations", name=_any(names) if names else "(?!)", words=_any(words))
 
 def _cites(m, numbers): # [(number, name or "")] of one match
     lo, hi, called, name, n = m.groups(default="")
@@ -31,15 +24,15 @@ def _cites(m, numbers): # [(number, name or "")] of one match
     return [(int(x), called.strip()) for x in (lo, hi) if x]
 
 def _citations(text, principles, words): # yields (start, start of the list, end, [(number, name or "")])
-    (begin, one, more), numbers, at = (_reader(tuple(p.name for p in principles if p.name), tuple(words)),
-        {p.name: p.number for p in principles}, 0)
-    while m := begin.search(text, at):
+    says, at = _reader(tuple(p.name for p in principles if p.name), tuple(words)), 0
+    numbers = {p.name: p.number for p in principles}
+    while m := says.begin.search(text, at):
         at = end = m.end()
         cites = []
-        while it := one.match(text, at):
+        while it := says.one.match(text, at):
             cites += _cites(it, numbers)
             end = it.end()
-            if not (sep := more.match(text, end)): break
+            if not (sep := says.more.match(text, end)): break
             at = sep.end()
         at = end
         if cites: yield m.start(), m.end(), end, cites
@@ -57,11 +50,11 @@ def cited_rules(thoughts:str,
 
 def uncite(thoughts:str, gone, principles=(), words=RULE_WORDS)->str:
     "Thoughts without the citations of the rules `gone`."
-    out, at = "", 0
+    says, out, at = _reader((), tuple(words)), "", 0
     for start, first, end, cites in _citations(thoughts, principles, words):
         left = [(n, name) for n, name in cites if n not in gone]
         if len(left) == len(cites): continue
-        if not left: end = re.compile(rf"(?i)\s*(?:(?:{_AND})\s*)*").match(thoughts, end).end()
+        if not left: end = says.rest.match(thoughts, end).end()
         out, at = (out + (thoughts[at:first] + ", ".join(f"{n} ({name})" if name else str(n) for n, name in left)
             if left else thoughts[at:start]), end)
-    return re.sub(r"(?<=[.!?])\s*\.|(?<= ) +", "", out + thoughts[at:]).strip()
+    return says.leftover.sub("", out + thoughts[at:]).strip()

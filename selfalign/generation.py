@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from .checks import InputError, as_list, check_settings, number, whole_number
+from .filters.lists import patterns
 from .moved import moved
 from .registry import Registry, is_place
 
@@ -208,9 +209,7 @@ def _cut_text(text, n_prompt, sampling):
     return Completion(text, len(words), "stop", n_prompt, stop=stop or "<eos>")
 
 # %% ../nbs/core/generation.ipynb #ade83e5a
-_NAMES = r"(?:think|thinking|thoughts?|reason|reasoning|reflection|seed:think)"
-_MARKS = re.compile(rf"(?P<open><{_NAMES}>|\[THINK\]|◁think▷|<\|channel\|>(?:analysis|commentary))"
-                    rf"|(?P<close></{_NAMES}>|\[/THINK\]|◁/think▷|<\|channel\|>final<\|message\|>)", re.I)
+_MARKS = patterns("reasoning").mark
 _SPACE = re.compile(r"\s*")
 
 def split_reasoning(text:str)->tuple: # (reasoning, answer); the answer is None where the reasoning never ends

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from .checks import InputError
+from .filters.lists import patterns
 from .model_files import EMBEDDED_HUB_ID, ModelSource, STAND_IN_NOTICE, cache_dir, cache_only
 from .model_files import _gguf_of, _made_once, _quiet_transformers, gguf_model_path, hub_answers, hub_id
 from .model_files import embedded_model_path, weights_sha256
@@ -111,8 +112,7 @@ def model_identity(info:dict # a `ModelSource` as a dict, or an engine's `info`
     return f"{weights} with {weights_sha256(lora) or lora}" if lora else weights
 
 # %% ../nbs/core/models.ipynb #be6b2327
-_OTHER_KINDS = re.compile(r"For\w*(?:Classification|QuestionAnswering|MultipleChoice|MaskedLM|Reward|Scor|PreTraining"
-    r"|NextSentence)\w*|RewardModel")
+_SAYS = patterns("models")
 
 def check_kind(spec # as for `resolve_model`, or a `ModelSource`
               ): # the model's config
@@ -125,7 +125,7 @@ def check_kind(spec # as for `resolve_model`, or a `ModelSource`
     advice = "give a causal language model, one whose config.json says …ForCausalLM"
     if getattr(config, "is_encoder_decoder", False):
         raise InputError(f"{src.name}: {made} is an encoder-decoder; {advice}")
-    if _OTHER_KINDS.search(made) and not made.startswith("GPT2DoubleHeads"):
+    if _SAYS.other_kind.search(made) and not made.startswith("GPT2DoubleHeads"):
         raise InputError(f"{src.name}: {made} is no language model but a classifier, a reward model "
             f"or an encoder; {advice}")
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
@@ -240,7 +240,7 @@ def _loading(src):
         raise InputError(f"{src.name}: cannot be loaded ({str(e).splitlines()[0][:200]}); "
             f"check the name and the network, or give a folder") from e
     except ValueError as e:
-        if not re.search(r"recogni[sz]e|trust_remote_code|model_type", str(e)): raise
+        if not _SAYS.no_code.search(str(e)): raise
         raise InputError(f"{src.name}: transformers has no code for this model ({' '.join(str(e).split())[:160]}); "
             f"give one that it knows, or install a newer transformers") from e
 

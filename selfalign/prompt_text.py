@@ -11,23 +11,22 @@ from collections import Counter
 
 from .annotations import Exemplar, Principle, Turn
 from .checks import InputError
+from .filters.lists import patterns
 
 # %% ../nbs/core/prompt_text.ipynb #9d34c1f2
-_NUMBERED = re.compile(r"(?m)^[ \t>*-]*(\d{1,3})[ \t]*(?:[(（]([^)）\n]{1,60})[)）][ \t]*[.:：。]?|[.):：][ "
-    r"\t]*(?:\*{0,2}([^\n.:：*]{1,40}?)\*{0,2}[:：]\*{0,2}(?=[ \t]))?)[ \t]*(\S[^\n]*(?:\n(?![ \t>*-]*\d{1,3}[ "
-    r"\t]*[(（.):：]|[ \t]*(?:#|\n|$))[^\n]+)*)")
-_SPEAKER = r"[^\s:：()（）#*>-][^\n:：()（）]{0,40}?"
+_SAYS = patterns("prompt_text")
 
 # (name, label) of the speaker whose thoughts are shown, the most frequent; None if nobody thinks
 def _thinker(text, name, label):
-    who, what = re.escape(name) if name else _SPEAKER, re.escape(label) if label else r"\([^)\n]{1,40}\)|（[^）\n]{1,40}）"
+    who = re.escape(name) if name else _SAYS.speaker.pattern
+    what = re.escape(label) if label else _SAYS.label.pattern
     found = Counter((m[1], m[2]) for m in re.finditer(rf"(?m)^[ \t]*({who}) ?({what}):", text))
     return next((x for x, _ in found.most_common() if re.search(rf"(?m)^[ \t]*{re.escape(x[0])}:", text)), None)
 
 def _other_side(parts): # the name that opens a turn in all parts, each of which stands before a thought
     # where turns stand apart, a line "Text:" inside one is no speaker
-    for before in (r"(?:\A|\n[ \t]*\n|#[^\n]*\n)", r"(?:\A|\n)"):
-        said = [[m[1] for m in re.finditer(f"{before}(?=[ \\t]*({_SPEAKER}):)", p)] for p in parts]
+    for turn in (_SAYS.turn_apart, _SAYS.turn):
+        said = [[m[1] for m in turn.finditer(p)] for p in parts]
         if both := [s for s in said[-1] if all(s in x for x in said)]:
             return "User" if "User" in both else both[0 if len(parts) > 1 else -1]
 
@@ -64,7 +63,7 @@ def _exemplars(turns, heading, where): # turns that no heading parts are one exe
 
 # %% ../nbs/core/prompt_text.ipynb #66b6fd6b
 def _principles(text, user, where): # (principles, what stands before them, what behind)
-    found = [*_NUMBERED.finditer(text)]
+    found = [*_SAYS.numbered.finditer(text)]
     found = [m for m in found if m[2]] or found # "1 (ethical)" goes before other numbered lines
     if not found:
         raise InputError(f"{where}: no numbered principle found before the first {user + ':'!r}; "
@@ -91,9 +90,9 @@ def prompt_parts(text:str,           # a whole prompt: rules, then exemplars; an
     if not role:
         raise InputError(f"{where}: the thoughts do not all open with the same words, such as 'Role: {name}'; "
             f"state the role first in each, or give role")
-    heading = m[1].strip() if (m := re.search(r"\n([^\n]*?\D)[ \t]*\d+\W*\Z", behind)) else ""
+    heading = m[1].strip() if (m := _SAYS.last_heading.search(behind)) else ""
     each = heading.lstrip("# ") if heading.startswith("#") else "Example"
-    section = re.findall(r"(?m)^#+[ \t]*(\S[^\n]*)", behind[:m.start()+1] if m else behind)
+    section = _SAYS.heading.findall(behind[:m.start()+1] if m else behind)
     return dict(principles=principles, exemplars=_exemplars([(m[1].strip(), m[2].strip(), m[3]) for m in turns],
         heading, where), header=header, name=name, thoughts_label=label, user=user, role=role,
         example_words=(section[-1] if section else each + "s", each), text=text[:turns[-1].end()]) | words

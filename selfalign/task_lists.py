@@ -8,18 +8,11 @@ __all__ = ['parse_tasks', 'topic_key', 'parse_topics', 'parse_questions']
 # %% ../nbs/core/task_lists.ipynb #578c2fec
 import re, unicodedata
 
+from .filters.lists import patterns
 from .rows import text_lines
 
 # %% ../nbs/core/task_lists.ipynb #2641245d
-_LABEL = r"[ \t*_]*(?:\d{1,3}[ \t]*[.)])?[ \t*_]*"
-_ITEM = re.compile(rf"(?im)^[ \t]*(?:#{{3,}}|(?={_LABEL}instruction(?:[ \t]*\d{{1,3}})?[ \t*_]*:))")
-_NAME = rf"{_LABEL}(?:(?:expected|example|sample)[ \t]+)?(instruction|input|output)"
-_REPLY = r"(?:#+|\*+|\d{1,3}[ \t]*[.)])[ \t*_]*(answer|response|solution)"
-_FIELD = re.compile(rf"(?im)^[ \t#>-]*(?:{_NAME}|{_REPLY})(?:[ \t]*\d{{1,3}})?[ \t*_]*:[*_]*[ \t]*")
-_INLINE = re.compile(r"(?<=[^\d\s][.?!])[ \t]+((?:\d{1,3}[.)][ \t]*)?(?:Input|Output)[ \t]*:)")
-_TAG = r"<\s*no[ _-]?input\s*>"
-_NONE = r"no[ _-]?input(?: (?:is )?(?:needed|required|provided|necessary))?|none|n/?a|nothing"
-_NOINPUT = re.compile(rf"(?i)\s*{_TAG}|\W*(?:{_NONE})?\W*$")
+_SAYS = patterns("task_lists")
 
 # %% ../nbs/core/task_lists.ipynb #81f0093b
 def parse_tasks(text:str,  # what came after "k. Instruction:"
@@ -34,31 +27,31 @@ def parse_tasks(text:str,  # what came after "k. Instruction:"
 def _chunks(text):
     "Items, with an input or output that stands behind a ### of its own put back to its instruction."
     out = []
-    for c in _ITEM.split(text):
-        m = _FIELD.match("### " + c.strip())
+    for c in _SAYS.item.split(text):
+        m = _SAYS.field.match("### " + c.strip())
         kind = (m[1] or m[2]).lower() if m else "instruction"
-        if not out or kind == "instruction" or kind == "input" and re.search(rf"(?im)^{_LABEL}input\b", out[-1]):
+        if not out or kind == "instruction" or kind == "input" and _SAYS.has_input.search(out[-1]):
             out.append(c)
         else: out[-1] += "\n### " + c.strip()
     return out
 
 # %% ../nbs/core/task_lists.ipynb #2c73ee0e
 def _parse_item(raw):
-    text = _INLINE.sub(r"\n\1", raw)
-    marks = list(_FIELD.finditer(text))
+    text = _SAYS.inline.sub(r"\n\1", raw)
+    marks = list(_SAYS.field.finditer(text))
     ends = [m.start() for m in marks[1:]] + [len(text)]
     parts = [((m[1] or m[2]).lower(), text[m.end():e].strip()) for m, e in zip(marks, ends)]
     given, inputs = ([t for k, t in parts if k == name] for name in ("instruction", "input"))
-    instr = " ".join(re.sub(rf"(?i){_TAG}", " ", given[0]).split()) if given else ""
-    value = "" if len(inputs) != 1 or _NOINPUT.match(inputs[0]) else inputs[0]
+    instr = " ".join(_SAYS.any_tag.sub(" ", given[0]).split()) if given else ""
+    value = "" if len(inputs) != 1 or _SAYS.no_input.match(inputs[0]) else inputs[0]
     return instr, value, raw, _item_fault(given, instr, inputs)
 
 def _item_fault(given, instr, inputs):
     if not instr: return "no instruction"
     if len(given) > 1: return "not one instruction"
     if len(inputs) > 1: return "not one input"
-    if re.search(r"(?i)\binstruction\s*:", instr): return "list furniture"
-    if re.search(r"(?m)^[ \t]*(?:\d{1,3}[.)]|[-*•|])[ \t]", given[0]): return "list in the instruction"
+    if _SAYS.labelled.search(instr): return "list furniture"
+    if _SAYS.listed.search(given[0]): return "list in the instruction"
 
 # %% ../nbs/core/task_lists.ipynb #10d11dc4
 def topic_key(topic:str)->str:
@@ -74,8 +67,8 @@ def parse_topics(text:str, cut=True)->list: # (topic, raw line, reason or None)
     lines = [l for l in text_lines("1." + text) if l.strip()]
     out = []
     for i, raw in enumerate(lines):
-        m = re.match(r"^\s*(?:\d{1,3}\s*[.):]|[-*•])\s*(.*)$", raw)
-        head = re.split(r":\s|:?\*\*:?\s|\s[-–—(]", (m[1] if m else "").strip().removeprefix("**") + " ")[0]
+        m = _SAYS.topic.match(raw)
+        head = _SAYS.explained.split((m[1] if m else "").strip().removeprefix("**") + " ")[0]
         topic = " ".join(head.strip(" \t*_`\"'“”‘’").rstrip(".,;:!?").split())
         why = _topic_fault(topic, m)
         if not why and cut and i == len(lines)-1: why = "cut at the token limit"
@@ -91,14 +84,12 @@ def _topic_fault(topic, m):
 # %% ../nbs/core/task_lists.ipynb #4806ecbf
 def _hint(type, topic): return f"type: {' '.join(type.split())}, topic: {topic}, question:"
 
-_QUESTION = re.compile(r"(?i)^\s*(?:\d{1,3}\s*[.)]\s*)?type:\s*(.+?)\s*,\s*topic:\s*(.+?)\s*,\s*question:\s*(.*)$")
-
 def parse_questions(text:str, hints:list, cut=True)->list: # (type, topic, question, raw line, reason or None)
     "Read the questions; each must repeat one of the hints, and each hint counts once."
     lines = [l for l in text_lines(_hint(*hints[0]) + text) if l.strip()]
     open_, out = {(" ".join(ty.casefold().split()), to.casefold()): (ty, to) for ty, to in hints}, []
     for i, raw in enumerate(lines):
-        m = _QUESTION.match(raw)
+        m = _SAYS.question.match(raw)
         hint = open_.get((m[1].casefold(), m[2].casefold())) if m else None
         if m is None: why, q = "not a question line", ""
         elif hint is None: why, q = "hint not repeated", m[3]

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from selfalign.annotations import data_dir
+from selfalign.annotations import Principle, data_dir
 from selfalign.checks import InputError
+from selfalign.citations import cited_rules
 from selfalign.config import load_config
 from selfalign.filters.chain import CLONE_FILTERS, FILTERS, apply_filters, told_reason
 from selfalign.filters.context import Context, Response, VerboseContext
-from selfalign.filters.lists import phrases, read_phrases
+from selfalign.filters.lists import patterns, phrases, read_phrases
 from selfalign.filters.phrases import apology, cliche, foreign_name, furniture
 from selfalign.principle_engraving import PrincipleSet, judge, turned_down
 
@@ -34,6 +35,17 @@ def test_every_word_in_braces_is_defined(name):
     made = [pattern.pattern for _, pattern in phrases(name, **SLOTS).groups]
     assert not [p for p in made
         if "{" in p and any(f"{{{w}}}" in p for w in ("models", "made", "open", "line", "starts"))]
+
+
+@pytest.mark.parametrize("name", sorted(f.stem for f in (data_dir()/"phrases").glob("*.txt")))
+def test_a_file_of_named_patterns_is_read_whole(name):
+    found = vars(patterns(name, name="candor", words="rules?"))
+    assert found and all(p.pattern for p in found.values())
+
+
+def test_a_rule_whose_name_has_braces_is_cited_by_it():
+    rules = [Principle(1, "no {words}", "x"), Principle(2, "{name}", "y")]
+    assert cited_rules("Rules: no {words}, {name}.", rules) == [(1, "no {words}"), (2, "{name}")]
 
 
 @pytest.mark.parametrize("f,answer,told", [

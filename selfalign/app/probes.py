@@ -23,6 +23,7 @@ from ..config import RespondConfig, config_from
 from ..engines.opening import _check_full
 from ..evals.answers import dialog, has_chat
 from ..evals.sets import PAIR_KINDS
+from ..filters.lists import patterns
 from ..generation import Sampling, load_engine
 from ..models import model_identity
 from ..novelty import NoveltyFilter, word_runs
@@ -49,12 +50,9 @@ def draft_prompt(pset,
     return fill(load_template(f"eval_draft_{kind}", folder), **values)
 
 # %% ../../nbs/app/probes.ipynb #063d17e9
-_PARTS = re.compile(r"(?ims)^\W*request\W*?:\s*(.+?)^\W*keeping\W*?:\s*(.+?)^\W*breaking\W*?:\s*(.+?)"
-                    r"(?=^\W*(?:request|keeping)\W*?:|\Z)")
-
 def read_draft(text:str)->dict|None: # instruction, keeping, breaking
     "A candidate's request and answers; None where a part is missing."
-    m = _PARTS.search(text)
+    m = patterns("drafts").parts.search(text)
     parts = [" ".join(x.strip(' \t\n*"').split()) for x in m.groups()] if m else []
     return dict(zip(("instruction", "keeping", "breaking"), parts)) if m and all(parts) else None
 

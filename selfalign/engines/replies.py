@@ -10,6 +10,8 @@ __all__ = ['SERVERS', 'served_by', 'refused_parameters', 'Passing', 'Final', 're
 import contextlib, json, math, re, time
 from dataclasses import dataclass
 
+from ..filters.lists import patterns
+
 # %% ../../nbs/core/engines/replies.ipynb #624114ef
 SERVERS = ("vllm", "transformers", "llama.cpp", "ollama", "tgi", "lmstudio", "openai") # "openai": any other
 _STEERED = ("vllm", "transformers", "llama.cpp") # they take every sampling setting from the request
@@ -37,10 +39,7 @@ def _no_secrets(url):
     return f"{u.scheme}://{u.hostname}{f':{u.port}' if u.port else ''}{u.path}"
 
 # %% ../../nbs/core/engines/replies.ipynb #9196fbe3
-_TURNED_DOWN = re.compile(
-    r"unsupported|not supported|does not support|unrecogni[sz]ed|unknown|unexpected|not permitted|not allowed|"
-    r"extra_forbidden|extra inputs|invalid (?:parameter|argument|field)|no longer|deprecated", re.I)
-_OUT_OF_TOKENS = re.compile(r"could not finish the message|output limit was reached", re.I)
+_SAYS = patterns("servers")
 
 def refused_parameters(error, # of the server: its body, parsed, or its words
                        sent   # names of parameters
@@ -49,7 +48,7 @@ def refused_parameters(error, # of the server: its body, parsed, or its words
     inner = error.get("error", error) if isinstance(error, dict) else {}
     named = inner.get("param") if isinstance(inner, dict) else None
     text = error if isinstance(error, str) else json.dumps(error, ensure_ascii=False)
-    if not _TURNED_DOWN.search(text): return []
+    if not _SAYS.turned_down.search(text): return []
     if named in sent: return [named]
     return [k for k in sent if re.search(rf"(?<!\w){k}(?!\w)", text)]
 

@@ -13,7 +13,7 @@ from functools import cached_property
 from fastcore.basics import patch
 
 from ..checks import InputError
-from .replies import Final, Passing, SERVERS, _OUT_OF_TOKENS, _PASSES, _STEERED, _no_secrets, error_of
+from .replies import Final, Passing, SERVERS, _PASSES, _SAYS, _STEERED, _no_secrets, error_of
 from .replies import refused_parameters, reply_of, retry_after, said_in, served_by
 from .requests import Asking
 from ..generation import Completion, Engine, Sampling, _error, _pairs, find_stop, no_answer
@@ -151,8 +151,6 @@ def _entry(self:OpenAIEngine, timeout=10): # what the list says of our model
     return next((m for m in rows or [] if isinstance(m, dict) and m.get("id") == self.model), None)
 
 # %% ../../nbs/core/engines/served.ipynb #c4e50758
-_BUSY = re.compile(r"rate.?limit|overloaded|temporarily|try again|unavailable", re.I)
-
 @patch
 def _call(self:OpenAIEngine, prompt, seed, body): # the reply, parsed
     import openai
@@ -177,7 +175,7 @@ def _sound(self:OpenAIEngine, d, headers): # a reply with a choice; errors under
     code, words = error
     if code == 401: raise InputError(f"{_no_secrets(self.url)}: the server rejects the key; set OPENAI_API_KEY")
     said = f"the server answers {code or 'with an error'}: {self._keyless(words)[:200]}"
-    if code in _PASSES or _BUSY.search(f"{code} {words}"): raise Passing(said, retry_after(headers))
+    if code in _PASSES or _SAYS.busy.search(f"{code} {words}"): raise Passing(said, retry_after(headers))
     raise Final(said)
 
 # %% ../../nbs/core/engines/served.ipynb #13e3507c
@@ -201,7 +199,7 @@ def _ask(self:OpenAIEngine, prompt, seed, body, sampling, i):
         if passes(e): # its own words may repeat the key
             raise InputError(f"{where}: no answer after {time.monotonic() - start:.0f} s of retries "
                 f"({e if isinstance(e, Passing) else type(e).__name__}); start the server again and resume") from None
-        if _OUT_OF_TOKENS.search(str(e)): return _error(i, no_answer(sampling.max_new_tokens, True, True))
+        if _SAYS.out_of_tokens.search(str(e)): return _error(i, no_answer(sampling.max_new_tokens, True, True))
         return _error(i, f"the server answers {e.status_code}: {self._keyless(e.message)[:200]}")
 
 @patch
@@ -240,7 +238,7 @@ def _probe(self:OpenAIEngine): # does it render messages?
     except openai.AuthenticationError:
         raise InputError(f"{where}: the server rejects the key; set OPENAI_API_KEY") from None
     except openai.APIStatusError as e:
-        if _OUT_OF_TOKENS.search(str(e)): return True
+        if _SAYS.out_of_tokens.search(str(e)): return True
         error = e.body if e.body is not None else e.message
         if named := refused_parameters(error, ("max_tokens", "max_completion_tokens", "seed")):
             raise InputError(f"{where}: the server turns down {named[0]} ({self._keyless(e.message)[:160]})") from None

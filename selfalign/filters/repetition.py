@@ -10,12 +10,9 @@ import re
 from collections import Counter
 
 from ..annotations import query_text
-from .shape import _BULLET, _INLINE, _ITEM
+from .shape import _BULLET, _INLINE, _ITEM, _MARK
 from .words import _CODE, _QUOTED, _grams, _words
 from ..words import _unit
-
-# %% ../../nbs/core/filters/repetition.ipynb #54633294
-_MARK = re.compile(r"^\s*(?:[-*•]|\(?\d{1,3}[.):]|[a-zA-Z][.)])\s+")
 
 # %% ../../nbs/core/filters/repetition.ipynb #b4a59e7c
 def segments(text): # [(start, end, normalised words)]

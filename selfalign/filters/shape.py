@@ -10,7 +10,7 @@ __all__ = ['missing_role', 'missing_answer', 'finished', 'token_limit', 'too_sho
 import re
 
 from ..annotations import query_text
-from .lists import phrases
+from .lists import patterns, phrases
 from .words import _CODE, _grams, _tokens, _words
 from ..novelty import letter_count
 
@@ -24,18 +24,14 @@ def missing_answer(r, row, ctx):
     if not (r.answer or "").strip(): return "missing answer"
 
 # %% ../../nbs/core/filters/shape.ipynb #6870cd49
-_SENTENCE_END = re.compile(r"[.!?…:;。！？][\"'”’)\]]*(?=\s|$)|\n|```")
+_SAYS = patterns("shape")
 
 # %% ../../nbs/core/filters/shape.ipynb #dd946dcc
-# what ends with this goes on
-_OPEN = re.compile(r"(?:[:：]|(?:^|\n)[ "
-    r"\t>*]*(?:[-*•]|\(?\d{1,3}[.):]|[a-zA-Z][.)])|\b(?:[A-Z]|Dr|Mrs?|Ms|Prof|St|Mt|vs|e\.g|i\.e|cf|approx|No|Nr|Fig|bzw|ca|z\. ?B|d\. ?h)\.)[*_]*\s*$")
-
 def finished(text:str)->str: # "" where nothing is finished
     "A cut text up to its last whole sentence or line, without a bare list marker, a lead-in, an abbreviation or an unclosed code fence at its end."
     if text.count("```") % 2: text = text[:text.rindex("```")]
-    ends = [m.end() for m in _SENTENCE_END.finditer(text)]
-    return next((text[:e].rstrip() for e in reversed(ends) if not _OPEN.search(text, max(0, e-40), e)), "")
+    ends = [m.end() for m in _SAYS.sentence_end.finditer(text)]
+    return next((text[:e].rstrip() for e in reversed(ends) if not _SAYS.open.search(text, max(0, e-40), e)), "")
 
 def token_limit(r, row, ctx):
     "An answer cut at the token limit loses its unfinished sentence and teaches no end of turn, or is rejected."
@@ -78,13 +74,7 @@ def echo(r, row, ctx, share=0.85):
         if 0.6*len(q) <= len(mine) <= 1.5*len(q) + 3 and len(heads) > 2 and heads <= asked and whole: return "echo"
 
 # %% ../../nbs/core/filters/shape.ipynb #e5f31def
-_ITEM = re.compile(r"(?m)^[ \t]*(?:[-*•]|\(?\d{1,3}[.)])\s+\S")
-_BULLET = (re.compile(r"(?m)^[ \t>]*(?:[-*•–—+·◦▪●○■➢→✓✔☐☑]|[*_]{0,2}(?:"
-    r"[(\[]?(?:\d{1,3}|[a-zA-Z]|[ivxIVX]{1,5})(?:[.)\]]|:(?=[* ]))|#\d{1,3}[.:]?|\d{1,3} ?[-–—]|"
-    r"[A-Z][a-z]{2,11} (?:no\. ?)?#?\d{1,3} ?[.:)–—-]))[*_]{0,2}[ \t]*(?=\S)"))
-_INLINE = re.compile(r"(?<=[.;:,!?] )[(\[]?(\d{1,3})[.)\]] (?=\S)")
-# short lines without any mark or stop
-_BARE = re.compile(r"(?m)(?:^[ \t]*[^\W\d_](?:[^\W_]|[ '’&/-]){1,39}(?:\n|$)){2,}")
+_ITEM, _BULLET, _INLINE, _MARK = _SAYS.item, _SAYS.bullet, _SAYS.inline, _SAYS.mark
 
 # %% ../../nbs/core/filters/shape.ipynb #3b71291a
 def list_end(text, most): # the place of the first item too many, or None
@@ -106,7 +96,7 @@ def list_end(text, most): # the place of the first item too many, or None
         if number > most and run > most//2: # the first may stand at the beginning of the line
             found.append(m.start())
             break
-    for m in _BARE.finditer(text):
+    for m in _SAYS.bare.finditer(text):
         if len(lines := m[0].split("\n")) > most + 1 and len(set(lines)) > most:
             found.append(m.start() + sum(len(l) + 1 for l in lines[:most]))
     return min(found, default=None)
