@@ -31,7 +31,7 @@ from .models import best_dtype, load_tokenizer
 from .moved import moved
 from .principle_engraving import load_principle_set, parse_response
 from .principle_pairs import UPTAKE, behind_principles, fitting_pairs, score_principles, summary
-from .registry import is_place
+from .registry import is_place, own_files
 from .rows import content_id, read_jsonl, write_json
 from .sft import _system
 from .tables import _counts, _mean
@@ -153,6 +153,7 @@ def step_evaluate(run, cfg):
         system_variants(product_name(cfg), folder=cfg.annotations))
     if own := [s for s in cfg.evaluate.sets if s not in (*OUR_SETS, *BENCHMARKS)]: # an edited file is another set
         settings["rows"] = {s: content_id(load_benchmark(s)) for s in own}
+    if own := own_files(cfg.evaluate.sets): settings["own_sets"] = own
     with run.stage("evaluation", settings, files=["eval"]) as rec:
         if rec is None: return
         for m in ("engraved", "final"): # a server that is missing is told before the work

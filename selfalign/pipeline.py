@@ -26,6 +26,7 @@ from .novelty import Contamination
 from .packaged import PACKAGED
 from .principle_engraving import load_principle_set, respond
 from .principle_pairs import behind_principles
+from .registry import own_files
 from .report import closing_table, step_report, trained_rows
 from .runs import Run
 from .sft import answer_plainly, engrave, engrave_control
@@ -137,6 +138,7 @@ def _check_given(cfg, steps): # what the command itself says, and the files that
         except InputError:
             raise InputError(f"the server's model is called {base!r}, which is no hub id and no folder; training needs "
                 "its weights, so serve it under its hub id or folder") from None
+    own_files((*cfg.respond.filters, *cfg.clone.filters)) # loaded now, not after all answers
     load_principle_set(cfg.respond, cfg.annotations)
     ann.load_identity(folder=cfg.annotations)
     system_variants(product_name(cfg), folder=cfg.annotations)

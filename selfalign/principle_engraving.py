@@ -22,6 +22,7 @@ from .filters.words import _any
 from .models import model_identity
 from .moved import moved
 from .prompt_text import prompt_parts
+from .registry import own_files
 from .rows import content_id, read_jsonl, text_lines
 from .tokens import after
 
@@ -286,6 +287,7 @@ def respond(run,            # a `selfalign.runs.Run` whose stage "prompts" is fi
         **cfg.words(), seed=seed, prompt=content_id(pset.render("")),
         words=content_id(sorted(words := common_words(load_seed_tasks(folder=folder)))),
         model=model_identity(engine.info), after=run.fingerprint("prompts"))
+    if own := own_files(cfg.filters): settings["own_filters"] = own # an edited file is another filter
     if not run.done("responses"): # before the stage notes its settings, which the remedy changes
         check_context(pset, engine, cfg.max_new_tokens)
     with run.stage("responses", settings, files=["responses.jsonl"]) as rec:

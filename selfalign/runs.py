@@ -149,8 +149,7 @@ def stage(self:Run, name, # the stage's name
     other = rec and rec["fingerprint"] != print_
     if other and not rec.get("done") and not self._begun(name, rec): rec = other = None # they have made nothing yet
     if other:
-        differ = [k for k in set(rec["settings"]) | set(settings) if rec["settings"].get(k) != settings.get(k)]
-        changed = sorted("an earlier stage" if k == "after" else k for k in differ)
+        changed = _changed(rec["settings"], settings)
         raise InputError(f"{self.path}: stage '{name}' was made with other settings "
             f"({', '.join(changed) or 'its files'}); use --redo {name} or a new folder")
     if rec and rec.get("done"):
@@ -170,6 +169,15 @@ def stage(self:Run, name, # the stage's name
     finally:
         rec.update(seconds=round(rec["seconds"] + time.monotonic() - start, 1), peak_bytes=peak_bytes())
         self.save()
+
+# %% ../nbs/core/runs.ipynb #bc95b87f
+def _changed(old, new): # names of the settings that differ
+    differ = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
+    return sorted("an earlier stage" if k == "after" else _inner(k, old.get(k), new.get(k)) for k in differ)
+
+def _inner(name, old, new):
+    if not (isinstance(old, dict) and isinstance(new, dict)): return name
+    return f"{name}: {', '.join(k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k))}"
 
 # %% ../nbs/core/runs.ipynb #3a77e0ba
 @patch

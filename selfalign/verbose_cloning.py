@@ -14,6 +14,7 @@ from .config import CloneConfig, _as_ever
 from .filters.chain import apply_filters, told_reason
 from .filters.context import Response, VerboseContext
 from .moved import moved
+from .registry import own_files
 from .rows import content_id, read_jsonl
 from .sft import _weights_of, card_facts, teacher_engine, train_model
 from .trainers import _recipe
@@ -51,6 +52,7 @@ def write_verbose(run,    # a Run whose stage "engraved" is finished
     system = verbose_system(name, folder)
     settings = ({k: v for k, v in asdict(cfg).items() if k != "train" and not _as_ever(cfg, k, v)}
         | dict(seed=seed, system=content_id(system), user=user, after=run.fingerprint("engraved")))
+    if own := own_files(cfg.filters): settings["own_filters"] = own # an edited file is another filter
     with run.stage("verbose", settings, files=["verbose.jsonl"]) as rec:
         if rec is None: return run.manifest["stages"]["verbose"]
         held = {r["id"] for r in read_jsonl(run/"held_out.jsonl")}

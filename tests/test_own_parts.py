@@ -1,6 +1,5 @@
 """An engine, a filter and an evaluation of one's own, from a file outside the package: through the command line and
 in a run's report."""
-import json
 
 import pytest
 
@@ -104,6 +103,29 @@ def test_an_own_filter_in_a_run_and_in_its_report(mine, tmp_path):
         reject = [r for r in read_jsonl(run / "rejects.jsonl") if r["stage"] == "responses"]
         assert [(r["reason"], r["phrase"]) for r in reject] == [("all capitals", "BECAUSE IT")]
         assert dict(closing_table(run))["answers rejected"] == "all capitals 1"
+
+
+@pytest.mark.parametrize("stage", ["respond", "clone"])
+def test_an_own_filter_that_cannot_be_is_told_before_the_first_token(mine, tmp_path, stage, capsys):
+    argv = ["run", str(tmp_path / "r"), "--model", "embedded", f"--{stage}.filters", f"{mine}:GONE"]
+    assert main(argv) == 1
+    assert "has no GONE" in capsys.readouterr().err and not (tmp_path / "r" / "completions").exists()
+
+
+def test_an_edited_own_filter_is_not_taken_for_the_same_run(mine, tmp_path):
+    _, cfg, _ = parse_run("run", [str(tmp_path / "r"), "--model", "embedded", "--respond.filters", f"{mine}:shout"])
+    engine = ScriptedEngine(lambda p, i, s: " Role: Aster. Rules: 2.\n\nAster: By boat, as ever.")
+    with Run(tmp_path / "r", say=lambda s: None) as run:
+        with run.stage("prompts", {}, files=["prompts.jsonl"]):
+            write_jsonl(run / "prompts.jsonl", [dict(id="a", instruction="How?", input="")])
+        made = respond(run, engine, cfg.respond)
+        assert list(made["settings"]["own_filters"]) == [f"{mine}:shout"]
+        assert respond(run, engine, cfg.respond) == made
+        (tmp_path / "mine.py").write_text(MINE.replace("isupper", "islower"))
+        with pytest.raises(InputError, match=r"other settings \(own_filters: .*mine.py:shout\); use --redo responses"):
+            respond(run, engine, cfg.respond)
+        (tmp_path / "mine.py").write_text(MINE)
+        assert respond(run, engine, cfg.respond) == made
 
 
 def test_an_own_evaluation_in_the_report(mine, tmp_path):

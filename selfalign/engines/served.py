@@ -6,7 +6,7 @@
 __all__ = ['OpenAIEngine']
 
 # %% ../../nbs/core/engines/served.ipynb #21f7e0cf
-import contextlib, os, queue, re, threading, time
+import contextlib, os, queue, threading, time
 from collections import deque
 from functools import cached_property
 
