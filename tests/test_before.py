@@ -2,17 +2,15 @@
 import json
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from selfalign import evaluation, gate
 from selfalign.checks import InputError
-from selfalign.config import RunConfig, STAGES, config_from
+from selfalign.config import STAGES, config_from
 from selfalign.models import load_tokenizer
 from selfalign.pipeline import STEPS, check_inputs, run_steps
 
@@ -44,7 +42,6 @@ def llama(base): return base()
 @pytest.fixture
 def no_engine(monkeypatch):
     "Nothing may be generated."
-    import selfalign.pipeline as p
     for room in ("app.ablate", "app.judge", "engines.opening", "generation"):
         monkeypatch.setattr(f"selfalign.{room}.load_engine", lambda *a, **k: pytest.fail("an engine was opened"))
 

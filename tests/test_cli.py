@@ -246,7 +246,6 @@ def driver(monkeypatch, version):
     (None, None, 1, "ok")])
 def test_doctor_compares_driver_and_build(monkeypatch, version, build, cards, words):
     import torch
-    from selfalign import pipeline
     driver(monkeypatch, version)
     monkeypatch.setattr(torch.version, "cuda", build)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cards > 0)
@@ -260,7 +259,6 @@ def test_doctor_compares_driver_and_build(monkeypatch, version, build, cards, wo
 @pytest.mark.parametrize("capability,ok", [((9, 0), True), ((8, 0), True), ((7, 5), False), ((6, 1), False)])
 def test_doctor_tells_cards_that_emulate_bf16(monkeypatch, capability, ok):
     import torch
-    from selfalign import pipeline
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: ("H100", "other")[i])
@@ -277,7 +275,6 @@ def test_doctor_looks_for_what_triton_compiles_with(monkeypatch, tmp_path, compi
     import shutil
     import sysconfig
     import torch
-    from selfalign import pipeline
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr(shutil, "which", lambda x: compiler if x == "gcc" else None)
     if headers: (tmp_path / "Python.h").touch()
@@ -331,7 +328,6 @@ def test_an_unreachable_hub_does_not_keep_the_doctor(monkeypatch):
     import socket
     import time
     from huggingface_hub import constants
-    from selfalign import pipeline
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     with socket.socket() as s:  # listens and never answers
         s.bind(("127.0.0.1", 0)); s.listen()
@@ -354,7 +350,6 @@ def judge_line(argv, say): Judge.from_line("judge", argv)(say)
 
 def judged(tmp_path, monkeypatch, judge, *more):
     "`selfalign judge` with saved answers of A, a scripted model B and a scripted judge."
-    from selfalign import pipeline
     from selfalign.generation import ScriptedEngine
     questions = [f"Why number {i}?" for i in range(6)]
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(dict(instruction=q)) + "\n" for q in questions))
@@ -389,7 +384,6 @@ def test_judge_two_models_from_the_command_line(tmp_path, monkeypatch):
 
 def judged_alone(tmp_path, monkeypatch, questions, judge, answer, *more):
     "`selfalign judge A`, of one scripted model; gives the result and what the judge was asked."
-    from selfalign import pipeline
     from selfalign.evals.results import load_results
     from selfalign.generation import ScriptedEngine
     judge = ScriptedEngine(judge)
@@ -423,7 +417,6 @@ def test_one_model_is_judged_on_refusals(tmp_path, monkeypatch):
 
 def judged_servers(tmp_path, monkeypatch, models, *more):
     "`selfalign judge` of scripted servers that write what they are given; the judge likes the longer answer."
-    from selfalign import pipeline
     from selfalign.evals.results import load_results
     from selfalign.generation import ScriptedEngine
     longer = lambda p, i, s: "Verdict: " + ("A"
@@ -520,7 +513,6 @@ def test_the_stand_in_is_named_by_what_answered(tmp_path):
 
 
 def test_questions_of_the_runs_own_sets_are_kept_out_of_its_prompts(tmp_path, monkeypatch):
-    from selfalign import evaluation
     from selfalign.config import EvaluateConfig, RunConfig
     from selfalign.evals.sets import evaluation_texts
     from selfalign.checks import InputError

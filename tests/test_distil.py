@@ -1,5 +1,4 @@
 "Distillation: the teacher's distribution reaches the loss token by token, and the label loss stays what it was."
-import json
 
 import numpy as np
 import pytest
@@ -7,12 +6,12 @@ import torch
 from selfalign.annotations import example_rows, query_text
 from selfalign.checks import InputError
 from selfalign.config import TrainConfig
-from selfalign.distil import Target, answer_targets, divergence, label_target, load_targets, save_targets, top_logprobs
+from selfalign.distil import answer_targets, label_target, load_targets, save_targets, top_logprobs
 from selfalign.encoding import encode_rows
 from selfalign.generation import load_engine
 from selfalign.models import load_tokenizer
 from selfalign.sft import teacher_engine, with_targets
-from selfalign.tokens import Prompts, with_chat_template
+from selfalign.tokens import with_chat_template
 from selfalign.trainers import _recipe
 from selfalign.training import fit
 

@@ -508,7 +508,6 @@ def test_prefill_on_a_gpu_takes_the_flash_kernel_with_grouped_heads(monkeypatch,
     [(RuntimeError("No available kernel"), True), (NotImplementedError("no such op"), True), ("memory", False)])
 def test_a_card_without_the_flash_kernel_attends_plainly(monkeypatch, error, plain):
     import torch
-    from selfalign import generation
     error = torch.OutOfMemoryError("full") if error == "memory" else error
     class Refuses:
         def _scaled_dot_product_flash_attention(*args, **kw): raise error

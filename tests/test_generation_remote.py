@@ -107,7 +107,7 @@ def test_the_context_of_a_vllm_server_is_asked_for(served):
 
 @pytest.mark.parametrize("status, takes", [(200, True), (404, False), (400, False), (500, False), (429, True)])
 def test_a_server_is_asked_once_whether_it_renders_messages(served, status, takes):
-    from selfalign.evals.answers import dialog, has_chat
+    from selfalign.evals.answers import has_chat
     s, spec = served
     with load_engine(spec) as e:
         s.plan[:] = [status]

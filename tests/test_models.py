@@ -92,7 +92,6 @@ def test_an_adapter_without_its_base(adapter, base, words):
     assert "\n" not in str(e.value)
 
 def test_an_adapter_of_another_base(adapter):
-    import torch
     from transformers import LlamaConfig, LlamaForCausalLM
     folder = adapter[0]
     shutil.rmtree(folder.parent/"base"); tok = adapter[2]

@@ -133,7 +133,6 @@ def test_the_merged_model_is_base_plus_adapter(done):
 
 def test_a_second_call_loads_and_changes_nothing(done, small, monkeypatch):
     out, table = done
-    import selfalign.pipeline as p
     monkeypatch.setattr("selfalign.engines.opening.load_engine",
         lambda *a, **k: pytest.fail("a finished run loaded an engine"))
     before = {f: (out / f).read_bytes() for f in ("prompts.jsonl", "responses.jsonl", "verbose.jsonl", "rejects.jsonl")}
@@ -466,7 +465,6 @@ def test_replies_carry_intervals(tmp_path):
 
 
 def test_a_base_without_a_template_is_asked_as_its_engraved_model_is(tmp_path):
-    import selfalign.pipeline as p
     from selfalign.tokens import Prompts
     from selfalign.generation import load_engine
     from selfalign.models import load_tokenizer

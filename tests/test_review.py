@@ -1,5 +1,5 @@
 "Rows that a person reads: what is drawn, what the marks say, and the page itself in Chromium."
-import json, time
+import time
 from pathlib import Path
 
 import pytest

@@ -136,7 +136,6 @@ def test_prompts_are_made_as_they_are_asked(tmp_path):
 
 def test_long_work_shows_that_it_goes_on(tmp_path, monkeypatch):
     "Reading a journal and filtering have their bars, which appear after two seconds."
-    import selfalign.runs as runs
     bars = []
     monkeypatch.setattr("selfalign.rows.tqdm",
         lambda rows, desc, total, **kw: bars.append((desc, total, kw["delay"])) or rows)

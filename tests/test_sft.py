@@ -679,7 +679,6 @@ if "RANK" in os.environ and "SELFALIGN_JOB" in os.environ: # accelerate counts t
 @pytest.mark.parametrize("lora_r", [16, 0])
 def test_the_shipped_zero_3_with_checkpointing_gives_the_loss_of_one_process_and_goes_on(tiny, tmp_path, monkeypatch,
         lora_r):
-    import torch
     pytest.importorskip("deepspeed")
     cfg = replace(CFG, lora_dropout=0.0, epochs=2.0, save_steps=1, lora_r=lora_r, gradient_checkpointing=True)
     tok = with_chat_template(load_tokenizer(tiny)); rows = encode_rows(example_rows("responses")[:8], tok, cfg)[0]

@@ -13,8 +13,7 @@ from selfalign.engines.choosing import Chooser
 from selfalign.engines.local import TorchEngine
 from selfalign.generation import Sampling
 from selfalign.models import load_tokenizer
-from selfalign.tokens import (Prompts, check_template, end_of_turn, one_template, read_turn, turn_ends, with_bos,
-                              with_chat_template, with_system)
+from selfalign.tokens import (Prompts, check_template, end_of_turn, read_turn, turn_ends, with_chat_template)
 from selfalign.training import save_model
 
 CASES = yaml.safe_load((Path(__file__).parent/"cases"/"templates.yaml").read_text(encoding="utf-8"))
