@@ -152,4 +152,5 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/novelty.py
 	$(BIN)/python benchmarks/filters.py score
 	$(BIN)/python benchmarks/multiple_choice.py
+	$(BIN)/python benchmarks/lm_eval_tasks.py
 	$(BIN)/python benchmarks/sft.py
