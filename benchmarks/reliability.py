@@ -330,7 +330,10 @@ def fuzz(inputs, seed=0, keep=lambda got: None, processes=1):
     with tempfile.TemporaryDirectory() as d: shares = {k: share for k, (share, _) in readers(Path(d)).items()}
     sizes = [max(1, round(inputs*x)) for x in shares.values()]
     with ProcessPoolExecutor(processes, get_context("fork")) as pool:
-        for name, n, (kept, s) in zip(shares, sizes, pool.map(fuzz_reader, shares, sizes, itertools.repeat(seed))):
+        done = [pool.submit(fuzz_reader, name, n, seed) for name, n in zip(shares, sizes)]
+        for name, n, future in zip(shares, sizes, done):
+            try: kept, s = future.result()
+            except BaseException: pool.shutdown(wait=False, cancel_futures=True); raise # told now, not at the end
             slowest = max(slowest, (s, name))
             counts[name] = dict(inputs=n, kept=kept, rejected=n-kept)
             got = dict(inputs=sum(c["inputs"] for c in counts.values()), crashes=0, hangs=0,

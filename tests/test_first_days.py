@@ -87,6 +87,21 @@ def start(out="runs/x", *more):
         "--annotations", "rules", "--no-control", *more])
 
 
+@pytest.mark.parametrize("name, data", [
+    ("d.jsonl", b'{"que\\nry": "a", "\\u001b[2Jid": 1}\n'),                     # a column's name
+    ("d.csv", '"que\nry","b\u2028c"\r\n1,2\r\n'.encode()),
+    ("d\ne.csv", b"a,b\r\n1,2\r\n"),                                            # a file's name
+    ("d.json", b'{"a\\r\\nb": 1}')])
+def test_what_a_file_says_breaks_no_line(tmp_path, name, data, capsys):
+    (tmp_path/name).write_bytes(data)
+    with pytest.raises(InputError) as e: list(read_prompts(str(tmp_path/name)))
+    assert len(str(e.value).splitlines()) == 1 and str(e.value).isprintable()
+    source = ["--prompts.source", str(tmp_path/name), *OWN]
+    assert main(["prompts", str(tmp_path/"run"), "--model", "embedded", *source]) == 1
+    said = capsys.readouterr().err.rstrip("\n").splitlines()
+    assert "no column" in said[-1] and all(x.isprintable() for x in said)
+
+
 # ---- ~ and folders
 
 def test_home_is_opened_wherever_a_path_stands(monkeypatch):
