@@ -40,7 +40,8 @@ num_processes: 2
 machine_rank: 0
 mixed_precision: 'no'
 """
-ARMS = ("row left alone", "row trained, one process", "known end, two processes", "no end known, two processes")
+ARMS = ("row left alone", "row trained, one process", "known end, two processes", "no end known, two processes",
+    "its own template")
 
 
 def untrained(folder, seed, forget):
@@ -59,10 +60,11 @@ def untrained(folder, seed, forget):
 
 def trained(arm, o, work):
     "Where the trained model lies."
-    base = untrained(work/"base", o.seed, ("<|im_end|>",) if arm == ARMS[3] else ())
+    forget = ("<|im_end|>",) if arm == ARMS[3] else ()
+    base = "embedded" if arm == ARMS[4] else untrained(work/"base", o.seed, forget)
     file = work/"two.yaml"
     file.write_text(TWO)
-    two = arm in ARMS[2:]
+    two = arm in ARMS[2:4]
     cfg = TrainConfig(epochs=o.epochs, global_batch=8, micro_batch=4, learning_rate=4e-4, max_length=512,
         accelerate_config=str(file) if two else None)
     unasked = patch.object(sft, "end_rank", lambda *a: 0.) if arm == ARMS[0] else contextlib.nullcontext()
