@@ -243,9 +243,11 @@ def test_each_model_of_a_run_is_served_by_its_own_server():
     cfg = RunConfig(engine=SERVER, engraved_engine="openai:http://h:1/v1#e")
     assert engine_string(cfg, "r/engraved") == "openai:http://h:1/v1#e"
     with pytest.raises(ServerNeeded,
-            match=r"vllm serve r/final .*--port 8002.* --final-engine openai:http://127.0.0.1:8002/v1#r/final"):
+            match=r"vllm serve r/final .*--port 8002.* --final-engine openai:http://127.0.0.1:8002/v1#r/final, "
+            r"or with --final-engine torch:r/final,"):
         engine_string(cfg, "r/final")
     assert engine_string(replace(cfg, final_engine="openai:http://h:2/v1#f"), "r/final") == "openai:http://h:2/v1#f"
+    assert engine_string(replace(cfg, final_engine="torch:r/final"), "r/final") == "torch:r/final"
     with pytest.raises(InputError, match="names or addresses of their own"):
         check_inputs(replace(cfg, final_engine=cfg.engraved_engine))
 

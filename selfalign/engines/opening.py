@@ -83,7 +83,8 @@ class ServerNeeded(InputError):
         port = dict(engraved=8001, final=8002)[which] # stage 5 asks both
         super().__init__(f"{model} must be served before the run can go on: start for example `vllm serve {model} "
                          f"--host 127.0.0.1 --port {port}`, then give the same command "
-                         f"with --{which}-engine openai:http://127.0.0.1:{port}/v1#{model}")
+                         f"with --{which}-engine openai:http://127.0.0.1:{port}/v1#{model}, "
+                         f"or with --{which}-engine torch:{model}, which loads it here")
 
 # %% ../../nbs/core/engines/opening.ipynb #fec92901
 class LazyEngine:
