@@ -9,7 +9,7 @@ export GOMP_SPINCOUNT ?= 3000
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 META := setup.py settings.ini pyproject.toml constraints.txt
 
-.PHONY: bench bench-peers demo test test-exact test-lowest test-pins test-deepspeed test-vllm test-browser test-gguf gpu-check dist soak fuzz docs docs-serve lab dev clean
+.PHONY: bench bench-peers demo test test-exact test-lowest test-pins test-deepspeed test-vllm test-browser test-gguf test-inspect gpu-check dist soak fuzz docs docs-serve lab dev clean
 
 # MODEL=gemma: a base model that the principles move, under the Gemma terms of use, which are shown
 demo: $(VENV)/.base
@@ -147,6 +147,15 @@ $(PEERS)/xllamacpp/.done:
 
 test-gguf: $(VENV)/.dev $(PEERS)/xllamacpp/.done
 	$(BIN)/python benchmarks/gguf_answers.py --llamacpp $(PEERS)/xllamacpp/bin/python
+
+# Inspect asks and grades the model that `selfalign serve` serves. Its newest version takes an older fsspec than the tested set.
+$(PEERS)/inspect/.done:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install -q inspect-ai==0.3.285 openai==3.54.0
+	@touch $@
+
+test-inspect: $(VENV)/.dev $(PEERS)/inspect/.done
+	INSPECT=$(abspath $(PEERS))/inspect/bin/inspect $(BIN)/python -m pytest -q -rs -m inspect tests/test_inspect_export.py
 
 # All benchmarks, one after another, on a machine that does nothing else; peers that are missing are named and left out.
 bench: $(VENV)/.dev

@@ -34,7 +34,8 @@ COMMANDS = dict( # name → the class that does it, and what it does
            "of one model, whether it is truthful and informative, or declines"),
     export=("export:Export", "rows of a run for other trainers: "
             "export rows RUN OUT --as messages, sharegpt, alpaca or prompt-completion; "
-            "export gguf RUN: its model for llama.cpp and Ollama"),
+            "export gguf RUN: its model for llama.cpp and Ollama; "
+            "export inspect RUN OUT: its principle probes for Inspect"),
     swap=("swap:SwapRuns", "two runs that differ in one rule and its opposite: does behaviour flip with it?"),
     probes=("probes:Probes", "drafts of principle pairs for rules of your own: probes draft OUT --engine ENGINE"),
     review=("review:Review", "a page of kept and rejected rows for a person to mark; --read FILE: how right the "

@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass
 
 from .command import Command, RunFolder
 from .export_gguf import ExportGguf
+from .export_inspect import ExportInspect
 from ..export import export_rows
 from ..hub import _stages
 from ..made import edit_told, edited
@@ -32,11 +33,13 @@ class Export(Command):
 
     @classmethod
     def from_line(cls, name, argv):
-        "Rows, or a run's model where the first word is gguf."
-        if argv[:1] == ["gguf"]: return ExportGguf.from_line(f"{name} gguf", argv[1:])
+        "Rows; a run's model where the first word is gguf, its principle probes where it is inspect."
+        if other := _OTHERS.get(next(iter(argv), None)): return other.from_line(f"{name} {argv[0]}", argv[1:])
         return read_line(cls, argv, name)
 
     def __call__(self, say=print):
         n = export_rows(self.run, self.out, self.form, self.source, self.system)
         for changed in edited(self.run, _stages(self.run), [self.source]): say(edit_told(self.run, *changed))
         say(f"{n:,} rows: {self.out}, card: {Path(self.out).with_suffix('.md')}")
+
+_OTHERS = dict(gguf=ExportGguf, inspect=ExportInspect)
