@@ -18,7 +18,6 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
-from store_demo import hardware
 
 from selfalign import sft
 from selfalign.config import TrainConfig
@@ -26,6 +25,7 @@ from selfalign.encoding import plain_messages, system_variants
 from selfalign.evals.stats import wilson
 from selfalign.generation import Sampling, load_engine
 from selfalign.models import load_model
+from selfalign.provenance import hardware
 from selfalign.rows import content_id, read_jsonl, write_json
 from selfalign.runs import git_commit, versions
 

@@ -9,10 +9,9 @@ import argparse
 import json
 from pathlib import Path
 
-from store_demo import hardware
-
 from selfalign.checks import InputError
 from selfalign.models import resolve_model
+from selfalign.provenance import hardware
 from selfalign.report import closing_table
 from selfalign.rows import write_json
 from selfalign.runs import Run

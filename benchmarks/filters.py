@@ -19,6 +19,7 @@ from selfalign.filters.chain import CLONE_FILTERS, RESPOND_FILTERS
 from selfalign.filters.context import Context, Response, VerboseContext
 from selfalign.filters.leakage import common_words
 from selfalign.principle_engraving import PrincipleSet, parse_response
+from selfalign.provenance import hardware
 from selfalign.rows import content_id, read_jsonl, write_json, write_jsonl
 from selfalign.runs import git_commit, versions
 from selfalign.verbose_cloning import verbose_messages
@@ -183,7 +184,6 @@ def score(args):
                 print(f"{stage:10} {label:20} {name:14} {p['positives']:4} of {p['rows']:4}  precision "
                     f"{p['precision']['value'] or 0:.3f}  recall {p['recall']['value'] or 0:.3f}")
     if args.tune: return
-    from store_demo import hardware
     write_json(args.out, dict(command=shlex.join(["python", "benchmarks/filters.py", *sys.argv[1:]]),
         commit=git_commit(ROOT), hardware=f"{hardware()}, 1 used", versions=versions(("selfalign", "py3langid")),
         rows=dict(Counter(f"{r['stage']}, {'constructed' if r['constructed'] else 'real'}, {r['split']}"

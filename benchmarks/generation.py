@@ -16,7 +16,7 @@ tokens (`paper_size`), the length of the paper's: plain `generate` computes it f
 it. Medians of the repeats; plain `generate` runs once, at 8 and 64 queries, llama.cpp in bfloat16 at 64. Each
 measurement is noted in OUT.runs.jsonl as it ends; run the command again to go on after an interruption at the same
 commit. Memory is the peak resident size (on CUDA the peak allocated) of the measuring process. """
-import argparse, functools, json, os, platform, resource, shlex, statistics, subprocess, sys, tempfile, time
+import argparse, functools, json, os, resource, shlex, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -294,6 +294,7 @@ def main():
     a.commit = git_commit(ROOT)
     from selfalign.principle_engraving import PrincipleSet
     from selfalign.runs import versions
+    from selfalign.provenance import hardware
     from selfalign.rows import write_json
     prefix, found, growth = PrincipleSet.load().prefix(), peers(a), []
     skipped = found.pop("skipped")
@@ -307,16 +308,9 @@ def main():
         print(json.dumps({k: growth[-1].get(k) for k in ("queries", "prefix_tokens", "tokens_per_s", "error")}),
             flush=True)
     ours = [r for r in growth if not r["prefix_tokens"]] or [r for r in table if r["peer"] == "ours"]
-    write_json(a.out, dict(command=shlex.join(["python", *sys.argv]), commit=a.commit, hardware=hardware(a),
+    write_json(a.out, dict(command=shlex.join(["python", *sys.argv]), commit=a.commit, hardware=hardware(),
         versions=versions(), model=a.model, dtype=a.dtype, device=a.device, new_tokens=a.tokens, repeats=a.repeats,
         table=table, ratios=ratios(table), paper_size=dict(prefix_tokens=1700, queries=64, table=paper,
         ratios=ratios(paper)) if paper else None, growth=growth, memory_growth=memory_growth(ours), skipped=skipped))
-
-def hardware(a):
-    if a.device == "cuda":
-        import torch; return torch.cuda.get_device_name()
-    name = (next((l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")),
-        platform.processor()) if os.path.exists("/proc/cpuinfo") else platform.processor())
-    return f"{name}, {os.cpu_count()} cores seen"
 
 if __name__ == "__main__": main()

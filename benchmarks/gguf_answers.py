@@ -7,7 +7,7 @@ llama.cpp itself answers, in its own server, from an environment of its own: the
 Asked are our open questions as chat messages. Four things are compared: the text that both make of the messages, its
 token ids, the greedy tokens of the answer (float32 on both sides), and how many answers end by themselves.
 """
-import argparse, contextlib, json, os, platform, subprocess, sys, tempfile
+import argparse, contextlib, json, os, subprocess, sys, tempfile
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -91,6 +91,7 @@ def main():
     from selfalign.evals.sets import load_benchmark, question_text
     from selfalign.gguf_export import write_gguf
     from selfalign.models import resolve_model
+    from selfalign.provenance import hardware
     from selfalign.rows import write_json
     from selfalign.runs import git_commit, versions
     rows = (load_benchmark("questions", None, o.seed) + load_benchmark("facts", None, o.seed))[:o.questions]
@@ -102,7 +103,7 @@ def main():
     a = ours(o.model, messages, o.tokens)
     src = resolve_model(o.model)
     result = dict(command="python " + " ".join(sys.argv), model=src.name, sha256=src.sha256, commit=git_commit(),
-                  machine=f"{platform.machine()}, {os.cpu_count()} cores", tokens=o.tokens,
+                  machine=hardware(), tokens=o.tokens,
                   versions=versions(("selfalign", "torch", "transformers", "gguf")), **compared(a, b))
     write_json(o.out, result)
     print(json.dumps({k: v for k, v in result.items() if k not in ("versions", "sha256")}, indent=1))

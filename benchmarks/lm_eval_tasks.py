@@ -8,7 +8,7 @@ turns on twenty questions at a time. Timed is `loglikelihood`, all that a model 
 runs at the batch size that takes the least processor time on a few questions. Every finished part is kept in --work,
 so a run that was stopped goes on; --minutes begins no further part after so many.
 """
-import argparse, contextlib, io, json, os, platform, statistics, sys, tempfile, time
+import argparse, contextlib, io, json, os, statistics, sys, tempfile, time
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -132,13 +132,14 @@ def main():
     from selfalign.evals.lm_eval_model import find_tasks
     from selfalign.generation import load_engine
     from selfalign.models import load_model
+    from selfalign.provenance import hardware
     from selfalign.rows import write_json
     from selfalign.runs import Journal, git_commit, versions
     engine = load_engine(f"torch:{o.model}", dtype=o.dtype)
     model, tok = load_model(o.model, dtype=getattr(torch, o.dtype), device=engine.info["device"])
     hf = lambda batch: HFLM(pretrained=model, tokenizer=tok, batch_size=batch)
     shots, rows = questions(o.set, o.questions, o.seed)
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    machine = f"{hardware()}, {torch.get_num_threads()} threads"
     result = dict(command="python " + " ".join(sys.argv), engine=engine.info, machine=machine, commit=git_commit(),
                   versions=versions(("selfalign", "torch", "transformers", "lm_eval")), questions=len(rows))
     with tempfile.TemporaryDirectory() as folder, Journal(o.work) as journal:

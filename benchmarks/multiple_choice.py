@@ -8,7 +8,7 @@ finished chunk of rows is stored in --work, so a killed run goes on where it was
 hand, with what is done so far in the result. Speed: median of --repeats, the two sides taking turns on ten questions
 of each set at a time; lm-eval at the batch size that takes the least processor time on a few of the questions.
 lm-eval's time counts `loglikelihood` only (its task building and metrics are left out); ours counts everything. """
-import argparse, contextlib, io, json, logging, os, platform, statistics, sys, tempfile, time, warnings
+import argparse, contextlib, io, json, logging, os, statistics, sys, tempfile, time, warnings
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -195,12 +195,13 @@ def main():
     from selfalign.generation import load_engine
     from selfalign.models import load_model
     from selfalign.runs import Journal, git_commit, versions
+    from selfalign.provenance import hardware
     from selfalign.rows import write_json
     if o.threads: torch.set_num_threads(o.threads)
     engine = load_engine(f"torch:{o.model}", dtype=o.dtype)
     model, tok = load_model(o.model, dtype=getattr(torch, o.dtype), device=engine.info["device"])
     result = dict(command="python " + " ".join(sys.argv), settings=vars(o), engine=engine.info,
-        machine=f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        machine=f"{hardware()}, {torch.get_num_threads()} threads",
         versions=versions(("selfalign", "torch", "transformers", "lm_eval")), commit=git_commit())
     start = time.monotonic()
     late = lambda: time.monotonic() - start > 60*o.minutes

@@ -13,7 +13,7 @@ Reference, in the authors' way: the pool is tokenised once and kept; each new te
 `rouge_score.rouge_scorer` against the whole pool, in one process. (Plain `RougeScorer.score` would tokenise the pool
 again for each text and be slower.)
 """
-import argparse, math, multiprocessing, os, random, resource, shlex, statistics, sys, time
+import argparse, math, multiprocessing, random, resource, shlex, statistics, sys, time
 from collections import Counter
 from itertools import accumulate, islice
 from pathlib import Path
@@ -21,6 +21,7 @@ from pathlib import Path
 from rouge_score import rouge_scorer, tokenize
 
 from selfalign.novelty import NoveltyFilter, rouge_tokens
+from selfalign.provenance import hardware
 from selfalign.rows import iter_jsonl, write_json
 from selfalign.runs import git_commit, versions
 
@@ -130,11 +131,6 @@ def exponent(xs, ys):
     return sum((a-mx)*(b-my) for a, b in zip(x, y))/sum((a-mx)**2 for a in x)
 
 
-def cpu():
-    try: return next(l.split(":", 1)[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name"))
-    except (OSError, StopIteration): return "unknown"
-
-
 def main():
     a = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     a.add_argument("--texts", type=int, default=FULL, help="length of the stream for growth and memory")
@@ -156,7 +152,7 @@ def main():
     write_json(o.out, dict(
         claim="the decisions of rouge-score, at scale",
         command=shlex.join(["python", "benchmarks/novelty.py", *sys.argv[1:]]), commit=git_commit(ROOT),
-        hardware=f"{cpu()}, {os.cpu_count()} cores seen, 1 used",
+        hardware=f"{hardware()}, 1 used",
         versions=versions(("selfalign", "rapidfuzz", "numpy", "rouge_score")),
         stream=dict(seed=SEED, vocabulary=source, near_duplicates=0.3, lengths="4 to 150 words, falling as 1/length^2"),
         reference_way="rouge_score.rouge_scorer._score_lcs against the pre-tokenised pool, one process",

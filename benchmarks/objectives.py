@@ -13,8 +13,6 @@ import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from store_demo import hardware
-
 from selfalign.app.uptake import asked_plainly
 from selfalign.checks import InputError
 from selfalign.config import config_from, product_name
@@ -25,6 +23,7 @@ from selfalign.generation import load_engine
 from selfalign.models import resolve_model
 from selfalign.principle_engraving import load_principle_set
 from selfalign.principle_pairs import UPTAKE, PairScores, behind_principles, load_pairs, score_principles, summary
+from selfalign.provenance import hardware
 from selfalign.rows import read_jsonl, write_json
 from selfalign.runs import Run
 from selfalign.sft import split_held_out, teacher_engine, train_model

@@ -43,7 +43,7 @@ def main():
     from selfalign.runs import git_commit, versions
     from selfalign.rows import write_json
     sys.path.insert(0, str(ROOT/"benchmarks"))
-    from store_demo import hardware
+    from selfalign.provenance import hardware
     write_json(a.out, dict(command="python benchmarks/ray_workers.py", commit=git_commit(), hardware=hardware(),
         versions=dict(versions(), ray=__import__("ray").__version__), model="embedded, float32, one thread a worker",
         tokens_per_row=TOKENS, batch=BATCH, rows=ROWS, runs=rows))

@@ -13,7 +13,7 @@ for real; its tokens choose words that are set into the form which each stage as
 and yet every row depends on the tokens drawn. Each attempt is a process of its own, forked from one that has the
 libraries loaded, and is ended by SIGKILL.
 """
-import argparse, gc, itertools, json, os, platform, random, resource, shlex, signal, sys, tempfile, time
+import argparse, gc, itertools, json, os, random, resource, shlex, signal, sys, tempfile, time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -25,6 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1") # the soak forks: no thread pool m
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import world # noqa: E402
 from selfalign.checks import InputError # noqa: E402
+from selfalign.provenance import hardware # noqa: E402
 from selfalign.runs import Journal, Run, git_commit, versions # noqa: E402
 from selfalign.rows import content_id, iter_jsonl, read_jsonl, write_json, write_jsonl # noqa: E402
 
@@ -418,11 +419,6 @@ def report(rows):
         return dict(rows_of_each_kind=rows, files_MB=round(size/1e6), seconds=round(seconds),
             peak_memory_MB=round(mb), report_kB=kb)
 
-
-def hardware():
-    cpu = (next((l.partition(":")[2].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")),
-        platform.machine()) if os.path.exists("/proc/cpuinfo") else platform.machine())
-    return f"{cpu}, {os.cpu_count()} cores"
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

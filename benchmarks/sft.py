@@ -21,7 +21,7 @@ import argparse, json, os, random, shlex, statistics, subprocess, sys, tempfile,
 from dataclasses import replace
 from pathlib import Path
 
-from generation import RANDOM, hardware, own_peak
+from generation import RANDOM, own_peak
 
 ROOT = Path(__file__).resolve().parent.parent
 RANDOM = dict(RANDOM, tiny=dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
@@ -184,6 +184,7 @@ def main():
     if a.one: return one(a.one)
     sys.path.insert(0, str(ROOT))
     from selfalign.runs import git_commit, versions
+    from selfalign.provenance import hardware
     from selfalign.rows import write_json
     a.commit = git_commit(ROOT); a.dtype = ""
     todo = settings(a.device)
@@ -193,7 +194,7 @@ def main():
             runs[name].append(measured(a, name, change, k))
             print(json.dumps(dict(setting=name, repeat=k, **{x: runs[name][-1].get(x)
                 for x in ("tokens_per_s", "held_out_loss", "peak_bytes", "error")})), flush=True)
-    machine = hardware(a)
+    machine = hardware()
     peak = next((v for k, v in PEAK.items() if k in machine), None) if a.device == "cuda" else None
     table = []
     for name, _ in todo:

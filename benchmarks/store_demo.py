@@ -4,25 +4,19 @@
 
 The notebooks read these where no run is on the machine; README and home page show the table.
 """
-import argparse, json, os, platform, shutil
+import argparse, json, shutil
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from selfalign.provenance import hardware
 from selfalign.report import closing_table
 from selfalign.rows import read_jsonl, write_json, write_jsonl
 from selfalign.runs import Run
 
 ROOT = Path(__file__).parent.parent
 ROWS = dict(prompts=60, responses=45, verbose=45)  # at most 200 rows in all
-
-
-def hardware():
-    gpu = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    cpu = next((l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")),
-        platform.machine())
-    return ", ".join([f"{os.cpu_count()} cores of {cpu}", *gpu])
 
 
 def store(run_path):

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ARMS', 'Internalization', 'gap_share', 'internalization', 'score_arms', 'internalization_of', 'step_evaluate',
-           'asked_through', 'is_pairs', 'run_pairs', 'RunPairs', 'open_questions']
+           'pair_sets', 'is_pairs', 'run_pairs', 'RunPairs', 'open_questions']
 
 # %% ../nbs/05_evaluation.ipynb #dc9609dd
-import contextlib, math
+import math
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -16,7 +16,7 @@ from .annotations import query_text
 from .checks import InputError
 from .config import product_name
 from .encoding import plain_messages, plain_prompts, system_variants
-from .engines.opening import base_model, engine_string, open_engine, open_scorer
+from .engines.opening import asked_through, base_model, engine_string, open_engine, open_scorer
 from .evals.answers import has_chat, text_scores, text_stats
 from .evals.behaviour import changes
 from .evals.harness import evaluate_models
@@ -35,7 +35,7 @@ from .registry import is_place, own_files
 from .rows import content_id, read_jsonl, write_json
 from .sft import _system
 from .tables import _counts, _mean
-from .tokens import Prompts, after
+from .tokens import after
 
 # %% ../nbs/05_evaluation.ipynb #58c39cf2
 @dataclass
@@ -159,9 +159,10 @@ def step_evaluate(run, cfg):
         for m in ("engraved", "final"): # a server that is missing is told before the work
             engine_string(cfg, str(run/m))
         (run/"eval").mkdir(exist_ok=True)
-        arms, outs, results, pairs = {}, {}, [], run_pairs(run, cfg)
+        arms, outs, results, of_pairs = {}, {}, [], pair_sets(cfg.evaluate.sets)
+        pairs, sets = run_pairs(run, cfg, of_pairs), [s for s in cfg.evaluate.sets if s not in of_pairs]
         for name in ("base", "engraved", "final", *(["control"] if run.done("control") else [])):
-            with _Opened(cfg, name, run) as m: _measure(run, cfg, m, arms, outs, results, pairs)
+            with _Opened(cfg, name, run) as m: _measure(run, cfg, m, arms, outs, results, pairs, sets)
         rec["principles"] = pairs and pairs.told()
         rec["internalization"] = _gap_of_run(run, cfg, arms)
         rec["replies"] = _write_replies(run, cfg, outs)
@@ -197,12 +198,11 @@ def _same_engine(a, b): # on a CPU that would take float32 anyway, exact scores 
             or (str(best_dtype())[6:] if e.spec.startswith("torch:") else None))
     return (a.spec, options(a)) == (b.spec, options(b))
 
-def _measure(run, cfg, m, arms, outs, results, pairs): # replies, sets and arms of one model
+def _measure(run, cfg, m, arms, outs, results, pairs, sets): # replies, arms, pairs and sets of one model
     if m.replies is not None: outs |= _replies(run, cfg, m.name, m.replies)
     if held := m.name != "final" and read_jsonl(run/"held_out.jsonl"):
         arms |= score_arms(m.name, m.scored(), held, *_arm_ways(run, cfg))
     if pairs is not None: pairs.score(m)
-    sets = [s for s in cfg.evaluate.sets if not is_pairs(s)]
     if sets and m.name != "control": results += _scored_sets(run, cfg, m, sets)
 
 # %% ../nbs/05_evaluation.ipynb #04277917
@@ -215,15 +215,6 @@ def _scored_sets(run, cfg, m, sets): # `Result`s of one model
         return ask(m.name)
     plain = ask("base, plain text")
     with asked_through(engine, load_tokenizer(str(run/"engraved"))): return ask("base") + plain
-
-@contextlib.contextmanager
-def asked_through(engine, # a loaded engine on this machine
-                  tok     # a tokenizer of the same vocabulary, with a chat template
-                 ):
-    "Ask a model without a chat template through another's, for as long as the context lasts."
-    old, engine.prompts = engine.prompts, Prompts(tok)
-    try: yield engine
-    finally: engine.prompts = old
 
 # %% ../nbs/05_evaluation.ipynb #31d87ce6
 def _arm_ways(run, cfg): # the prompts with principles, and without
@@ -241,19 +232,25 @@ def _gap_of_run(run, cfg, arms):
     return out
 
 # %% ../nbs/05_evaluation.ipynb #4e4084cc
+def pair_sets(names)->dict: # name → rows
+    "Those of the sets that are pairs of answers to principles, read."
+    ours = [n for n in names if n in OUR_SETS and n.startswith("principles")]
+    files = [n for n in names if n not in (*OUR_SETS, *BENCHMARKS) and not is_place(n)]
+    rows = {n: load_benchmark(n) for n in names if n in (*ours, *files)}
+    return {n: r for n, r in rows.items() if n in ours or schema(r[0], n) == "principles"}
+
 def is_pairs(name)->bool:
     "Is this set one of principle pairs?"
-    if name in OUR_SETS: return name.startswith("principles")
-    return name not in BENCHMARKS and not is_place(name) and schema(load_benchmark(name)[0], name) == "principles"
+    return name in pair_sets([name])
 
-def run_pairs(run, cfg): # None where the run asks for no pairs, or its principles have none
+def run_pairs(run, cfg, sets): # sets: of `pair_sets`; None where there are none, or the principles have none
     "The pairs of a run's stage 5."
-    names = [s for s in cfg.evaluate.sets if is_pairs(s)]
-    if not names: return None
+    if not sets: return None
+    (name, rows), *_ = sets.items()
     pset = load_principle_set(cfg.respond, cfg.annotations)
-    pairs, left_out = fitting_pairs(load_benchmark(names[0]), pset, "ours" if names[0] in OUR_SETS else names[0])
+    pairs, left_out = fitting_pairs(rows, pset, "ours" if name in OUR_SETS else name)
     if left_out: run.say(f"5: {left_out}")
-    return RunPairs(run, cfg, names[0], pset, pairs) if pairs else None
+    return RunPairs(run, cfg, name, pset, pairs) if pairs else None
 
 class RunPairs:
     "Scores of the pairs in every arm of a run, stored in `eval/principles.json`."

@@ -265,7 +265,7 @@ __getattr__ = moved(__name__, {
                        "engine_options open_scorer exact Remembering",
     "evals.comparing": "seeds_table",
     "evals.sets": "evaluation_texts",
-    "evaluation": "step_evaluate asked_through is_pairs run_pairs RunPairs open_questions",
+    "evaluation": "step_evaluate asked_through is_pairs pair_sets run_pairs RunPairs open_questions",
     "report": "ARMS trained_rows closing_table print_table write_report step_report four_answers write_page",
 })
 

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'is_full', 'engine_string', 'base_model', 'ServerNeeded', 'LazyEngine', 'open_engine', 'known_options',
-           'engine_options', 'open_scorer', 'exact', 'Remembering']
+           'engine_options', 'open_scorer', 'exact', 'asked_through', 'Remembering']
 
 # %% ../../nbs/core/engines/opening.ipynb #2816fe18
-import inspect, json
+import contextlib, inspect, json
 from dataclasses import asdict
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -20,6 +20,7 @@ from ..models import best_device, model_identity, release, resolve_model
 from ..registry import is_place
 from ..rows import content_id
 from ..runs import Journal
+from ..tokens import Prompts
 
 # %% ../../nbs/core/engines/opening.ipynb #7a2a25f5
 KINDS = ("torch", "vllm", "openai")
@@ -197,6 +198,16 @@ def _check_full(name, engine): # an engine string that names its model
 def _spec(m): # a bare model is opened by torch
     named = m.startswith("ray:") or is_full(m) and (_kind(m) in KINDS or is_place(_kind(m)))
     return m if named else f"torch:{m}"
+
+# %% ../../nbs/core/engines/opening.ipynb #6d9c3960
+@contextlib.contextmanager
+def asked_through(engine, # a loaded engine on this machine
+                  tok     # a tokenizer of the same vocabulary, with a chat template
+                 ):
+    "Ask a model without a chat template through another's, for as long as the context lasts."
+    old, engine.prompts = engine.prompts, Prompts(tok)
+    try: yield engine
+    finally: engine.prompts = old
 
 # %% ../../nbs/core/engines/opening.ipynb #c907225b
 class Remembering:

@@ -33,6 +33,7 @@ class Comparison:
     sentence: str
     unscored: int = 0  # rows of both that one has no score for, left out
     unshared: int = 0  # rows that only one has, left out
+    flipped: float|None = None # p of the signs flipped; McNemar's where there is one
     def __str__(self): return self.sentence
 
 # %% ../../nbs/core/evals/comparing.ipynb #820d1995
@@ -52,10 +53,11 @@ def paired_compare(a, b,        # `Result`s, or dicts from row id to value
     u, v = np.array([x[i] for i in ids], float), np.array([y[i] for i in ids], float)
     diff, binary = bootstrap(u - v, seed=seed), set(np.unique([u, v])) <= {0., 1.}
     p = mcnemar(int((u > v).sum()), int((v > u).sum())) if binary else None
+    flipped = p if binary else sign_flip(u - v, seed=seed)
     what = metric if not isinstance(a, Result) else f"{a.set} ({a.format}), {metric}"
     out = (len(both) - len(ids), len(x) + len(y) - 2*len(both))
     return Comparison(*names, what, len(ids), float(u.mean()), float(v.mean()), diff, p,
-        _sentence(names, what, u, v, diff, p, seed) + _left_out(*out), *out)
+        _sentence(names, what, u, v, diff, p, flipped) + _left_out(*out), *out, flipped)
 
 def _left_out(unscored, unshared):
     said = [f"{k} row{'s'*(k > 1)} {why}"
@@ -67,8 +69,7 @@ def _row_metric(a):
     return next((m for m in ("mc1", "right") if isinstance(a, Result) and a.rows and m in a.rows[0]), "value")
 def _by_id(x, metric): return x if isinstance(x, dict) else {r["id"]: r.get(metric) for r in x.rows if "id" in r}
 
-def _sentence(names, what, u, v, d, p, seed):
-    flips = sign_flip(u - v, seed=seed) if p is None else p
+def _sentence(names, what, u, v, d, p, flips):
     # the bootstrap of a handful of rows is too sure of itself
     sure = flips < 0.05 and (p is not None or d.low is None or d.low > 0 or d.high < 0)
     test = f"McNemar p = {p:.2g}" if p is not None else f"paired bootstrap, signs flipped p = {flips:.2g}"

@@ -7,11 +7,11 @@ __all__ = ['PASSAGES', 'plain_text', 'tax', 'tax_sentence']
 
 # %% ../../nbs/core/evals/plain_text.ipynb #96934b37
 from ..checks import InputError
-from .comparing import _by_id, paired_compare
+from .comparing import paired_compare
 from .kinds import Evaluation
 from .results import Result, _config, _model, _own_ids
 from .sets import _check_passages, check_rows
-from .stats import bootstrap, sign_flip
+from .stats import bootstrap
 from ..rows import content_id
 
 # %% ../../nbs/core/evals/plain_text.ipynb #f412e32f
@@ -46,12 +46,8 @@ def tax(results # `Result`s of `plain_text`, of base and other models
         c = paired_compare(of["base"], of[name], "log_likelihood")
         lost = c.difference
         out[name] = dict(base=-c.score_a, nll=-c.score_b, lost=[lost.value, lost.low, lost.high], n=c.n,
-            p=_flipped(of["base"], of[name]))
+            p=c.flipped)
     return out
-
-def _flipped(a, b):
-    x, y = _by_id(a, "log_likelihood"), _by_id(b, "log_likelihood")
-    return sign_flip([x[i] - y[i] for i in x if i in y])
 
 def tax_sentence(name, t)->str: # t: of one model, see `tax`
     "The loss in words; a warning where it is more than chance."
