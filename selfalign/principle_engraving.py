@@ -10,6 +10,8 @@ __all__ = ['PrincipleSet', 'parse_response', 'turned_down', 'load_principle_set'
 import copy, math, re
 from dataclasses import asdict, dataclass, replace
 
+from fastcore.basics import patch
+
 from .annotations import (Exemplar, Principle, data_path, fill, load_exemplars, load_principles,
                                    load_seed_tasks, load_template, query_text, read_text)
 from .checks import InputError
@@ -25,9 +27,6 @@ from .prompt_text import prompt_parts
 from .registry import own_files
 from .rows import content_id, read_jsonl, text_lines
 from .tokens import after
-
-# %% ../nbs/02_principle_engraving.ipynb #228dca49
-_BREAK = "[\n\r\x0b\x0c\x85\u2028\u2029]" # all that some reader takes for the end of a line
 
 # %% ../nbs/02_principle_engraving.ipynb #ef2f5d54
 @dataclass(frozen=True)
@@ -67,20 +66,6 @@ class PrincipleSet:
         for i, e in enumerate(self.exemplars, 1):
             for t in e.turns: self._check(e.where or f"exemplar {i}", t, known)
 
-    def _check(self, where, turn, known):
-        if not turn.thoughts.startswith(self.role.split("{")[0]):
-            raise InputError(f"{where}: its thoughts do not open with {self.role!r}; state the role first")
-        if not self.cites(turn.thoughts):
-            raise InputError(f"{where}: its thoughts cite no rule ({' '.join(turn.thoughts.split())[:60]!r}); name "
-                f"one, as in '{self.rule_words[0]} {min(known)}', or give your word for rules as rule_words, now "
-                f"{', '.join(self.rule_words)}")
-        for n, name in self.cites(turn.thoughts):
-            if n not in known:
-                raise InputError(f"{where} cites rule {n}, which does not exist; the rules are {_ranges(known)}")
-            if name and known[n] and name != known[n]:
-                raise InputError(f"{where} calls rule {n} {name!r}, but its name is {known[n]!r}; use the "
-                    "rule's own name")
-
     @classmethod
     def load(cls, principles="annotations/principles.yaml", exemplars="annotations/exemplars.yaml", folder=None,
         **kwargs):
@@ -93,86 +78,122 @@ class PrincipleSet:
         "A whole prompt as one text: read for filters and citations, rendered as it stands; see `prompt_parts`."
         return cls(**prompt_parts(text, where, **words))
 
-    @property
-    def thoughts_cue(self)->str:
-        return f"{self.name}{'' if self.thoughts_label[0] == '（' else ' '}{self.thoughts_label}:"
-    @property
-    def answer_cue(self)->str: return f"{self.name}:"
-    @property
-    def stop(self)->tuple:
-        return (f"\n{self.user}:", f"\n{self.thoughts_cue}", f"\n## {self.example_words[1]}",
-            f"\n### {self.example_words[1]}")
-    @property
-    def role_words(self)->str: return fill(self.role, name=self.name)
+# %% ../nbs/02_principle_engraving.ipynb #71d10b42
+@patch
+def _check(self:PrincipleSet, where, turn, known):
+    if not turn.thoughts.startswith(self.role.split("{")[0]):
+        raise InputError(f"{where}: its thoughts do not open with {self.role!r}; state the role first")
+    if not self.cites(turn.thoughts):
+        raise InputError(f"{where}: its thoughts cite no rule ({' '.join(turn.thoughts.split())[:60]!r}); name "
+            f"one, as in '{self.rule_words[0]} {min(known)}', or give your word for rules as rule_words, now "
+            f"{', '.join(self.rule_words)}")
+    for n, name in self.cites(turn.thoughts):
+        if n not in known:
+            raise InputError(f"{where} cites rule {n}, which does not exist; the rules are {_ranges(known)}")
+        if name and known[n] and name != known[n]:
+            raise InputError(f"{where} calls rule {n} {name!r}, but its name is {known[n]!r}; use the "
+                "rule's own name")
 
-    def cites(self, thoughts:str)->list:
-        "What `cited_rules` finds, with the names and words of this set."
-        return cited_rules(thoughts, self.principles, self.rule_words)
+def _ranges(numbers):
+    ns = sorted(numbers)
+    return f"{ns[0]} to {ns[-1]}" if ns == list(range(ns[0], ns[-1]+1)) else ", ".join(map(str, ns))
 
-    def rules(self)->str:
-        "The numbered rules as the model reads them."
-        return "\n".join(f"{p.number} ({p.name}). {fill(p.text, name=self.name)}" for p in self.principles)
+# %% ../nbs/02_principle_engraving.ipynb #75aa63f3
+@patch
+def cites(self:PrincipleSet, thoughts:str)->list:
+    "What `cited_rules` finds, with the names and words of this set."
+    return cited_rules(thoughts, self.principles, self.rule_words)
 
-    def turn(self, t, thoughts=True)->str:
-        "One exemplar turn as text."
-        think = f"{self.thoughts_cue} {fill(t.thoughts, name=self.name)}\n\n" if thoughts else ""
-        return f"{self.user}: {t.user}\n\n{think}{self.answer_cue} {fill(t.answer, name=self.name)}\n\n"
+@patch(as_prop=True)
+def role_words(self:PrincipleSet)->str: return fill(self.role, name=self.name)
 
-    def without(self, numbers):
-        "The set without these rules; its exemplars stay and no longer cite them. `InputError` for a rule that does not exist."
-        known = {p.number: p.name for p in self.principles}
-        if missing := [n for n in numbers if n not in known]:
-            raise InputError(f"rule {missing[0]} cannot be left out, it does not exist; the rules are {_ranges(known)}")
-        out = copy.copy(self) # not checked again: an exemplar may cite nothing now
-        for k, v in dict(text=None, principles=tuple(p for p in self.principles if p.number not in numbers),
-            exemplars=self._uncited(numbers)).items():
-            object.__setattr__(out, k, v)
-        return out
+@patch(as_prop=True)
+def thoughts_cue(self:PrincipleSet)->str:
+    return f"{self.name}{'' if self.thoughts_label[0] == '（' else ' '}{self.thoughts_label}:"
 
-    def _uncited(self, numbers):
-        return tuple(replace(e, turns=tuple(replace(t, thoughts=uncite(t.thoughts, numbers, self.principles,
-            self.rule_words)) for t in e.turns)) for e in self.exemplars)
+# %% ../nbs/02_principle_engraving.ipynb #5d2e3447
+@patch(as_prop=True)
+def answer_cue(self:PrincipleSet)->str: return f"{self.name}:"
 
-    def prefix(self,
-               thoughts=True, # False leaves them out of the exemplars
-               rules=True,    # False leaves them out, with the header's sentences and the exemplars' citations that speak of rules
-               exemplars=True # False leaves them out
-              )->str: # the part all queries share; the shipped one has some 1,200 tokens
-        "Header, rules and exemplars; each part may be left out, to see what it does. A prompt of one text stands as it is unless a part is left out."
-        if self.text is not None and thoughts and rules and exemplars: return self.text + self._apart()
-        (section, each), header = (self.example_words, self.header if thoughts
-            else "\n".join(l for l in text_lines(self.header) if not l.startswith("{private}")))
-        header, shown = (fill(header, name=self.name, private=""), self.exemplars if rules
-            else self._uncited([p.number for p in self.principles]))
-        if not rules: header = _without_sentences(header, rf"(?i){_any(self.rule_words)}")
-        shown = "".join(f"### {each} {i}\n" + "".join(self.turn(t, thoughts) for t in e.turns)
-            for i, e in enumerate(shown, 1))
-        return (f"{header}\n" + (f"{self.rules()}\n" if rules else "")
-            + (f"## {section}\n{shown}### {each} {len(self.exemplars)+1}\n" if exemplars else "\n"))
+@patch(as_prop=True)
+def stop(self:PrincipleSet)->tuple:
+    return (f"\n{self.user}:", f"\n{self.thoughts_cue}", f"\n## {self.example_words[1]}",
+        f"\n### {self.example_words[1]}")
 
-    def _apart(self): # line breaks that part the text from the next turn, where its end has fewer than stand between its turns
-        heading = re.search(r"(?:\A|\n)(?:#[^\n]*|\W*\w+\W*\d+\W*)\s*\Z", self.text)
-        want = 2 if not heading and re.search(rf"\n[ \t]*\n[ \t]*{re.escape(self.user)}:", self.text) else 1
-        return "\n"*(want - self.text[len(self.text.rstrip()):].count("\n"))
+# %% ../nbs/02_principle_engraving.ipynb #16f3f828
+@patch
+def rules(self:PrincipleSet)->str:
+    "The numbered rules as the model reads them."
+    return "\n".join(f"{p.number} ({p.name}). {fill(p.text, name=self.name)}" for p in self.principles)
 
-    def quote(self, text:str)->str:
-        "A user's text with every line that looks like a turn marked as quoted, so that it cannot open a turn."
-        who = rf"(?:{re.escape(self.user)}|{re.escape(self.name)})\s*(?:{re.escape(self.thoughts_label)}\s*)?[:：]"
-        return re.sub(rf"(?i)(?:\A|(?<={_BREAK}))(?=(?:(?!{_BREAK})\s)*(?:{who}|###))", "> ", text)
+@patch
+def turn(self:PrincipleSet, t, thoughts=True)->str:
+    "One exemplar turn as text."
+    think = f"{self.thoughts_cue} {fill(t.thoughts, name=self.name)}\n\n" if thoughts else ""
+    return f"{self.user}: {t.user}\n\n{think}{self.answer_cue} {fill(t.answer, name=self.name)}\n\n"
 
-    def render(self, query:str, thoughts=True, **parts)->str:
-        "The whole prompt for one query, up to the cue for thoughts (or for the answer); see `prefix` for the parts."
-        return (f"{self.prefix(thoughts, **parts)}{self.user}: "
-            f"{self.quote(query)}\n\n{self.thoughts_cue if thoughts else self.answer_cue}")
+@patch
+def prefix(self:PrincipleSet,
+           thoughts=True, # False leaves them out of the exemplars
+           rules=True,    # False leaves them out, with the header's sentences and the exemplars' citations that speak of rules
+           exemplars=True # False leaves them out
+          )->str: # the part all queries share; the shipped one has some 1,200 tokens
+    "Header, rules and exemplars; each part may be left out, to see what it does. A prompt of one text stands as it is unless a part is left out."
+    if self.text is not None and thoughts and rules and exemplars: return self.text + self._apart()
+    (section, each), header = (self.example_words, self.header if thoughts
+        else "\n".join(l for l in text_lines(self.header) if not l.startswith("{private}")))
+    header, shown = (fill(header, name=self.name, private=""), self.exemplars if rules
+        else self._uncited([p.number for p in self.principles]))
+    if not rules: header = _without_sentences(header, rf"(?i){_any(self.rule_words)}")
+    shown = "".join(f"### {each} {i}\n" + "".join(self.turn(t, thoughts) for t in e.turns)
+        for i, e in enumerate(shown, 1))
+    return (f"{header}\n" + (f"{self.rules()}\n" if rules else "")
+        + (f"## {section}\n{shown}### {each} {len(self.exemplars)+1}\n" if exemplars else "\n"))
+
+# %% ../nbs/02_principle_engraving.ipynb #a4ac1fdc
+_BREAK = "[\n\r\x0b\x0c\x85\u2028\u2029]" # all that some reader takes for the end of a line
+
+# line breaks that part the text from the next turn, where its end has fewer than stand between its turns
+@patch
+def _apart(self:PrincipleSet):
+    heading = re.search(r"(?:\A|\n)(?:#[^\n]*|\W*\w+\W*\d+\W*)\s*\Z", self.text)
+    want = 2 if not heading and re.search(rf"\n[ \t]*\n[ \t]*{re.escape(self.user)}:", self.text) else 1
+    return "\n"*(want - self.text[len(self.text.rstrip()):].count("\n"))
+
+@patch
+def quote(self:PrincipleSet, text:str)->str:
+    "A user's text with every line that looks like a turn marked as quoted, so that it cannot open a turn."
+    who = rf"(?:{re.escape(self.user)}|{re.escape(self.name)})\s*(?:{re.escape(self.thoughts_label)}\s*)?[:：]"
+    return re.sub(rf"(?i)(?:\A|(?<={_BREAK}))(?=(?:(?!{_BREAK})\s)*(?:{who}|###))", "> ", text)
+
+@patch
+def render(self:PrincipleSet, query:str, thoughts=True, **parts)->str:
+    "The whole prompt for one query, up to the cue for thoughts (or for the answer); see `prefix` for the parts."
+    return (f"{self.prefix(thoughts, **parts)}{self.user}: "
+        f"{self.quote(query)}\n\n{self.thoughts_cue if thoughts else self.answer_cue}")
+
+# %% ../nbs/02_principle_engraving.ipynb #550c7d41
+@patch
+def without(self:PrincipleSet, numbers):
+    "The set without these rules; its exemplars stay and no longer cite them. `InputError` for a rule that does not exist."
+    known = {p.number: p.name for p in self.principles}
+    if missing := [n for n in numbers if n not in known]:
+        raise InputError(f"rule {missing[0]} cannot be left out, it does not exist; the rules are {_ranges(known)}")
+    out = copy.copy(self) # not checked again: an exemplar may cite nothing now
+    for k, v in dict(text=None, principles=tuple(p for p in self.principles if p.number not in numbers),
+        exemplars=self._uncited(numbers)).items():
+        object.__setattr__(out, k, v)
+    return out
+
+@patch
+def _uncited(self:PrincipleSet, numbers):
+    return tuple(replace(e, turns=tuple(replace(t, thoughts=uncite(t.thoughts, numbers, self.principles,
+        self.rule_words)) for t in e.turns)) for e in self.exemplars)
 
 def _without_sentences(text, pattern):
     kept = (" ".join(s for s in re.split(r"(?<=[.!?])\s+|(?<=[。！？])", l) if not re.search(pattern, s))
         for l in text_lines(text))
     return "\n".join(l for l in kept if l)
-
-def _ranges(numbers):
-    ns = sorted(numbers)
-    return f"{ns[0]} to {ns[-1]}" if ns == list(range(ns[0], ns[-1]+1)) else ", ".join(map(str, ns))
 
 # %% ../nbs/02_principle_engraving.ipynb #a0050f08
 def parse_response(text:str,          # what came after the cue for thoughts
@@ -218,6 +239,7 @@ def check_context(pset, engine, max_new_tokens):
             f"a query and {max_new_tokens} new tokens; shorten them or lower max_new_tokens")
     return n
 
+# %% ../nbs/02_principle_engraving.ipynb #3a5f09ee
 def judge(row:dict,        # a prompt row
           out:dict,        # its completion row
           ctx:Context,
