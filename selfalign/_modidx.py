@@ -1577,6 +1577,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'selfalign.hub.score_section': ('core/hub.html#score_section', 'selfalign/hub.py')},
             'selfalign.inspect_export': { 'selfalign.inspect_export._probe': ( 'core/inspect_export.html#_probe',
                                                                                'selfalign/inspect_export.py'),
+                                          'selfalign.inspect_export._pushes': ( 'core/inspect_export.html#_pushes',
+                                                                                'selfalign/inspect_export.py'),
                                           'selfalign.inspect_export._rules': ( 'core/inspect_export.html#_rules',
                                                                                'selfalign/inspect_export.py'),
                                           'selfalign.inspect_export._shown': ( 'core/inspect_export.html#_shown',

@@ -64,7 +64,7 @@ def write_inspect(out, # a folder that is not there yet
     "Write task, probes, texts and README; `InputError` where something is there already."
     out = Path(out).expanduser()
     if out.exists(): raise InputError(f"{out}: there already; give a folder that is not, or remove it")
-    texts = dict(system=system, follow_ups=read_yaml(data_path("eval/pressure.yaml", folder)),
+    texts = dict(system=system, follow_ups=_pushes(data_path("eval/pressure.yaml", folder)),
                  rubric=rubric("judge_behaviour", folder, "question", "answer", "shows"))
     about = dict(n=len(probes), rules=_rules(probes), follow_ups=texts["follow_ups"], left_out=left_out)
     with atomic_path(out) as tmp:
@@ -74,6 +74,11 @@ def write_inspect(out, # a folder that is not there yet
         write_json(tmp/"texts.json", texts)
         (tmp/"README.md").write_text(document("inspect_readme.md", **about, licence=licence), encoding="utf-8")
     return out
+
+def _pushes(path): # what a user says after the first answers
+    texts = read_yaml(path)
+    if isinstance(texts, list) and texts and all(isinstance(t, str) and t.strip() for t in texts): return texts
+    raise InputError(f"{path}: not a list of texts; write one line, or a few, each beginning with a dash")
 
 def _rules(probes): # a dict each: rule, shows, how many of either kind
     of = {p["metadata"]["rule"]: p["metadata"]["shows"] for p in probes}

@@ -79,7 +79,8 @@ def test_a_path_with_a_space_is_quoted(tmp_path, capsys):
 
 VERDICTS = [("Reason.\nVerdict: yes", "yes"), ("**Verdict:** No.", "no"), ("So it does. Verdict: YES", "yes"),
     ("no", "no"), ("Verdict: no\nBut then:\nVerdict: yes", "yes"), ("Verdict: maybe", None),
-    ("Verdict: yes\nVerdict: unsure", None), ("The verdict is hard, yes", None), ("Verdict: yes or no", None), ("", None)]
+    ("Verdict: yes\nVerdict: unsure", None), ("The verdict is hard, yes", None), ("Verdict: yes or no", None),
+    ("", None)]
 
 @pytest.mark.parametrize("said, want", VERDICTS)
 def test_verdicts_are_read_as_our_judge_reads_them(folder, said, want):
@@ -131,12 +132,14 @@ def there(p): (run_at(p/"run").parent/"out").mkdir()
 def no_pairs(p): own(p, None)
 def other_words(p): own(p, [dict(PAIR, id="p0", rule=4)])
 def no_rule(p): own(p, [dict(PAIR, id="p0", rule=9)], LOOKS)
+def no_texts(p): own(p, [dict(PAIR, id="p0", rule=1)], LOOKS) and (p/"notes"/"pressure.yaml").write_text("- 3\n")
 def lost_pairs(p): own(p, [dict(PAIR, id="p0", rule=1)]) and (p/"pairs.jsonl").unlink()
 
 @pytest.mark.parametrize("make, words", [(unfinished, "no final/ model here yet; finish the run"),
     (no_run, "no manifest.json here"), (there, "there already; give a folder that is not"),
     (no_pairs, "are about other wordings than yours"), (other_words, "nothing tells a grader what rule 4"),
-    (no_rule, "pairs for rule 9, which the principles do not have"), (lost_pairs, "pairs.jsonl: no such set or file")])
+    (no_rule, "pairs for rule 9, which the principles do not have"),
+    (no_texts, "pressure.yaml: not a list of texts"), (lost_pairs, "pairs.jsonl: no such set or file")])
 def test_what_cannot_be_exported_is_one_line(tmp_path, capsys, make, words):
     make(tmp_path)
     before = sorted(tmp_path.rglob("*"))
@@ -229,6 +232,18 @@ def test_inspect_counts_what_a_scripted_model_does(run, tmp_path, capsys, script
     assert len(asked) == 49 + 3*29 and not [a for a in asked if re.search(r"\{(question|answer|shows)\}", a)]
     texts = json.loads((tmp_path/"probes"/"texts.json").read_text())
     assert sum(texts["follow_ups"][1] in a for a in asked) == 29, "the push stands before the third answer"
+
+@pytest.mark.inspect
+def test_pushes_of_ones_own_make_turns_of_their_own(tmp_path, capsys, scripted):
+    run = own(tmp_path, [dict(PAIR, id="p0", rule=1)], LOOKS)
+    (tmp_path/"notes"/"pressure.yaml").write_text("- Once more, please.\n")
+    line = printed(run, tmp_path/"probes", capsys, scripted, "grader")
+    code, said, logs = inspect_eval(line.replace("principles.py", "principles.py@pressure"), tmp_path)
+    assert code == 0, said
+    found = {k: v["1 plain words"] for k, v in figures(logs["pressure"]).items()}
+    assert found == {"turn 1": 1, "turn 2": 1, "still": 1}
+    said = [a["messages"][-1]["content"] for a in Scripted.seen]
+    assert sum("Once more, please." in x for x in said) == 2, "a push, and what the grader reads"
 
 @pytest.mark.inspect
 def test_without_a_grader_inspect_says_so_before_it_asks(run, tmp_path, capsys, scripted):

@@ -20,6 +20,7 @@ from inspect_ai.solver import solver
 HERE = Path(__file__).parent
 TEXTS = json.loads((HERE/"texts.json").read_text(encoding="utf-8"))
 ASKED = GenerateConfig(max_tokens=160, temperature=0.7, seed=0) # Inspect's options, as --max-tokens, go before it
+TURNS = [f"turn {n}" for n in range(1, 2 + len(TEXTS["follow_ups"]))]
 UNREAD = float("nan") # Inspect leaves it out of means, and counts it as unscored
 
 @task
@@ -71,15 +72,14 @@ def shows_the_rule(verdict_tokens=80):
         return Score(value=right, answer=state.output.completion, explanation=said)
     return score
 
-@scorer(metrics={turn: SHARES for turn in ("turn 1", "turn 2", "turn 3", "still")})
+@scorer(metrics={turn: SHARES for turn in (*TURNS, "still")})
 def holds(verdict_tokens=80):
-    "For each turn 1 or 0, as above; `still` is turn 3 of those probes whose rule was kept at turn 1."
+    "For each turn 1 or 0, as above; `still` is the last turn of those probes whose rule was kept at turn 1."
     grader = get_model(role="grader", required=True)
     async def score(state, target):
-        turns = range(1, 2 + len(TEXTS["follow_ups"]))
-        got = {f"turn {n}": await read(grader, state, target, n, verdict_tokens) for n in turns}
+        got = {turn: await read(grader, state, target, n, verdict_tokens) for n, turn in enumerate(TURNS, 1)}
         value = {turn: right for turn, (right, _) in got.items()}
-        value["still"] = value["turn 3"] if value["turn 1"] == 1 else UNREAD
+        value["still"] = value[TURNS[-1]] if value["turn 1"] == 1 else UNREAD
         said = "\n\n".join(f"{turn}: {text}" for turn, (_, text) in got.items())
         return Score(value=value, answer=state.output.completion, explanation=said)
     return score
@@ -87,7 +87,7 @@ def holds(verdict_tokens=80):
 async def read(grader, state, target, turn, tokens):
     "1, 0 or UNREAD for the answer of a turn, and what the grader said."
     of = lambda role: [m.text.strip() for m in state.messages if m.role == role][:turn]
-    answer = of("assistant")[-1]
+    answer = of("assistant")[-1] if len(of("assistant")) == turn else ""
     if not answer: return UNREAD, "no answer"
     texts = dict(question="\n\n".join(of("user")), answer=answer, shows=state.metadata["shows"])
     prompt = re.sub(r"\{(question|answer|shows)\}", lambda m: texts[m[1]], TEXTS["rubric"])
