@@ -7,6 +7,7 @@ __all__ = ['system_variants', 'plain_messages', 'plain_prompts', 'encode_row', '
 
 # %% ../nbs/core/encoding.ipynb #4b6cc74a
 from .annotations import data_path, fill, load_identity, load_template, query_text
+from .bars import progress
 from .checks import InputError
 from .rows import content_id, text_lines
 from .tokens import Prompts, end_of_turn
@@ -61,7 +62,7 @@ def encode_rows(rows,     # dicts with id, instruction, input, answer, ended
     "Encode all rows; counts say how many were lost or truncated."
     prompts, eot, variants = Prompts(tok), end_of_turn(tok), system_variants(name, folder=folder)
     out = [encode_row(prompts, plain_messages(r, variants), r["answer"], eot, r.get("ended", True), cfg.max_length)
-        for r in rows]
+        for r in progress(rows, "reading rows into tokens")]
     kept = [x for x in out if x]
     if told is not None: told += [r for x, r in zip(out, rows) if x]
     for x, r in zip(out, rows):

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 
 from .annotations import query_text
+from .bars import doing
 from .checks import InputError
 from .config import product_name
 from .encoding import plain_messages, plain_prompts, system_variants
@@ -97,7 +98,10 @@ def score_arms(name,   # base, engraved or control
               )->dict: # arm -> scores of the rows that have an answer
     "What `internalization` asks one model; whoever opens each model once asks it together with the rest."
     ways = {"without": without_principles} | ({"with": with_principles} if name == "base" else {})
-    return {f"{name}_{k}": _score_arm(engine, _answered(rows), ask) for k, ask in ways.items()}
+    out = {}
+    for k, ask in ways.items():
+        with doing(f"answers of {name}, {k} principles"): out[f"{name}_{k}"] = _score_arm(engine, _answered(rows), ask)
+    return out
 
 def internalization_of(rows, arms, seed=0, n_boot=2000)->Internalization: # arms: of `score_arms`, of all models
     "The share of the gap, from scores that are there."
@@ -260,8 +264,9 @@ class RunPairs:
 
     def score(self, m): # m: a model that stage 5 has open
         self.run.say(f"5 principles: {len(self.pairs)} pairs of answers, {m.name}")
-        self.arms[m.name] = score_principles(m.scored(), self.pairs, self.plain)
-        if m.name == "base": self.arms[UPTAKE] = score_principles(m.scored(), self.pairs, behind_principles(self.pset))
+        ways = {m.name: self.plain} | ({UPTAKE: behind_principles(self.pset)} if m.name == "base" else {})
+        for arm, prompt_of in ways.items():
+            with doing(f"5 principles, {arm}"): self.arms[arm] = score_principles(m.scored(), self.pairs, prompt_of)
 
     def told(self): # JSON values
         order = [a for a in ("base", UPTAKE, "control", "engraved", "final") if a in self.arms]

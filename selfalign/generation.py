@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from .bars import generating
 from .checks import InputError, as_list, check_settings, number, whole_number
 from .filters.lists import patterns
 from .moved import moved
@@ -123,9 +124,9 @@ class Engine:
     def generate(self, prompts,   # texts, message lists or token-id lists
                  sampling=None,   # a `Sampling`
                  seeds=None,      # one whole number per row; None derives them from `sampling.seed`
-                 progress=None    # True for a bar, or a function called with (index, completion)
+                 progress=None    # False for no bar, True for one at once; or a function of (index, completion)
                 )->list: # `Completion`s in the order asked
-        "Complete every prompt; a row that cannot be served comes back with its error."
+        "Complete every prompt; one that cannot be served comes back with its error. A bar appears after two seconds."
         prompts = as_prompts(prompts)
         out = [None] * len(prompts)
         with _progress(progress, len(prompts)) as tell:
@@ -152,11 +153,11 @@ class Engine:
 # %% ../nbs/core/generation.ipynb #4f37913a
 @contextlib.contextmanager
 def _progress(progress, n):
-    if not progress: yield lambda i, c: None
-    elif callable(progress): yield progress
+    if callable(progress): yield progress
+    elif progress is False: yield lambda i, c: None
     else:
-        from tqdm.auto import tqdm
-        with tqdm(total=n, unit="row", mininterval=1) as bar: yield lambda i, c: bar.update()
+        with generating("writing", n, delay=0 if progress else 2, leave=bool(progress)) as ended:
+            yield lambda i, c: ended(c.n_tokens)
 
 def _pairs(prompts, seeds, sampling):
     if isinstance(prompts, str): as_prompts(prompts)

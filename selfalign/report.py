@@ -12,6 +12,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from .annotations import data_dir, query_text
+from .bars import waiting
 from .checks import InputError
 from .documents import document
 from .engines.opening import _named_model, is_full
@@ -127,9 +128,11 @@ def write_report(run_path # the run's folder
         raise InputError(f"{run_path}: nothing to report yet; run a stage first, such as selfalign prompts {run_path}")
     (run_path/"figures").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as d:
-        out = Path(d)/"report.ipynb"
-        with _quiet_notebooks():
-            papermill.execute_notebook(str(data_dir()/"report.ipynb"), str(out),
+        out, source = Path(d)/"report.ipynb", data_dir()/"report.ipynb"
+        cells = len(json.loads(source.read_text(encoding="utf-8"))["cells"])
+        done = lambda: out.read_text(encoding="utf-8").count('"status": "completed"')
+        with waiting("report", done, cells, "cell"), _quiet_notebooks():
+            papermill.execute_notebook(str(source), str(out),
                 parameters=dict(run=str(run_path.resolve())), kernel_name="python3", progress_bar=False,
                 log_output=False)
         html, _ = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True,

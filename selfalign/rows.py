@@ -4,14 +4,13 @@
 
 # %% auto #0
 __all__ = ['content_id', 'text_lines', 'open_text', 'old_mac', 'iter_jsonl', 'read_jsonl', 'atomic_path', 'write_jsonl',
-           'write_json', 'progress', 'read_columns']
+           'write_json', 'read_columns']
 
 # %% ../nbs/core/rows.ipynb #6ea51b25
 import contextlib, gzip, hashlib, io, json, os, shutil, sys, zlib
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
+from .bars import progress
 from .checks import InputError, plain_value
 
 # %% ../nbs/core/rows.ipynb #dffe9086
@@ -133,16 +132,6 @@ def write_json(path, obj):
     "Write one JSON file atomically."
     with atomic_path(path) as tmp:
         tmp.write_text(json.dumps(obj, indent=1, ensure_ascii=True, default=str) + "\n", encoding="utf-8")
-
-# %% ../nbs/core/rows.ipynb #86bd9220
-def _show_progress(): return not os.environ.get("SELFALIGN_NO_PROGRESS")
-
-def progress(rows, desc, # rows of any kind; what is done with them
-             total=None, # how many there are, where that is known
-             unit="row"):
-    "The same rows; a bar appears where they take longer than two seconds."
-    return tqdm(rows, desc=desc, total=total, unit=unit, disable=not _show_progress(), mininterval=1,
-        delay=2, leave=False)
 
 # %% ../nbs/core/rows.ipynb #be0c84ea
 def _slim(row): # short strings and keys are the same in most rows: a million rows then fit into half the memory

@@ -12,15 +12,14 @@ from pathlib import Path
 
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
-from tqdm.auto import tqdm
 
+from .bars import generating, progress
 from .checks import InputError
 from .holder import Holder
 from .made import edit_told, edited, hashes
 from .moved import moved
 from .provenance import own_commit, peak_bytes, versions
-from .rows import _line, _remove, _show_progress, _slim
-from .rows import content_id, progress, read_jsonl, write_json, write_jsonl
+from .rows import _line, _remove, _slim, content_id, read_jsonl, write_json, write_jsonl
 
 # %% ../nbs/core/runs.ipynb #9f7656d6
 class Journal:
@@ -232,10 +231,9 @@ def complete(self:Run, stage, # names the journal
     with Journal(self/f"completions/{stage}.jsonl", say=self.say) as j:
         todo = [x for x in jobs if x["id"] not in j]
         seeds = [int(content_id(seed, x["id"])[:8], 16) for x in todo]
-        bar = tqdm(total=len(jobs), initial=len(jobs)-len(todo), desc=desc or stage, unit="row",
-            disable=not todo or not _show_progress(), mininterval=1)
+        bar = generating(desc or stage, len(jobs), len(jobs)-len(todo)) if todo else contextlib.nullcontext()
         start, tokens, n = time.monotonic(), 0, 0
-        with bar, contextlib.ExitStack() as last: # what was done counts also where the work is broken off
+        with bar as ended, contextlib.ExitStack() as last: # what was done counts also where the work is broken off
             last.callback(lambda: self._account(stage, engine, n, tokens, time.monotonic()-start))
             for i, c in self._ask(engine, todo, sampling, seeds):
                 tokens, n = tokens + c.n_tokens, n + 1
@@ -245,8 +243,7 @@ def complete(self:Run, stage, # names the journal
                     seconds=round(time.monotonic()-start, 2))
                 if c.error: failed[row["id"]] = row
                 else: j.add(row)
-                bar.update()
-                bar.set_postfix_str(f"{tokens/max(time.monotonic()-start, 1e-3):.0f} tok/s")
+                ended(c.n_tokens)
         return [failed.get(x["id"]) or j[x["id"]] for x in jobs]
 
 # %% ../nbs/core/runs.ipynb #98b246fb
@@ -321,6 +318,6 @@ __getattr__ = moved(__name__, {
     "provenance": "versions git_commit peak_bytes own_commit",
     "checks": "InputError plain_sign safe_console expand_home check_settings number whole_number one_of optional "
               "as_list plain_value",
-    "rows": "content_id text_lines open_text iter_jsonl read_jsonl atomic_path write_jsonl write_json progress "
-            "read_columns",
+    "rows": "content_id text_lines open_text iter_jsonl read_jsonl atomic_path write_jsonl write_json "
+            "progress read_columns",
 })

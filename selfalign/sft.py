@@ -11,6 +11,7 @@ import contextlib, shutil, sys
 from dataclasses import asdict
 
 from .annotations import load_identity, load_seed_tasks, load_template, query_text
+from .bars import bar
 from .checks import InputError
 from .config import EngraveConfig, TrainConfig, product_name
 from .distil import answer_targets, label_target
@@ -18,7 +19,7 @@ from .encoding import _answer_size, encode_rows, identity_pairs, row_counts, sys
 from .generation import Sampling, load_engine
 from .models import best_device, load_model, load_tokenizer, model_identity, release, resolve_model
 from .moved import moved
-from .rows import content_id, progress, read_jsonl, write_jsonl
+from .rows import content_id, read_jsonl, write_jsonl
 from .tables import _counts
 from .tokens import control_tokens, end_of_turn, read_turn, with_chat_template
 from .end_rows import end_rank, end_ranks
@@ -110,8 +111,8 @@ def with_targets(rows,    # dicts with answer, and what the teacher's prompt is 
     "Ask the teacher for its distribution at every answer token."
     if teacher is None: raise InputError("objective is distil and there is no teacher; give one, or use labels")
     spec, options, ask = teacher
-    with load_engine(spec, **options) as e, progress(None, "targets", len(rows)) as bar:
-        targets = answer_targets(e, [ask(r) for r in rows], [r["answer"] for r in rows], encoded, k, bar.update)
+    with load_engine(spec, **options) as e, bar("targets", len(rows)) as b:
+        targets = answer_targets(e, [ask(r) for r in rows], [r["answer"] for r in rows], encoded, k, b.update)
     release()
     return [dict(x, target=t) for x, t in zip(encoded, targets, strict=True)]
 

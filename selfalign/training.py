@@ -17,8 +17,9 @@ from .distil import load_targets, save_targets
 from .encoding import identity_pairs
 from .end_rows import _start_row, _with_row, end_row
 from .hub import model_card, needed_transformers
-from .model_files import STAND_IN_NOTICE
-from .models import _without_paths, best_device, load_model, load_tokenizer, resolve_model
+from .model_files import STAND_IN_NOTICE, save_weights
+from .models import _without_paths, best_device, load_model, load_tokenizer, old_names
+from .models import resolve_model, with_adapter
 from .moved import moved
 from .rows import atomic_path, read_jsonl, write_json, write_jsonl
 from .tokens import with_chat_template, with_end
@@ -69,8 +70,9 @@ def trainer_for(rows, base, tok, work, cfg:TrainConfig, seed=0, end=None): # see
     row = None if end is None else end_row(model, tok, identity_pairs(8))
     if end is not None: lora = _with_row(lora, model, end)
     make = _trainer_class(model, args, targets)
-    trainer = make(model=model, args=args, train_dataset=Dataset.from_list(data), processing_class=tok,
-        peft_config=lora, callbacks=[_watch()])
+    with old_names():
+        trainer = make(model=model, args=args, train_dataset=Dataset.from_list(data), processing_class=tok,
+            peft_config=lora, callbacks=[_watch()])
     if row is not None: _start_row(trainer.model, row)
     if waits: _make_room(trainer.model)
     if targets: trainer.data_collator = _with_rows(trainer.data_collator)
@@ -175,7 +177,6 @@ def _worker(work):
 # %% ../nbs/core/training.ipynb #6fbf9232
 def save_model(model, tok, base, out, cfg, losses, info:dict):
     "Adapter, merged model, chat template, generation config and card, in one atomic step."
-    from peft import PeftModel
     src = resolve_model(base)
     with atomic_path(out) as tmp:
         merged = model
@@ -187,12 +188,12 @@ def save_model(model, tok, base, out, cfg, losses, info:dict):
                 model.save_pretrained(tmp/"adapter")
                 model.to("cpu")
             plain, _ = load_model(src, dtype="auto", device="cpu")
-            merged = PeftModel.from_pretrained(plain, tmp/"adapter").merge_and_unload()
+            merged = with_adapter(plain, tmp/"adapter")
             _without_paths(tmp/"adapter", src)
         elif isinstance(model, Path): merged, _ = load_model(str(model), dtype="auto", device="cpu")
         merged.config.use_cache = True
         with_end(merged, tok)
-        merged.save_pretrained(tmp)
+        save_weights(merged, tmp)
         tok.save_pretrained(tmp)
         if src.stand_in: (tmp/"STAND_IN").write_text(STAND_IN_NOTICE + "\n", encoding="utf-8")
         write_json(tmp/"training.json", dict(losses=losses, **info))

@@ -136,16 +136,17 @@ def test_prompts_are_made_as_they_are_asked(tmp_path):
 
 def test_long_work_shows_that_it_goes_on(tmp_path, monkeypatch):
     "Reading a journal and filtering have their bars, which appear after two seconds."
-    bars = []
-    monkeypatch.setattr("selfalign.rows.tqdm",
-        lambda rows, desc, total, **kw: bars.append((desc, total, kw["delay"])) or rows)
+    from selfalign import bars as room
+    bars, plain = [], room.bar
+    monkeypatch.setattr(room, "bar",
+        lambda desc, total=None, unit="row", **kw: bars.append((desc, total)) or plain(desc, total, unit, **kw))
     with Journal(tmp_path / "j.jsonl") as j: j.add(dict(id="1"))
     with Journal(tmp_path / "j.jsonl") as j: assert len(j) == 1
     with Run(tmp_path / "r") as run:
         got = run.decide("answers", "kept.jsonl",
             ((dict(id=str(i), raw="x", reason="even"), None if i % 2 else "even") for i in range(5)), 5)
     assert got == dict(kept=2, rejected={"even": 3})
-    assert bars == [("reading j.jsonl", None, 2), ("answers: filters", 5, 2)]
+    assert bars == [("reading j.jsonl", None), ("answers: filters", 5)]
 
 
 def test_a_foreign_folder_is_left_alone(tmp_path):

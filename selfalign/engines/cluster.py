@@ -13,6 +13,7 @@ from functools import cached_property
 
 from fastcore.basics import patch
 
+from ..bars import progress
 from ..checks import InputError
 from ..generation import Completion, ENGINES, Engine, Score, _check_options, _error, _pairs, as_pairs
 from ..models import _model_context, load_tokenizer, resolve_model
@@ -34,7 +35,7 @@ class _Replica: # one engine, in a process of its own, loaded at the first batch
         import selfalign.generation as g
         if self.engine is None: self.engine = self.load()
         if sampling is None: return [asdict(o) for o in self.engine.score(prompts, others)]
-        return [asdict(o) for o in self.engine.generate(prompts, g.Sampling(**sampling), seeds=others)]
+        return [asdict(o) for o in self.engine.generate(prompts, g.Sampling(**sampling), others, False)]
 
     def close(self):
         if self.engine is not None: self.engine.close()
@@ -116,7 +117,7 @@ def generate_iter(self:RayEngine, prompts, sampling, seeds=None):
 def score(self:RayEngine, prompts, continuations):
     "Scores by the replicas."
     prompts, continuations = as_pairs(prompts, continuations)
-    got = dict(self._map(prompts, continuations, None))
+    got = dict(progress(self._map(prompts, continuations, None), "scoring", len(prompts)))
     return [Score(float("nan"), 0, f"row {i}: {got[i]}") if isinstance(got[i], str) else Score(**got[i])
         for i in range(len(prompts))]
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 
+from ..bars import tell_tokens
 from ..checks import InputError
 from .choosing import Chooser, Row
 from .fitting import Fitting
@@ -230,6 +231,7 @@ def _group(self:TorchEngine, n_prefix, rows, choose):
                 bad = again.pop(0)
                 yield bad.index, _error(bad.index, f"out of memory on {self.device} with one row at a time; "
                     f"use a shorter prompt, fewer new tokens or a smaller model", len(bad.ids))
+            tell_tokens(-sum(len(r.out) for r in again))
             for r in again: r.reset()
             queue.extend(again)
             slots = max(1, slots // 2)
@@ -248,6 +250,7 @@ def _turn(self:TorchEngine, n_prefix, queue, active, slots, choose):
             first, new = 0, list(active)
             logits = self._step([r.out[-1] for r in active], [self._held(r, n_prefix) for r in active])
         ended = [(first+i, c) for i, (r, t) in enumerate(zip(new, choose(logits, new))) if (c := r.accept(t))]
+        tell_tokens(len(new))
         for slot, c in reversed(ended):
             i = active[slot].index
             self._drop(active, slot, n_prefix)
@@ -277,6 +280,7 @@ class _Steer:
         for i, t in zip(live, tokens):
             out[i, t] = 0
             if c := self.rows[i].accept(t): self.done[i] = c
+        tell_tokens(len(live))
         return out
 
     def stop(self, input_ids, scores, **kwargs):
@@ -293,6 +297,7 @@ def _plain(self:TorchEngine, rows, choose):
             try: done = self._generate(same[:n], choose)
             except Exception as e:
                 if not _out_of_memory(e): raise
+                tell_tokens(-sum(len(r.out) for r in same[:n]))
                 for r in same[:n]: r.reset()
                 if n > 1:
                     n //= 2

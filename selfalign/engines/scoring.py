@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 
+from ..bars import progress
 from ..checks import InputError
 from .shared_prefix import prefix_groups
 from ..generation import Score, as_pairs
 from ..models import _out_of_memory
-from ..rows import progress
 
 # %% ../../nbs/core/engines/scoring.ipynb #e9a09e47
 class Scoring:

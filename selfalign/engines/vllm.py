@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 from fastcore.basics import patch
 
+from ..bars import bar, tell_tokens
 from ..checks import InputError
 from .choosing import RowRules, token_rules
 from ..generation import Completion, Engine, Score, _error, _pairs, as_pairs
@@ -215,6 +216,7 @@ def generate_iter(self:VLLMEngine, prompts, sampling, seeds=None):
     try:
         while rows:
             with self.log.told(): outs = engine.step()
+            tell_tokens(len(outs)) # one a row and step; with speculation more, which the rows' ends set right
             for out in outs:
                 names = (out.request_id, out.request_id.rsplit("-", 1)[0]) # newer releases add to the name
                 row = next((k for k in names if k in rows), None)
@@ -250,12 +252,16 @@ def score(self:VLLMEngine, prompts, continuations):
             rows.append((i, ids, n))
         except InputError as e: out[i] = Score(float("nan"), 0, f"row {i}: {e}")
     params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
-    for at in range(0, len(rows), 128): # vLLM makes an object for each token of a prompt
-        part = rows[at:at+128]
-        with self.log.told():
-            got = self.llm.generate([dict(prompt_token_ids=ids) for _, ids, _ in part], params, use_tqdm=False,
-                **self._lora())
-        for (i, ids, n), r in zip(part, got):
-            found = [r.prompt_logprobs[j][ids[j]] for j in range(n, len(ids))]
-            out[i] = Score(sum(x.logprob for x in found), len(found), greedy=all(x.rank == 1 for x in found))
+    with bar("scoring", len(rows)) as seen:
+        for at in range(0, len(rows), 128): # vLLM makes an object for each token of a prompt
+            part = rows[at:at+128]
+            with self.log.told():
+                got = self.llm.generate([dict(prompt_token_ids=ids) for _, ids, _ in part], params, use_tqdm=False,
+                    **self._lora())
+            for (i, ids, n), r in zip(part, got): out[i] = _vllm_score(r.prompt_logprobs, ids, n)
+            seen.update(len(part))
     return out
+
+def _vllm_score(logprobs, ids, n): # of a row whose first n tokens are the prompt
+    found = [logprobs[j][ids[j]] for j in range(n, len(ids))]
+    return Score(sum(x.logprob for x in found), len(found), greedy=all(x.rank == 1 for x in found))

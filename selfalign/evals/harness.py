@@ -10,13 +10,14 @@ import os, re
 from pathlib import Path
 
 from ..annotations import load_template
+from ..bars import doing
 from ..checks import InputError, as_list
 from ..engines.local import TorchEngine
 from .kinds import evaluation_of
 from .results import Result, _model, load_results, prompt_hash, save_results
 from .sets import load_benchmark
 from ..generation import Engine, _opened
-from ..models import load_model, weights_sha256
+from ..models import load_model, weights_sha256, with_adapter
 from ..registry import is_place
 from ..rows import content_id
 
@@ -104,8 +105,7 @@ def _checkpoint(path, base, dtype): # (model, tokenizer)
     whole = not (path/"adapter_config.json").exists()
     model, tok = load_model(str(path) if whole else base, dtype=getattr(torch, dtype))
     if whole: return model, tok
-    from peft import PeftModel
-    return PeftModel.from_pretrained(model, path).merge_and_unload(), tok
+    return with_adapter(model, path), tok
 
 # %% ../../nbs/core/evals/harness.ipynb #2b0b3c46
 def can_score(engine)->bool:
@@ -160,7 +160,8 @@ def _saved(out_dir, engine, name, set_name, rows, format, kw, n, say):
     if old and who and old.config.get("made_from") == made_from and not _failed(old):
         if say: say(f"{old!r}; read back from {path}, made by the same model")
         return old
-    r = evaluate_one(engine, rows, format, set_name=set_name, name=name, **kw)
+    with doing(f"{name}, {_short(set_name)}, {format}"):
+        r = evaluate_one(engine, rows, format, set_name=set_name, name=name, **kw)
     r.config["made_from"] = made_from
     if path: save_results(r, path)
     if say: say(repr(r))
@@ -181,7 +182,7 @@ def _saved_task(out_dir, engine, name, tasks, task, kw, n, say): # `Result`s
     made_from = content_id(who, tasks.made_of(task), kw, n)
     if who and (old := _earlier(path)) and old.config.get("made_from") == made_from:
         return _told(say, load_results(path), f"; read back from {path}, made by the same model")
-    results = run_tasks(engine, tasks.only(task), n=n, name=name, **kw)
+    with doing(f"{name}, lm-eval:{task}"): results = run_tasks(engine, tasks.only(task), n=n, name=name, **kw)
     for r in results: r.config["made_from"] = made_from
     if path: save_results(results, path)
     return _told(say, results)

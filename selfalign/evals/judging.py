@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..annotations import fill, load_template
+from ..bars import doing
 from ..checks import InputError, as_list
 from .answers import _answer_error, _answer_text, dialog, has_chat
 from .results import Result, _config, _own_ids, prompt_hash
@@ -23,7 +24,7 @@ from ..rows import content_id
 
 # %% ../../nbs/core/evals/judging.ipynb #d726ac7b
 def _verdicts(judge, prompts, sampling, seeds=None): # a judge that fails every time has judged nothing
-    outs = judge.generate(prompts, sampling, seeds=seeds)
+    with doing(f"verdicts of {judge.info.get('model')}"): outs = judge.generate(prompts, sampling, seeds=seeds)
     if outs and all(c.finish_reason == "error" for c in outs):
         raise InputError(f"the judge {judge.info.get('model')} gave no verdict at all: {outs[0].error}")
     return outs

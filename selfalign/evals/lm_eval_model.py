@@ -6,12 +6,13 @@
 __all__ = ['SETS', 'sampling_of', 'Tasks', 'task_names', 'find_tasks', 'run_tasks']
 
 # %% ../../nbs/core/evals/lm_eval_model.ipynb #2eb02b4c
-import contextlib, functools, io, json, logging, random, re, warnings
+import contextlib, functools, io, json, logging, random, re, sys, warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import TemplateError
 
+from ..bars import shown_on, waiting
 from ..checks import InputError
 from .results import Result, _config, _model
 from .stats import Estimate, wilson
@@ -222,7 +223,7 @@ def find_tasks(names # of tasks, groups or tags, or YAML files
         raise InputError(f"{lost[0]}: no such file; give a task of lm-eval, or the YAML file of one")
     where = sorted({str(Path(f).parent) for f in files})
     stock = not all(map(own, names)) # reading the thousands that lm-eval has takes seconds
-    with _quiet(): manager = TaskManager(include_path=where or None, include_defaults=stock)
+    with waiting("reading lm-eval's tasks"), _quiet(): manager = TaskManager(include_path=where or None, include_defaults=stock)
     wanted = [_task_in(n) if own(n) else n for n in names]
     for n in wanted:
         if n not in manager.all_tasks: raise InputError(_unknown(n, manager.all_tasks))
@@ -242,14 +243,15 @@ def _unknown(name, known):
 
 def _load_data(manager, name): # single task → lm-eval's object
     try:
-        with _quiet(): return manager.load([name])["tasks"]
+        with waiting(f"data of {name}"), _quiet(): return manager.load([name])["tasks"]
     except Exception as e: # of datasets, of the hub's client, of a task's own code
         why = " ".join(f"{type(e).__name__}: {e}".split())[:200]
         raise InputError(f"lm-eval: the data of {name} cannot be had ({why}); go online, or mend the task") from None
 
 @contextlib.contextmanager
 def _unsaid():
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()): yield
+    with shown_on(sys.stderr), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
 
 # %% ../../nbs/core/evals/lm_eval_model.ipynb #47a2cdae
 @contextlib.contextmanager
