@@ -9,7 +9,7 @@ export GOMP_SPINCOUNT ?= 3000
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 META := setup.py settings.ini pyproject.toml constraints.txt
 
-.PHONY: bench bench-peers demo test test-exact test-lowest test-pins test-deepspeed test-vllm test-browser test-gguf test-inspect gpu-check dist soak fuzz docs docs-serve lab dev clean
+.PHONY: bench bench-peers demo test test-exact test-lowest test-pins test-deepspeed test-vllm test-browser test-trackers test-gguf test-inspect gpu-check dist soak fuzz docs docs-serve lab dev clean
 
 # MODEL=gemma: a base model that the principles move, under the Gemma terms of use, which are shown
 demo: $(VENV)/.base
@@ -67,6 +67,21 @@ $(DEEPSPEED)/.done: $(VENV)/.dev
 test-deepspeed: $(DEEPSPEED)/.done
 	PYTHONPATH=$(abspath $(DEEPSPEED)):$(PYTHONPATH) $(BIN)/python -m pytest -q -rs -m slow tests/test_sft.py -k zero_3
 
+# The real trackers, offline, in a folder of their own without what is installed already.
+TRACKERS ?= .trackers
+$(TRACKERS)/.done: $(VENV)/.dev
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --upgrade --target $(TRACKERS) \
+	  tensorboard==2.21.0 tensorboard-data-server==0.7.2 Markdown==3.11.3 Werkzeug==3.1.9 grpcio==1.85.3 \
+	  wandb==0.31.0 distro==1.9.0 googleapis-common-protos==1.76.0 cwevals==0.0.1b1 opentelemetry-sdk==1.45.2 \
+	  opentelemetry-proto==1.45.2 opentelemetry-semantic-conventions==0.66b2 \
+	  opentelemetry-exporter-otlp-proto-http==1.45.2 opentelemetry-exporter-otlp-proto-common==1.45.2 \
+	  opentelemetry-exporter-otlp-common==0.66b2 opentelemetry-exporter-http-transport==0.66b2 \
+	  trackio==0.43.0 gradio-client==2.7.2 brotli==1.2.1 orjson==3.13.0 python-multipart==0.0.34 websockets==17.4
+	@touch $@
+
+test-trackers: $(TRACKERS)/.done
+	PYTHONPATH=$(PYTHONPATH):$(abspath $(TRACKERS)) $(BIN)/python -m pytest -q -rs tests/test_trackers.py
+
 # What only a GPU can tell, in at most 24 minutes; the short form where there is no card.
 gpu-check: $(VENV)/.dev
 	$(BIN)/python benchmarks/gpu.py
@@ -117,7 +132,7 @@ dist: $(VENV)/.dev
 	sha256sum dist/*
 
 clean:
-	rm -rf _proc _docs build dist *.egg-info .pytest_cache .pins .lowest .deepspeed
+	rm -rf _proc _docs build dist *.egg-info .pytest_cache .pins .lowest .deepspeed .trackers
 
 # The peers of the generation benchmark, each in an environment of its own (llama.cpp compiles for some minutes; vLLM's CPU build without CUDA packages).
 PEERS ?= .peers

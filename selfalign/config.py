@@ -158,7 +158,7 @@ class TrainConfig(Settings):
     # of the training rows: who-are-you pairs (paper: 910 of about 260,000)
     identity_share: Annotated[float, Ge(0), Le(1)] = 0.0035
     save_steps: Annotated[int, Ge(1)] = 100 # optimizer steps between checkpoints
-    report_to: tuple[str, ...] = ()         # such as "tensorboard", "trackio"
+    report_to: tuple[str, ...] = ()         # who is told the losses, such as "tensorboard", "wandb", "trackio"
     # train in several processes: "fsdp", "deepspeed", or an accelerate config file of yours
     accelerate_config: str|None = None
     # "labels" (paper): the answers' tokens; "distil": the teacher's distribution at each
@@ -252,6 +252,7 @@ class EvaluateConfig(Settings):
 # %% ../nbs/core/config.ipynb #5adadfc5
 _Dtype = Literal["float32", "bfloat16", "float16"]
 DTYPES = get_args(_Dtype)
+_Tracker = Literal["tensorboard", "wandb", "trackio"]
 
 @dataclass(frozen=True, config=strict)
 class RunConfig(Settings):
@@ -274,6 +275,8 @@ class RunConfig(Settings):
     # workers=8 of ray:…, concurrency=64 of openai
     engine_options: tuple[str, ...] = ()
     allow_degraded: bool = False     # go on where a server cannot give all that a Sampling asks
+    # who is told losses, rows, reasons, scores and figures: tensorboard, wandb, trackio
+    report_to: tuple[_Tracker, ...] = ()
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
     respond: RespondConfig = field(default_factory=RespondConfig)
     engrave: EngraveConfig = field(default_factory=EngraveConfig)

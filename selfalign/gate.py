@@ -18,7 +18,8 @@ from .models import (_loading, _positions, best_device, check_kind, check_rows, 
                               load_tokenizer, resolve_model)
 from .principle_engraving import check_context, load_principle_set
 from .tokens import Prompts, check_template
-from .trainers import _reporters, lora_targets
+from .trackers import check_trackers
+from .trainers import lora_targets
 from .training import accelerate_file
 
 # %% ../nbs/core/gate.ipynb #62e1e48a
@@ -68,7 +69,7 @@ def check_trainable(model, tok, name, # as `outline` gives them; the model's nam
 # %% ../nbs/core/gate.ipynb #63cb6704
 def check_processes(group, cfg):
     "`InputError` where the processes of a training, or who is told of it, cannot be had."
-    try: _reporters(cfg.report_to)
+    try: check_trackers(cfg.report_to)
     except InputError as e: raise InputError(f"{group}.{e}") from None
     if not cfg.accelerate_config: return
     file = accelerate_file(cfg.accelerate_config)
@@ -138,6 +139,7 @@ def check_before(cfg,     # a `RunConfig`
     trainings = {g: c for step, g, c in (("engrave", "engrave", cfg.engrave), ("clone", "clone.train", cfg.clone.train))
         if step in todo}
     now = {g: c for g, c in trainings.items() if g.split(".")[0] in steps}
+    check_trackers(cfg.report_to)
     for group, c in trainings.items(): check_processes(group, c)
     for group, c in now.items(): check_four_bits(group, c)
     if "report" in steps: check_packages("papermill", "nbconvert", "ipykernel", "matplotlib")

@@ -8,7 +8,7 @@ __all__ = ['STEPS', 'step_prompts', 'step_respond', 'step_engrave', 'step_verbos
 
 # %% ../nbs/06_pipeline.ipynb #fd1f5981
 import hashlib, json, os, subprocess, sys, tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from . import annotations as ann
@@ -31,6 +31,7 @@ from .report import closing_table, step_report, trained_rows
 from .runs import Run
 from .sft import answer_plainly, engrave, engrave_control
 from .topic_prompting import write_prompts
+from .trackers import track
 from .verbose_cloning import clone, write_verbose
 
 # %% ../nbs/06_pipeline.ipynb #20cf27fa
@@ -56,9 +57,13 @@ def step_engrave(run, cfg):
     "3: the engraved model, and the control arm."
     todo = [s for s in ("engraved", "control") if not run.done(s)]
     pset = load_principle_set(cfg.respond, cfg.annotations)
-    engrave(run, base_model(cfg), cfg.engrave, name=product_name(cfg), behind=behind_principles(pset), **_seeded(cfg))
-    if cfg.control: engrave_control(run, base_model(cfg), cfg.engrave, name=product_name(cfg), **_seeded(cfg))
+    how = _tracked(cfg, cfg.engrave)
+    engrave(run, base_model(cfg), how, name=product_name(cfg), behind=behind_principles(pset), **_seeded(cfg))
+    if cfg.control: engrave_control(run, base_model(cfg), how, name=product_name(cfg), **_seeded(cfg))
     _say_trained(run, 3, todo)
+
+def _tracked(cfg, training): # the settings of a training; whom the run tells is told of it too
+    return replace(training, report_to=tuple(dict.fromkeys((*training.report_to, *cfg.report_to))))
 
 # %% ../nbs/06_pipeline.ipynb #b106b2ae
 def step_verbose(run, cfg):
@@ -69,7 +74,8 @@ def step_verbose(run, cfg):
 def step_clone(run, cfg):
     "4, second half: the final model."
     todo = [s for s in ("final",) if not run.done(s)]
-    clone(run, base_model(cfg), cfg.clone, name=product_name(cfg), **_seeded(cfg))
+    how = replace(cfg.clone, train=_tracked(cfg, cfg.clone.train))
+    clone(run, base_model(cfg), how, name=product_name(cfg), **_seeded(cfg))
     _say_trained(run, 4, todo)
 
 def _say_trained(run, number, stages):
@@ -98,6 +104,7 @@ def run_steps(out,                # run folder
         if redo: _redo(run, redo)
         for step in () if isolate else steps:
             STEPS[step](run, cfg)
+            track(run, cfg, step)
             release()
     for step in steps if isolate else (): _child(out, cfg, step)
     with Run(out, say=say) as run: return closing_table(run)
@@ -243,6 +250,7 @@ def _step(out, step, config):
     with Run(out, config=json.loads(json.dumps(asdict(cfg)))) as run:
         run.news |= _human_text(cfg)
         STEPS[step](run, cfg)
+        track(run, cfg, step)
     return 0
 
 # %% ../nbs/06_pipeline.ipynb #24777e77

@@ -88,7 +88,8 @@ def told(cls,  # a class of settings
     if name not in hints: return f"unknown setting {full!r}; known are {', '.join(sorted(hints))}"
     if first["type"].startswith("missing"): return f"{full} is left out; give {accepted(hints[name])}"
     if any(isinstance(i, int) for i in inner):
-        return f"{full} holds {value!r}; {_QUOTES if first['type'] == 'string_type' else 'give whole numbers'}"
+        remedy = dict(string_type=_QUOTES, literal_error=f"give {first.get('ctx', {}).get('expected')}")
+        return f"{full} holds {value!r}; {remedy.get(first['type'], 'give whole numbers')}"
     return f"{full} is {value!r}; give {accepted(hints[name])}"
 
 # %% ../nbs/core/settings.ipynb #8e5735be

@@ -6,7 +6,7 @@
 __all__ = ['lora_targets']
 
 # %% ../nbs/core/trainers.ipynb #b68f0e17
-import importlib.util, json, math, os, shutil, sys
+import json, math, os, shutil, sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from .checks import InputError
 from .distil import divergence
 from .models import best_device, best_dtype, resolve_model
 from .rows import content_id
+from .trackers import check_trackers, training_name
 
 # %% ../nbs/core/trainers.ipynb #621a5394
 def lora_targets(model,  # a transformers model, on any device
@@ -39,9 +40,7 @@ def _lora(model, cfg):
         target_modules=lora_targets(model, cfg.lora_targets), task_type="CAUSAL_LM")
 
 def _reporters(names):
-    for n in names:
-        if not importlib.util.find_spec(n):
-            raise InputError(f"report_to names {n}, which is not installed; pip install {n}, or leave it out")
+    check_trackers(names)
     return list(names) or "none"
 
 # %% ../nbs/core/trainers.ipynb #b079e533
@@ -86,7 +85,7 @@ def _sft_config(cfg, work, seed, cuda, per_pack=1, flash=False):
         max_length=cfg.max_length, packing=packing, bf16=bf16, use_cpu=not cuda, **_checkpointing(ckpt),
         train_sampling_strategy="random" if packing else "group_by_length",
         logging_steps=1, logging_first_step=True, logging_nan_inf_filter=False, report_to=_reporters(cfg.report_to),
-        save_steps=cfg.save_steps, save_total_limit=2, dataloader_num_workers=0, dataset_num_proc=None,
+        run_name=training_name(work)[0], project="selfalign", save_steps=cfg.save_steps, save_total_limit=2, dataloader_num_workers=0, dataset_num_proc=None,
         disable_tqdm=bool(os.environ.get("SELFALIGN_NO_PROGRESS")))
     if world == 1: _one_card(args)
     return args
@@ -146,7 +145,8 @@ def _last_checkpoint(work):
 def _recipe(cfg): # what makes the result: not how many rows fit into memory, nor in how many processes
     # a run made before there were two goes on
     idle = ("objective", "distil_top", "seed_texts") if cfg.objective == "labels" else ()
-    return {k: v for k, v in asdict(cfg).items() if k not in ("micro_batch", "accelerate_config", *idle)}
+    values = {k: v for k, v in asdict(cfg).items() if k not in ("micro_batch", "accelerate_config", *idle)}
+    return dict(values, report_to=()) # who looks on changes nothing
 
 def _clear_other(work, rows, cfg, seed):
     "Remove checkpoints of other rows or settings."

@@ -23,6 +23,7 @@ from .models import resolve_model, with_adapter
 from .moved import moved
 from .rows import atomic_path, read_jsonl, write_json, write_jsonl
 from .tokens import with_chat_template, with_end
+from .trackers import training_told
 from .trainers import _clear_other, _flash_attention, _last_checkpoint, _lora, _quiet_bar, _rows_per_pack
 from .trainers import _sft_config, _trainer_class, _watch, _with_rows
 
@@ -40,8 +41,9 @@ def fit(rows,       # dicts with input_ids and labels, see `encode_rows`; and ta
             "and engrave.held_out for what is set aside")
     world = int(os.environ.get("WORLD_SIZE", 1))
     if world == 1: _clear_other(work, rows, cfg, seed)
-    trainer = trainer_for(rows, base, tok, work, cfg, seed, end)
-    trainer.train(resume_from_checkpoint=_last_checkpoint(work))
+    with training_told(cfg.report_to, work):
+        trainer = trainer_for(rows, base, tok, work, cfg, seed, end)
+        trainer.train(resume_from_checkpoint=_last_checkpoint(work))
     if world > 1: trainer.save_model(str(Path(work)/"trained")) # gathers what is sharded; the main process writes
     return trainer.model, [dict(step=h["step"], loss=h["loss"]) for h in trainer.state.log_history if "loss" in h]
 

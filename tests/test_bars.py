@@ -151,7 +151,7 @@ def test_a_run_shows_tokens_while_no_row_has_ended(tmp_path, recorded, engine, m
         run.complete("s", [dict(id="1", prompt="One"), dict(id="2", prompt="Two")], engine, Sampling(max_new_tokens=5))
         run.complete("s", [dict(id="1", prompt="One")], engine, Sampling(max_new_tokens=5)) # all there: no bar
     assert [s.split(",")[0] for s in said[:3]] == ["2 tokens", "4 tokens", "6 tokens"]
-    assert recorded == [("s", 2, 2)]
+    assert recorded == [("s", 2, 2), ("reading s.jsonl", 2, None)]
 
 def tiny_llama():
     from transformers import LlamaConfig, LlamaForCausalLM

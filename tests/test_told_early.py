@@ -15,10 +15,11 @@ OPTIONAL = dict(vllm="the engine itself, stage 1", ray="the engine itself, stage
     matplotlib="gate.check_packages", torch="a dependency", httpx="comes with openai",
     pydantic_core="comes with pydantic",
     markupsafe="comes with jinja2", lm_eval="evals.lm_eval_model, told by what asks for it",
+    wandb="trackers.check_trackers", trackio="trackers.check_trackers",
     spacy="novelty, told by the function that is called")
 
 # what is read or loaded in a later stage → the function of the gate that reads it before stage 1
-CHECKED = dict(lora_targets="check_trainable", objective="check_trainable", report_to="check_processes",
+CHECKED = dict(lora_targets="check_trainable", objective="check_trainable", report_to="check_processes", check_trackers="check_before",
     accelerate_config="check_processes", global_batch="check_processes", load_in_4bit="check_four_bits",
     sets="check_sets", load_benchmark="check_sets", load_tokenizer="outline", check_tensors="outline",
     check_kind="outline", check_rows="outline", check_template="check_trainable", check_context="check_principles",
