@@ -9,7 +9,7 @@ export GOMP_SPINCOUNT ?= 3000
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 META := setup.py settings.ini pyproject.toml constraints.txt
 
-.PHONY: bench bench-peers demo test test-exact test-lowest test-pins test-deepspeed test-vllm test-browser test-trackers test-gguf test-inspect gpu-check dist soak fuzz docs docs-serve lab dev clean
+.PHONY: bench bench-peers demo test test-exact test-lowest test-pins test-deepspeed test-vllm test-browser test-trackers test-gguf test-inspect types gpu-check dist soak fuzz docs docs-serve lab dev clean
 
 # MODEL=gemma: a base model that the principles move, under the Gemma terms of use, which are shown
 demo: $(VENV)/.base
@@ -66,6 +66,10 @@ $(DEEPSPEED)/.done: $(VENV)/.dev
 
 test-deepspeed: $(DEEPSPEED)/.done
 	PYTHONPATH=$(abspath $(DEEPSPEED)):$(PYTHONPATH) $(BIN)/python -m pytest -q -rs -m slow tests/test_sft.py -k zero_3
+
+# What pyright (basic mode) says of a user's code; it brings its own Node.js.
+types: $(VENV)/.dev
+	$(BIN)/uv tool run --from "pyright[nodejs]==1.1.414" pyright --pythonpath $(BIN)/python
 
 # The real trackers, offline, in a folder of their own without what is installed already.
 TRACKERS ?= .trackers

@@ -9,6 +9,7 @@ __all__ = ['PrincipleSet', 'parse_response', 'turned_down', 'load_principle_set'
 # %% ../nbs/02_principle_engraving.ipynb #425b8729
 import copy, math, re
 from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from fastcore.basics import patch
 
@@ -32,6 +33,8 @@ from .tokens import after
 @dataclass(frozen=True)
 class PrincipleSet:
     "Principles and exemplars, checked, and the prompt they make."
+    if TYPE_CHECKING:
+        def __getattr__(self, name)->Any: ... # the methods of the cells below
     principles: tuple
     exemplars: tuple
     header: str = None         # the text before the rules; prompts/principles.txt if None

@@ -9,6 +9,7 @@ __all__ = ['Journal', 'Run']
 import contextlib, json, os, time
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
@@ -69,6 +70,9 @@ class Journal:
 # %% ../nbs/core/runs.ipynb #af42765b
 class Run:
     "A run folder: one owner at a time, resumable stages, provenance in `manifest.json`."
+    if TYPE_CHECKING:
+        def __getattr__(self, name)->Any: ... # the methods of the cells below
+
     def __init__(self, path,   # the folder; made if missing
                  config=None,  # dict stored in the manifest (the settings that made this run)
                  say=print     # where one-line messages go
