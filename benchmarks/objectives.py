@@ -15,11 +15,12 @@ from pathlib import Path
 
 from selfalign.app.uptake import asked_plainly
 from selfalign.checks import InputError
-from selfalign.config import config_from, product_name
+from selfalign.config import config_from
 from selfalign.engines.opening import base_model
 from selfalign.evals.plain_text import plain_text
 from selfalign.evals.sets import load_benchmark
 from selfalign.generation import load_engine
+from selfalign.human import Human
 from selfalign.models import resolve_model
 from selfalign.principle_engraving import load_principle_set
 from selfalign.principle_pairs import UPTAKE, PairScores, behind_principles, load_pairs, score_principles, summary
@@ -54,8 +55,8 @@ def trained(run, cfg, measured, arm, work):
     "One arm: what training told, and what was measured."
     rows, _ = split_held_out(read_jsonl(run/"responses.jsonl"), cfg.engrave.held_out)
     settings = replace(cfg.engrave, **ARMS[arm])
-    info = train_model(rows, measured.base, work/"model", work/"steps", settings, cfg.seed, product_name(cfg),
-                       cfg.annotations, teacher=(*teacher_engine(measured.base), measured.principled))
+    info = train_model(rows, measured.base, work/"model", work/"steps", settings, cfg.seed, Human.of(cfg),
+                       teacher=(*teacher_engine(measured.base), measured.principled))
     got = measured(work/"model")
     shutil.rmtree(work/"model")
     kept = ("rows", "tokens", "answer_tokens", "steps", "first_loss", "last_loss")

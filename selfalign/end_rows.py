@@ -6,13 +6,14 @@
 __all__ = ['end_ranks', 'end_rank', 'end_row']
 
 # %% ../nbs/core/end_rows.ipynb #de3fc4c6
-from .encoding import encode_row, plain_messages, system_variants
+from .encoding import encode_row, plain_messages
+from .human import OURS
 from .tokens import Prompts, end_of_turn
 
 # %% ../nbs/core/end_rows.ipynb #0ca2bbbe
 def _at_ends(model, tok, rows): # (last layer's states [positions, width], is the position an answer's end?)
     import torch
-    prompts, eot, variants = Prompts(tok), end_of_turn(tok), system_variants()
+    prompts, eot, variants = Prompts(tok), end_of_turn(tok), OURS.systems
     states, ends = [], []
     hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, hidden: states.append(hidden[0][0]))
     try:

@@ -15,8 +15,7 @@ import numpy as np
 from .annotations import query_text
 from .bars import doing
 from .checks import InputError
-from .config import product_name
-from .encoding import plain_messages, plain_prompts, system_variants
+from .encoding import plain_messages, plain_prompts
 from .engines.opening import asked_through, base_model, engine_string, open_engine, open_scorer
 from .evals.answers import has_chat, text_scores, text_stats
 from .evals.behaviour import changes
@@ -28,13 +27,14 @@ from .evals.sets import BENCHMARKS, OUR_SETS, _text, load_benchmark
 from .evals.stats import Estimate, _resamples
 from .generation import Sampling, _opened
 from .hub import refresh_cards
+from .human import Human
 from .models import best_dtype, load_tokenizer
 from .moved import moved
 from .principle_engraving import load_principle_set, parse_response
 from .principle_pairs import UPTAKE, behind_principles, fitting_pairs, score_principles, summary
 from .registry import is_place, own_files
 from .rows import content_id, read_jsonl, write_json
-from .sft import _system
+from .sft import _system, control_prompt
 from .tables import _counts, _mean
 from .tokens import after
 
@@ -154,7 +154,7 @@ def step_evaluate(run, cfg):
     "5: the evidence."
     settings = dict(asdict(cfg.evaluate), seed=cfg.seed, after=run.fingerprint("final"), control=run.done("control"))
     settings["asked"] = content_id(load_principle_set(cfg.respond, cfg.annotations).render(""),
-        system_variants(product_name(cfg), folder=cfg.annotations))
+        Human.of(cfg).systems)
     if own := [s for s in cfg.evaluate.sets if s not in (*OUR_SETS, *BENCHMARKS)]: # an edited file is another set
         settings["rows"] = {s: content_id(load_benchmark(s)) for s in own}
     if own := own_files(cfg.evaluate.sets): settings["own_sets"] = own
@@ -223,7 +223,7 @@ def _scored_sets(run, cfg, m, sets): # `Result`s of one model
 # %% ../nbs/05_evaluation.ipynb #31d87ce6
 def _arm_ways(run, cfg): # the prompts with principles, and without
     # the engraved model's chat template, for the base model too
-    plain = plain_prompts(load_tokenizer(str(run/"engraved")), product_name(cfg), cfg.annotations)
+    plain = plain_prompts(load_tokenizer(str(run/"engraved")), Human.of(cfg))
     return behind_principles(load_principle_set(cfg.respond, cfg.annotations)), plain
 
 def _gap_of_run(run, cfg, arms):
@@ -314,12 +314,12 @@ def _reply_stats(outs): # of the rows that were answered
         prompt_tokens=_mean([o["n_prompt"] for o in good]), failed=len(outs)-len(good)))
 
 def _plain_ways(cfg): # model → (row → prompt, sampling)
-    variants = system_variants(product_name(cfg), folder=cfg.annotations)
+    human = Human.of(cfg)
     sampling = Sampling(max_new_tokens=cfg.evaluate.max_new_tokens, temperature=cfg.evaluate.temperature, top_p=0.9,
         stop=("\nUser:",))
-    bare = lambda r: f"{variants[0]}\n\nUser: {query_text(r)}\n\n{product_name(cfg)}:"
+    bare = lambda r: control_prompt(r, human)
     return lambda name: (bare if name == "base" and not load_tokenizer(base_model(cfg)).chat_template
-        else lambda r: plain_messages(r, variants), sampling)
+        else lambda r: plain_messages(r, human.systems), sampling)
 
 def _lift_prompt(cfg): # row → the prompt that a lift is measured against; None where one answer is drawn
     return _plain_ways(cfg)("base")[0] if cfg.respond.samples > 1 else None

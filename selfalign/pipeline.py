@@ -14,12 +14,12 @@ from pathlib import Path
 from . import annotations as ann
 from .annotations import annotation_budget, budget_total
 from .checks import InputError, StepFailed
-from .config import RunConfig, STAGES, config_from, product_name
-from .encoding import system_variants
+from .config import RunConfig, STAGES, config_from
 from .engines.opening import KINDS, _check_full, _kind, base_model, engine_options, engine_string, open_engine
 from .evals.sets import BENCHMARKS, OUR_SETS, evaluation_texts
 from .evaluation import _lift_prompt, step_evaluate
 from .gate import check_before
+from .human import Human
 from .models import best_device, release, resolve_model
 from .moved import moved
 from .novelty import Contamination
@@ -35,31 +35,32 @@ from .trackers import track
 from .verbose_cloning import clone, write_verbose
 
 # %% ../nbs/06_pipeline.ipynb #20cf27fa
-def _seeded(cfg): return dict(seed=cfg.seed, folder=cfg.annotations)
+def _handed(cfg): return dict(seed=cfg.seed, human=Human.of(cfg))
 
 def step_prompts(run, cfg):
     "1: prompts."
     questions = [] if run.done("prompts") else evaluation_texts(cfg, run.say)
     with open_engine(cfg) as e:
-        write_prompts(run, e, cfg.prompts, contamination=Contamination(questions), **_seeded(cfg))
+        write_prompts(run, e, cfg.prompts, contamination=Contamination(questions), **_handed(cfg))
 
 # %% ../nbs/06_pipeline.ipynb #dad08a8f
 def step_respond(run, cfg):
     "2: principled answers, and plain ones where a control arm is wanted."
+    handed = _handed(cfg)
     with open_engine(cfg) as e:
-        respond(run, e, cfg.respond, plain=_lift_prompt(cfg), **_seeded(cfg))
+        respond(run, e, cfg.respond, plain=_lift_prompt(cfg), **handed)
         if cfg.control:
             r = cfg.respond
-            answer_plainly(run, e, cfg.engrave, name=product_name(cfg), max_new_tokens=r.max_new_tokens,
-                temperature=r.temperature, top_p=r.top_p, **_seeded(cfg))
+            answer_plainly(run, e, cfg.engrave, max_new_tokens=r.max_new_tokens, temperature=r.temperature,
+                top_p=r.top_p, **handed)
 
 def step_engrave(run, cfg):
     "3: the engraved model, and the control arm."
     todo = [s for s in ("engraved", "control") if not run.done(s)]
-    pset = load_principle_set(cfg.respond, cfg.annotations)
+    pset, handed = load_principle_set(cfg.respond, cfg.annotations), _handed(cfg)
     how = _tracked(cfg, cfg.engrave)
-    engrave(run, base_model(cfg), how, name=product_name(cfg), behind=behind_principles(pset), **_seeded(cfg))
-    if cfg.control: engrave_control(run, base_model(cfg), how, name=product_name(cfg), **_seeded(cfg))
+    engrave(run, base_model(cfg), how, behind=behind_principles(pset), **handed)
+    if cfg.control: engrave_control(run, base_model(cfg), how, **handed)
     _say_trained(run, 3, todo)
 
 def _tracked(cfg, training): # the settings of a training; whom the run tells is told of it too
@@ -69,13 +70,13 @@ def _tracked(cfg, training): # the settings of a training; whom the run tells is
 def step_verbose(run, cfg):
     "4, first half: verbose answers."
     with open_engine(cfg, str(run/"engraved")) as e:
-        write_verbose(run, e, cfg.clone, name=product_name(cfg), user=cfg.respond.user, **_seeded(cfg))
+        write_verbose(run, e, cfg.clone, user=cfg.respond.user, **_handed(cfg))
 
 def step_clone(run, cfg):
     "4, second half: the final model."
     todo = [s for s in ("final",) if not run.done(s)]
     how = replace(cfg.clone, train=_tracked(cfg, cfg.clone.train))
-    clone(run, base_model(cfg), how, name=product_name(cfg), **_seeded(cfg))
+    clone(run, base_model(cfg), how, **_handed(cfg))
     _say_trained(run, 4, todo)
 
 def _say_trained(run, number, stages):
@@ -147,10 +148,7 @@ def _check_given(cfg, steps): # what the command itself says, and the files that
                 "its weights, so serve it under its hub id or folder") from None
     own_files((*cfg.respond.filters, *cfg.clone.filters)) # loaded now, not after all answers
     load_principle_set(cfg.respond, cfg.annotations)
-    ann.load_identity(folder=cfg.annotations)
-    system_variants(product_name(cfg), folder=cfg.annotations)
-    ann.load_seed_tasks(folder=cfg.annotations)
-    ann.load_seed_questions(folder=cfg.annotations)
+    Human.of(cfg).read()
 
 def _open_steps(cfg, out, redo=None)->list: # those with a stage that is not done
     try: made = json.loads((Path(out)/"manifest.json").read_text(encoding="utf-8"))["stages"] if out else {}

@@ -10,13 +10,14 @@ __all__ = ['split_held_out', 'seed_rows', 'train_model', 'shorten', 'teacher_eng
 import contextlib, shutil, sys
 from dataclasses import asdict
 
-from .annotations import load_identity, load_seed_tasks, load_template, query_text
+from .annotations import query_text
 from .bars import bar
 from .checks import InputError
-from .config import EngraveConfig, TrainConfig, product_name
+from .config import EngraveConfig, TrainConfig
 from .distil import answer_targets, label_target
-from .encoding import _answer_size, encode_rows, identity_pairs, row_counts, system_variants
+from .encoding import _answer_size, encode_rows, identity_pairs, row_counts
 from .generation import Sampling, load_engine
+from .human import Human, OURS
 from .models import best_device, load_model, load_tokenizer, model_identity, release, resolve_model
 from .moved import moved
 from .rows import content_id, read_jsonl, write_jsonl
@@ -35,14 +36,14 @@ def split_held_out(rows, share:float)->tuple: # (training rows, held-out rows)
     return [r for r, o in zip(rows, out) if not o], [r for r, o in zip(rows, out) if o]
 
 # %% ../nbs/03_sft.ipynb #c808b2cd
-def seed_rows(folder=None)->list: # dicts with id, instruction, input, answer, ended
+def seed_rows(human=OURS)->list: # dicts with id, instruction, input, answer, ended
     "The seed tasks with their answers, for a teacher to read."
-    tasks = [t for t in load_seed_tasks(folder=folder) if t.output]
+    tasks = [t for t in human.tasks if t.output]
     return [dict(id=t.id, instruction=t.instruction, input=t.input, answer=t.output, ended=True) for t in tasks]
 
 # %% ../nbs/03_sft.ipynb #f79db755
 def train_model(rows,  # dicts with id, instruction, input, answer, ended
-                base, out, work, cfg:TrainConfig, seed=0, name="Aster", folder=None, title="Aligned model",
+                base, out, work, cfg:TrainConfig, seed=0, human=OURS, title="Aligned model",
                 identity=True, # mix in who-are-you pairs
                 about=None, # more lines for the model card: human_lines, principles, yield, rejected
                 answer_tokens=None, # at most so many, those of the pairs among them: longer answers are cut
@@ -50,15 +51,15 @@ def train_model(rows,  # dicts with id, instruction, input, answer, ended
                )->dict: # rows, lost, truncated, tokens, first and last loss, steps
     "Encode, train, merge, save."
     tok, end, unknown = training_tokenizer(base, cfg)
-    read = seed_rows(folder) if cfg.seed_texts else [] # contexts, not labels
+    read = seed_rows(human) if cfg.seed_texts else [] # contexts, not labels
     rows = [*rows, *read]
     told = [] # the rows that are encoded
-    encoded, counts = encode_rows(rows, tok, cfg, name, folder, told)
+    encoded, counts = encode_rows(rows, tok, cfg, human, told)
     if rows and not encoded:
         raise InputError(f"all {len(rows)} rows were lost: their prompts alone fill max_length, "
             f"which is {cfg.max_length}; raise it")
-    pairs, more = encode_rows(identity_pairs(round(cfg.identity_share * len(rows)), name, folder, seed) if identity
-        else [], tok, cfg, name, folder)
+    who = identity_pairs(round(cfg.identity_share * len(rows)), human, seed) if identity else []
+    pairs, more = encode_rows(who, tok, cfg, human)
     if answer_tokens is not None: encoded = shorten(encoded, answer_tokens - more["answer_tokens"])
     if cfg.objective == "distil":
         encoded = with_targets(told, encoded, teacher, cfg.distil_top)
@@ -169,19 +170,19 @@ def training_tokenizer(base, cfg)->tuple:
 # %% ../nbs/03_sft.ipynb #9ef24f7f
 def engrave(run,        # a Run whose stage "responses" is finished
             base,       # the base model, "embedded", hub id or folder
-            cfg:EngraveConfig=EngraveConfig(), seed=0, name="Aster", folder=None,
+            cfg:EngraveConfig=EngraveConfig(), seed=0, human=OURS,
             behind=None # row → the prompt with principles, see `PrincipleSet.render`, where the objective is distil
            )->dict: # the stage's record
     "Stage 3: fine-tune the base model on the kept answers; makes `engraved/` and `held_out.jsonl`."
-    settings = dict(_recipe(cfg), seed=seed, base=_weights_of(base), name=name,
-        system=content_id(load_template("plain_system", folder)),
-        identity=content_id(load_identity(name, folder=folder)), after=run.fingerprint("responses"))
+    settings = dict(_recipe(cfg), seed=seed, base=_weights_of(base), name=human.name,
+        system=content_id(human.template("plain_system")), identity=content_id(human.identity),
+        after=run.fingerprint("responses"))
     with run.stage("engraved", settings, files=["held_out.jsonl", "engraved"]) as rec:
         if rec is None: return run.manifest["stages"]["engraved"]
         rows, held = split_held_out(read_jsonl(run/"responses.jsonl"), cfg.held_out)
         write_jsonl(run/"held_out.jsonl", held)
         teacher = behind and (*teacher_engine(base), behind)
-        rec.update(train_model(rows, base, run/"engraved", run/"work"/"engraved", cfg, seed, name, folder,
+        rec.update(train_model(rows, base, run/"engraved", run/"work"/"engraved", cfg, seed, human,
             "Engraved model", about=card_facts(run), teacher=teacher), held_out=len(held))
     return run.manifest["stages"]["engraved"]
 
@@ -207,19 +208,19 @@ def _plain_answer(row, out): # (row, None) or (reject, reason)
         return dict(base, reason=why, raw=out["error"] or out["text"]), why
     return dict(base, answer=text, ended=out["finish_reason"] == "stop"), None
 
-def control_prompt(row, name="Aster", folder=None)->str:
+def control_prompt(row, human=OURS)->str:
     "How the base model is asked without principles."
-    return f"{system_variants(name, folder=folder)[0]}\n\nUser: {query_text(row)}\n\n{name}:"
+    return f"{human.systems[0]}\n\nUser: {query_text(row)}\n\n{human.name}:"
 
-def answer_plainly(run, engine, cfg:EngraveConfig=EngraveConfig(), seed=0, name="Aster", folder=None,
+def answer_plainly(run, engine, cfg:EngraveConfig=EngraveConfig(), seed=0, human=OURS,
         max_new_tokens=200, temperature=0.5, top_p=0.9)->dict:
     "For the control arm: the base model answers without principles; makes `control_answers.jsonl`."
     settings = dict(seed=seed, held_out=cfg.held_out, max_new_tokens=max_new_tokens, temperature=temperature,
-        top_p=top_p, system=content_id(system_variants(name, folder=folder)), after=run.fingerprint("responses"))
+        top_p=top_p, system=content_id(human.systems), after=run.fingerprint("responses"))
     with run.stage("control answers", settings, files=["control_answers.jsonl"]) as rec:
         if rec is None: return run.manifest["stages"]["control answers"]
         rows, _ = split_held_out(read_jsonl(run/"responses.jsonl"), cfg.held_out)
-        jobs = [dict(id=content_id("control", r["id"]), prompt=control_prompt(r, name, folder)) for r in rows]
+        jobs = [dict(id=content_id("control", r["id"]), prompt=control_prompt(r, human)) for r in rows]
         sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, stop=("\nUser:",))
         outs = run.complete("control answers", jobs, engine, sampling, seed, desc="2 control answers")
         run.tell_failures("control answers", outs)
@@ -228,25 +229,26 @@ def answer_plainly(run, engine, cfg:EngraveConfig=EngraveConfig(), seed=0, name=
     return run.manifest["stages"]["control answers"]
 
 # %% ../nbs/03_sft.ipynb #5168deec
-def engrave_control(run, base, cfg:EngraveConfig=EngraveConfig(), seed=0, name="Aster", folder=None)->dict:
+def engrave_control(run, base, cfg:EngraveConfig=EngraveConfig(), seed=0, human=OURS)->dict:
     "The control arm: the same training on as many tokens of answers given without principles; makes `control/`."
-    settings = dict(_recipe(cfg), seed=seed, identity=content_id(load_identity(name, folder=folder)),
+    settings = dict(_recipe(cfg), seed=seed, identity=content_id(human.identity),
         after=[run.fingerprint("control answers"), run.fingerprint("engraved")])
     with run.stage("control", settings, files=["control"]) as rec:
         if rec is None: return run.manifest["stages"]["control"]
         rows, tokens = read_jsonl(run/"control_answers.jsonl"), run.manifest["stages"]["engraved"]["answer_tokens"]
-        teacher = (*teacher_engine(base), lambda r: control_prompt(r, name, folder))
-        rec.update(train_model(rows, base, run/"control", run/"work"/"control", cfg, seed, name, folder,
+        teacher = (*teacher_engine(base), lambda r: control_prompt(r, human))
+        rec.update(train_model(rows, base, run/"control", run/"work"/"control", cfg, seed, human,
             "Control arm", answer_tokens=tokens, teacher=teacher))
     return run.manifest["stages"]["control"]
 
 # %% ../nbs/03_sft.ipynb #c76f8b42
-def _system(cfg): return system_variants(product_name(cfg), folder=cfg.annotations)[0]
+def _system(cfg): return Human.of(cfg).systems[0]
 
 # %% ../nbs/03_sft.ipynb #484e55ac
 __getattr__ = moved(__name__, {
     "config": "TrainConfig EngraveConfig",
-    "encoding": "system_variants plain_messages encode_row encode_rows row_counts identity_pairs",
+    "human": "system_variants",
+    "encoding": "plain_messages encode_row encode_rows row_counts identity_pairs",
     "hub": "model_card base_licence fresh_cards refresh_cards score_section data_card chance_of_rise "
            "reply_losses push",
     "models": "public_name",

@@ -12,10 +12,11 @@ import functools, math, random, re, string
 from collections import Counter, defaultdict
 from dataclasses import asdict
 
-from .annotations import fill, load_seed_questions, load_seed_tasks, load_template, query_text
+from .annotations import fill, query_text
 from .checks import InputError
 from .config import PromptsConfig
 from .generation import Sampling
+from .human import OURS
 from .models import model_identity
 from .moved import moved
 from .novelty import NoveltyFilter, novelty_yield
@@ -234,16 +235,16 @@ def _take_tasks(out, pool, goal):
         pool.offer(instr, inp, raw, "self_instruct", why, room=len(pool.kept) < goal, completion=out["id"])
 
 # %% ../nbs/01_topic_prompting.ipynb #2f38ec37
-def red_team(run, engine, pool, cfg, seed, seed_questions, folder=None)->dict: # what becomes of the stage's record
+def red_team(run, engine, pool, cfg, seed, seed_questions, human=OURS)->dict: # what becomes of the stage's record
     "Topics, then questions for each: the topic-guided half."
-    grown, rejects, t_tokens = grow_topics(run, engine, seed_questions, cfg, seed, load_template("topics", folder))
+    grown, rejects, t_tokens = grow_topics(run, engine, seed_questions, cfg, seed, human.template("topics"))
     topics, starved = balance_topics(grown, cfg)
     if note := balance_note(grown, topics, starved, cfg): run.say(note)
     pool.rejects += rejects
     for t in grown:
         over = grown[t][len(topics[t]):]
         pool.rejects += [dict(reason="topic over the balance", raw=x, source="tgrt", type=t) for x in over]
-    before, template = len(pool.kept), load_template("questions", folder)
+    before, template = len(pool.kept), human.template("questions")
     q_tokens, asked = ask_questions(run, engine, pool, cfg, seed, seed_questions, topics, template)
     cost = dict(topics=dict(tokens=t_tokens, usable=sum(map(len, grown.values()))),
         questions=dict(tokens=q_tokens, usable=len(pool.kept)-before, asked=asked))
@@ -281,12 +282,12 @@ def ask_questions(run, engine, pool, cfg, seed, seed_questions, topics, template
 def write_prompts(run,    # a `selfalign.runs.Run`
                   engine, # the base model
                   cfg:PromptsConfig=PromptsConfig(),
-                  seed=0, folder=None,
+                  seed=0, human=OURS,
                   contamination=None # see `selfalign.novelty.Contamination`; keeps evaluation questions out
                  )->dict: # the stage's record
     "Stage 1: make `prompts.jsonl` and its rejects; raises `InputError` where the model never writes a usable prompt."
-    tasks, questions = load_seed_tasks(folder=folder), load_seed_questions(folder=folder)
-    texts = {n: load_template(n, folder) for n in ("self_instruct", "topics", "questions")}
+    tasks, questions = human.tasks, human.questions
+    texts = {n: human.template(n) for n in ("self_instruct", "topics", "questions")}
     settings = dict({k: v for k, v in asdict(cfg).items() if k != "ascii_start" or v}, seed=seed,
                     seeds=content_id([(t.instruction, t.input) for t in tasks], [asdict(q) for q in questions]),
                     templates=content_id(texts),
@@ -298,7 +299,7 @@ def write_prompts(run,    # a `selfalign.runs.Run`
         pool = PromptPool(cfg, [t.instruction for t in tasks] + [q.question for q in questions], contamination)
         stopped = None
         if cfg.source: rec["imported"] = _import(run, pool, cfg)
-        if cfg.topics_per_type: rec.update(red_team(run, engine, pool, cfg, seed, questions, folder))
+        if cfg.topics_per_type: rec.update(red_team(run, engine, pool, cfg, seed, questions, human))
         if cfg.self_instruct: stopped = _add_tasks(run, engine, pool, cfg, seed, tasks, texts["self_instruct"], rec)
         _record(run, pool, rec)
         if stopped or not pool.kept:

@@ -8,11 +8,12 @@ __all__ = ['verbose_system', 'verbose_messages', 'judge_verbose', 'write_verbose
 # %% ../nbs/04_verbose_cloning.ipynb #dc32a75c
 from dataclasses import asdict
 
-from .annotations import fill, load_identity, load_template, query_text
+from .annotations import fill, query_text
 from .checks import InputError
 from .config import CloneConfig, _as_ever
 from .filters.chain import apply_filters, told_reason
 from .filters.context import Response, VerboseContext
+from .human import OURS
 from .moved import moved
 from .registry import own_files
 from .rows import content_id, read_jsonl
@@ -20,9 +21,9 @@ from .sft import _weights_of, card_facts, teacher_engine, train_model
 from .trainers import _recipe
 
 # %% ../nbs/04_verbose_cloning.ipynb #4d6432a0
-def verbose_system(name="Aster", folder=None)->str:
+def verbose_system(human=OURS)->str:
     "The system text that asks for detail."
-    return fill(load_template("verbose_system", folder), name=name)
+    return fill(human.template("verbose_system"), name=human.name)
 
 def verbose_messages(row,         # has instruction, input
                      system:str   # the verbose system text
@@ -45,11 +46,11 @@ def judge_verbose(row:dict, out:dict, ctx:VerboseContext)->tuple: # (row, None) 
 # %% ../nbs/04_verbose_cloning.ipynb #a6e3b038
 def write_verbose(run,    # a Run whose stage "engraved" is finished
                   engine, # the engraved model
-                  cfg:CloneConfig=CloneConfig(), seed=0, name="Aster", folder=None,
+                  cfg:CloneConfig=CloneConfig(), seed=0, human=OURS,
                   user="User" # the user's word, see `PrincipleSet`
                  )->dict: # the stage's record
     "Stage 4, first half: the engraved model answers every prompt that is not held out under the verbose system text; makes `verbose.jsonl`."
-    system = verbose_system(name, folder)
+    system = verbose_system(human)
     settings = ({k: v for k, v in asdict(cfg).items() if k != "train" and not _as_ever(cfg, k, v)}
         | dict(seed=seed, system=content_id(system), user=user, after=run.fingerprint("engraved")))
     if own := own_files(cfg.filters): settings["own_filters"] = own # an edited file is another filter
@@ -60,7 +61,7 @@ def write_verbose(run,    # a Run whose stage "engraved" is finished
         jobs = [dict(id=content_id("verbose", r["id"]), prompt=lambda r=r: verbose_messages(r, system)) for r in rows]
         outs = run.complete("verbose", jobs, engine, cfg.sampling(user), seed, desc="4 verbose answers")
         run.tell_failures("verbose", outs)
-        ctx = VerboseContext(system, cfg.min_chars, cfg.max_items, cfg.max_repeated, cfg.on_limit, name, user,
+        ctx = VerboseContext(system, cfg.min_chars, cfg.max_items, cfg.max_repeated, cfg.on_limit, human.name, user,
             cfg.filters, cfg.phrases)
         rec.update(run.decide("verbose", "verbose.jsonl", (judge_verbose(r, o, ctx) for r, o in zip(rows, outs)),
             len(rows)), asked=len(rows))
@@ -69,16 +70,16 @@ def write_verbose(run,    # a Run whose stage "engraved" is finished
                 "rejects.jsonl")
     return run.manifest["stages"]["verbose"]
 
-def clone(run, base, cfg:CloneConfig=CloneConfig(), seed=0, name="Aster", folder=None)->dict: # the stage's record
+def clone(run, base, cfg:CloneConfig=CloneConfig(), seed=0, human=OURS)->dict: # the stage's record
     "Stage 4, second half: the base model learns the verbose answers under the plain prompt; makes `final/`."
-    settings = dict(_recipe(cfg.train), seed=seed, base=_weights_of(base), name=name,
-        system=content_id(load_template("plain_system", folder)),
-        identity=content_id(load_identity(name, folder=folder)), after=run.fingerprint("verbose"))
+    settings = dict(_recipe(cfg.train), seed=seed, base=_weights_of(base), name=human.name,
+        system=content_id(human.template("plain_system")), identity=content_id(human.identity),
+        after=run.fingerprint("verbose"))
     with run.stage("final", settings, files=["final"]) as rec:
         if rec is None: return run.manifest["stages"]["final"]
         rec.update(train_model(read_jsonl(run/"verbose.jsonl"), base, run/"final", run/"work"/"final", cfg.train, seed,
-            name, folder, "Final model", about=card_facts(run),
-            teacher=(*teacher_engine(run/"engraved"), lambda r: verbose_messages(r, verbose_system(name, folder)))))
+            human, "Final model", about=card_facts(run),
+            teacher=(*teacher_engine(run/"engraved"), lambda r: verbose_messages(r, verbose_system(human)))))
     return run.manifest["stages"]["final"]
 
 # %% ../nbs/04_verbose_cloning.ipynb #4ccf904c

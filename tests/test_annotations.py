@@ -3,11 +3,16 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from selfalign import annotations as ann
 from selfalign.checks import InputError
+from selfalign.config import load_config
+from selfalign.human import Human
+from selfalign.pipeline import check_inputs
 from selfalign.principle_engraving import PrincipleSet, cited_rules
 
 PRESETS = ("demo", "workstation", "paper", "dromedary2")
@@ -216,3 +221,21 @@ def test_first_lines_and_manifest_say_whose_words_these_are(tmp_path):
     assert held["own_text"] == {"prompts/plain_system.txt": dict(file=str(text),
         sha256=hashlib.sha256(text.read_bytes()).hexdigest())}
     assert held["human_lines"] > 200
+
+
+@pytest.mark.parametrize("name", ["annotations/identity.yaml", "annotations/seed_tasks.jsonl",
+    "annotations/seed_questions.jsonl", "prompts/plain_system.txt", "prompts/self_instruct.txt", "prompts/topics.txt",
+    "prompts/questions.txt", "prompts/verbose_system.txt"])
+def test_a_fault_in_any_text_is_told_before_a_model_is_loaded(tmp_path, name):
+    (tmp_path / name).parent.mkdir()
+    (tmp_path / name).write_bytes("Höhe".encode("latin-1"))
+    with pytest.raises(InputError, match=Path(name).name): Human(tmp_path).read()
+    with pytest.raises(InputError, match=Path(name).name):
+        check_inputs(replace(load_config("demo"), annotations=str(tmp_path)))
+
+
+def test_a_text_is_read_once(tmp_path):
+    (tmp_path / "plain_system.txt").write_text("You are {name}.")
+    human = Human(tmp_path, "Iris").read()
+    (tmp_path / "plain_system.txt").unlink()
+    assert human.systems == ["You are Iris."] and Human(tmp_path).systems != human.systems

@@ -20,6 +20,7 @@ from selfalign import pipeline
 from selfalign.checks import InputError
 from selfalign.engines.served import OpenAIEngine
 from selfalign.generation import Sampling, ScriptedEngine
+from selfalign.human import Human
 from selfalign.rows import atomic_path, content_id, read_jsonl, write_jsonl
 from selfalign.runs import Run
 
@@ -425,7 +426,7 @@ def test_what_counts_as_another_run(tmp_path):
     (mine / "principles.yaml").write_text("# mine\n" + text)
     assert respond() == 1
     # the same rules from another file are the same
-    assert respond(dict(base, kind="vllm", dtype="bfloat16")) == respond(folder=mine) == 0
+    assert respond(dict(base, kind="vllm", dtype="bfloat16")) == respond(human=Human(mine)) == 0
     changes = dict(model=dict(info=dict(base, revision="r2")), seed=dict(seed=1),
         temperature=dict(cfg=pe.RespondConfig(min_chars=20, temperature=0.6)),
         top_p=dict(cfg=pe.RespondConfig(min_chars=20, top_p=0.8)))
@@ -435,7 +436,7 @@ def test_what_counts_as_another_run(tmp_path):
             respond(**kw)
     with pytest.raises(InputError, match=r"\(model\)"): respond(dict(base, sha256="abc"))
     (mine / "principles.yaml").write_text(text.replace("{name} declines", "{name} always declines", 1))
-    with pytest.raises(InputError, match=r"\(prompt\)"): respond(folder=mine)
+    with pytest.raises(InputError, match=r"\(prompt\)"): respond(human=Human(mine))
     assert respond() == 0
 
 

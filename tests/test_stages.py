@@ -12,6 +12,7 @@ from selfalign.filters.context import Context
 from selfalign.filters.leakage import common_words
 from selfalign.filters.repetition import loop_start
 from selfalign.generation import ScriptedEngine
+from selfalign.human import Human
 from selfalign.principle_engraving import PrincipleSet, judge
 from selfalign.rows import content_id, read_jsonl, write_jsonl
 from selfalign.runs import Run
@@ -296,7 +297,7 @@ def test_stage_2_runs_in_another_language_and_english_settings_are_as_before(tmp
             ScriptedEngine(answer), german), (RespondConfig(min_chars=40), ScriptedEngine(scripted), None)]):
         if i: prompts_run(tmp_path / "r2")
         with Run(tmp_path / ("r2" if i else "r"), say=lambda s: None) as run:
-            pe.respond(run, engine, cfg, folder=folder)
+            pe.respond(run, engine, cfg, human=Human(folder))
             assert set(pe._WORDS) & set(run.manifest["stages"]["responses"]["settings"]) == (set() if i
                 else set(GERMAN))
 
@@ -399,7 +400,7 @@ def test_a_prompt_file_runs_stage_2_and_its_name_gives_way(tmp_path):
     (tmp_path / "mine").mkdir(); (tmp_path / "mine" / "whole.txt").write_text(BLOB, encoding="utf-8")
     cfg = RespondConfig(principles=("whole.txt",), min_chars=40, rule_words=GUIDELINES["rule_words"])
     e = ScriptedEngine(lambda *a: f" I am Iris. Guideline 2.\n\nIris: I am Iris. {LONG}")
-    with Run(tmp_path / "r", say=lambda s: None) as run: pe.respond(run, e, cfg, folder=tmp_path / "mine")
+    with Run(tmp_path / "r", say=lambda s: None) as run: pe.respond(run, e, cfg, human=Human(tmp_path / "mine"))
     assert all(p.startswith(BLOB + "\nCustomer: ") for p, *_ in [x[0] for x in e.calls])
     assert {r["answer"] for r in read_jsonl(tmp_path / "r" / "responses.jsonl")} == {f"I am Aster. {LONG}"}
     (tmp_path / "p.yaml").write_text("respond: {principles: [whole.txt]}\n")

@@ -19,6 +19,7 @@ from selfalign.checks import InputError
 from selfalign.config import PromptsConfig
 from selfalign.diversity import _figure, _finish
 from selfalign.generation import Completion, ScriptedEngine
+from selfalign.human import Human
 from selfalign.rows import read_jsonl, write_jsonl
 from selfalign.runs import Run
 from selfalign.sources import hub_name, prompt_columns, read_prompts, read_source, source_identity
@@ -280,7 +281,7 @@ def test_a_user_brings_types_by_one_file(tmp_path):
         dict(type="Häuser", topic="Dächer", question="Wie viele Ziegel liegen auf dem Dach?")])
     rec = stage(tmp_path / "r", PromptsConfig(self_instruct=0, topics_per_type=2, topic_rounds=1),
         ScriptedEngine(lambda p, i, s: writes(p, i, s) if "Topics" in p else " What is to be done about that?"),
-        folder=tmp_path / "own")
+        human=Human(tmp_path / "own"))
     assert set(rec["topics"]) == {"Local rules", "Häuser"}
     assert {r["type"] for r in read_jsonl(tmp_path / "r" / "prompts.jsonl")} <= {"Local rules", "Häuser"}
 
@@ -692,14 +693,14 @@ def test_sizes_from_nothing_to_a_million_are_accepted():
     ('{"topic": "Murals", "question": "Who?"}', ":1: no type"), ("", "no seed question")])
 def test_a_type_without_a_seed_is_one_clear_line(tmp_path, line, words):
     (tmp_path / "seed_questions.jsonl").write_text(line + "\n")
-    with pytest.raises(InputError, match=words): stage(tmp_path / "r", PromptsConfig(self_instruct=1), folder=tmp_path)
+    with pytest.raises(InputError, match=words): stage(tmp_path / "r", PromptsConfig(self_instruct=1), human=Human(tmp_path))
 
 
 @pytest.mark.parametrize("lines, words", [(['{"instruction": "Sort it."}'] * 2,
     "seed_tasks.jsonl:2: the same task as line 1"), (['{"instruction": " "}'], ":1: empty instruction")])
 def test_a_duplicate_or_empty_seed_task_is_one_clear_line(tmp_path, lines, words):
     (tmp_path / "seed_tasks.jsonl").write_text("\n".join(lines))
-    with pytest.raises(InputError, match=words): stage(tmp_path / "r", PromptsConfig(self_instruct=1), folder=tmp_path)
+    with pytest.raises(InputError, match=words): stage(tmp_path / "r", PromptsConfig(self_instruct=1), human=Human(tmp_path))
 
 
 def test_garbage_in_both_halves_ends_with_what_there_is(tmp_path):

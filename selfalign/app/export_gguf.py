@@ -13,9 +13,8 @@ from pydantic.dataclasses import dataclass
 from .command import Command, RunFolder
 from .run import _held_config
 from .serve import Arm, served_model
-from ..config import product_name
-from ..encoding import system_variants
 from ..gguf_export import Type, modelfile, write_gguf
+from ..human import Human
 from ..models import load_tokenizer
 from ..settings import strict
 
@@ -43,4 +42,4 @@ class ExportGguf(Command):
 
 def _system_of(run):
     cfg = _held_config(Path(run)/"manifest.json")
-    return system_variants(product_name(cfg), folder=cfg.annotations)[0]
+    return Human.of(cfg).systems[0]

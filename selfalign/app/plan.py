@@ -23,7 +23,7 @@ from ..engines.opening import base_model, open_engine, open_scorer
 from ..evals.sets import load_benchmark
 from ..evaluation import _lift_prompt
 from ..models import resolve_model
-from ..pipeline import _seeded, _checked
+from ..pipeline import _checked, _handed
 from ..principle_engraving import load_principle_set, respond
 from ..principle_pairs import (UPTAKE, behind_principles, fitting_pairs, score_principles, summary,
                                        uptake_sentence)
@@ -73,9 +73,9 @@ def pilot(cfg:RunConfig)->tuple: # the rest of `plan_table`'s arguments
     "Stages 1 and 2 on a few dozen prompts, in a folder that is thrown away."
     with tempfile.TemporaryDirectory() as d, Run(Path(d)/"pilot", say=lambda *a: None) as run, open_engine(cfg) as e:
         e.count_tokens("ready") # loads the model now, so that loading does not count as generation
-        write_prompts(run, e, pilot_config(cfg.prompts), **_seeded(cfg))
+        write_prompts(run, e, pilot_config(cfg.prompts), **_handed(cfg))
         few = replace(cfg.respond, limit=min(cfg.respond.limit or 48, 48))
-        respond(run, e, few, plain=_lift_prompt(cfg), **_seeded(cfg))
+        respond(run, e, few, plain=_lift_prompt(cfg), **_handed(cfg))
         s, used = run.manifest["stages"], sum(f.stat().st_size for f in Path(d).rglob("*.jsonl"))
         return s["prompts"], s["responses"], used, len(question_types(cfg))
 

@@ -10,11 +10,12 @@ from dataclasses import replace
 
 from ..annotations import query_text
 from ..checks import InputError
-from ..config import RunConfig, product_name
+from ..config import RunConfig
 from ..encoding import plain_prompts
 from ..engines.opening import base_model, open_scorer
 from ..evals.sets import OUR_SETS, load_benchmark, sample_rows
 from ..evals.stats import _triple
+from ..human import Human
 from ..models import load_tokenizer
 from ..principle_engraving import load_principle_set
 from ..principle_pairs import compare_arms, fitting_pairs, score_principles
@@ -103,7 +104,7 @@ def measured_uptake(cfg:RunConfig, # of a run
 
 def asked_plainly(cfg): # row → prompt
     "The plain prompt as the engraved model will be asked."
-    return plain_prompts(with_chat_template(load_tokenizer(base_model(cfg))), product_name(cfg), cfg.annotations)
+    return plain_prompts(with_chat_template(load_tokenizer(base_model(cfg))), Human.of(cfg))
 
 # %% ../../nbs/app/uptake.ipynb #93a974ff
 def uptake_table(found:dict,  # see `prompt_uptake`
