@@ -6,7 +6,7 @@
 __all__ = ['rule_probes', 'write_inspect']
 
 # %% ../nbs/core/inspect_export.ipynb #75714afb
-import json, shutil
+import shutil
 from pathlib import Path
 
 from .annotations import data_path, fill, query_text, read_yaml

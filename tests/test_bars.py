@@ -4,7 +4,7 @@ import fcntl, io, json, os, pty, re, shutil, struct, subprocess, sys, termios, t
 import pytest, torch
 from selfalign import bars
 from selfalign.annotations import data_path
-from selfalign.bars import bar, doing, generating, progress, shown_on, tell_tokens, waiting
+from selfalign.bars import doing, shown_on, waiting
 from selfalign.checks import InputError
 from selfalign.engines.local import TorchEngine
 from selfalign.evals.harness import evaluate_models

@@ -188,8 +188,10 @@ def test_citation_and_licence():
 
 @pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
 def test_make_dev_installs_hooks(tmp_path):
-    "What `make dev` calls makes git clean and merge notebooks in this clone."
-    assert "nbdev-install-hooks" in (ROOT/"Makefile").read_text()
+    "What `make dev` calls makes git clean and merge notebooks in this clone, and look at widths before a commit."
+    make, hook = (ROOT/"Makefile").read_text(), ROOT/".github"/"pre-commit"
+    assert "nbdev-install-hooks" in make and f"install -m 755 {hook.relative_to(ROOT)} " in make
+    assert "tests/test_width.py --over" in hook.read_text()
     for f in ("pyproject.toml", "settings.ini"): shutil.copy(ROOT/f, tmp_path)
     (tmp_path/"nbs").mkdir(); subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
     env = dict(os.environ, HOME=str(tmp_path), JUPYTER_CONFIG_DIR=str(tmp_path/"jupyter"),

@@ -1,13 +1,11 @@
 """Trackers: what a run tells them, in the real packages where they are installed (`make test-trackers`), offline."""
 import json, os, subprocess, sys
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import pytest
 from selfalign.checks import InputError
 from selfalign.config import CloneConfig, EngraveConfig, RunConfig, TrainConfig, config_from
 from selfalign.gate import check_before
-from selfalign.rows import write_json
 from selfalign.runs import Run
 from selfalign.trackers import asked_trackers, check_trackers, track, training_told
 from selfalign.trainers import _recipe
