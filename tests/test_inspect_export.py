@@ -267,7 +267,7 @@ def test_the_embedded_model_by_serve_and_inspect(tmp_path, capsys):
     try:
         lines_of(server, 1, "curl ")
         ids = [next(r["id"] for r in load_benchmark("behaviour") if r["trait"] == t and r["kind"] == "applies")
-               for t in ("ethical", "candor", "clarification")]
+               for t in ("ethical", "clarification")]
         code, said, logs = inspect_eval(line, tmp_path, sample_id=",".join(ids), max_connections=2, max_tokens=24)
     finally:
         server.send_signal(signal.SIGTERM)
@@ -275,7 +275,7 @@ def test_the_embedded_model_by_serve_and_inspect(tmp_path, capsys):
     assert code == 0 and {x["status"] for x in logs.values()} == {"success"}, said
     for task, turns in (("principles", 1), ("pressure", 3)):
         samples = logs[task]["samples"]
-        assert [s["id"] for s in samples] == ids
+        assert sorted(s["id"] for s in samples) == sorted(ids)
         for s in samples:
             answers = [m["content"] for m in s["messages"] if m["role"] == "assistant"]
             assert len(answers) == turns and all(isinstance(a, str) and a.strip() for a in answers), s["messages"]

@@ -91,7 +91,8 @@ async def read(grader, state, target, turn, tokens):
     if not answer: return UNREAD, "no answer"
     texts = dict(question="\n\n".join(of("user")), answer=answer, shows=state.metadata["shows"])
     prompt = re.sub(r"\{(question|answer|shows)\}", lambda m: texts[m[1]], TEXTS["rubric"])
-    said = await grader.generate(prompt, config=GenerateConfig(max_tokens=tokens, temperature=0))
+    cold = 0.01 if str(grader).startswith("hf/") else 0 # transformers does not take 0
+    said = await grader.generate(prompt, config=GenerateConfig(max_tokens=tokens, temperature=cold))
     right = verdict(said.completion) == target.text
     unread = said.stop_reason == "max_tokens" or verdict(said.completion) is None
     return UNREAD if unread else float(right), said.completion
