@@ -111,7 +111,7 @@ lab: $(VENV)/.dev
 # The hooks of git: nbdev's for notebooks, and ours, which counts width and rhythm before a commit.
 dev: $(VENV)/.dev
 	$(BIN)/nbdev-install-hooks
-	install -m 755 .github/pre-commit "$$(git rev-parse --git-path hooks)/pre-commit"
+	! git rev-parse --git-dir > /dev/null 2>&1 || install -m 755 .github/pre-commit "$$(git rev-parse --git-path hooks)/pre-commit"
 
 $(VENV)/bin/python:
 	$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 11) else 'Python 3.11 or newer is needed: make PYTHON=python3.12')"
