@@ -311,4 +311,4 @@ __getattr__ = moved(__name__, {
     "engines.vllm": "vllm_trouble vllm_rules VLLMEngine VLLMRules",
     "models": "free_memory",
     "tokens": "whole_text Prompts after asks_turn",
-})
+}, by_name=("VLLMRules",))

@@ -6,14 +6,17 @@
 __all__ = ['moved']
 
 # %% ../nbs/core/moved.ipynb #04f158b3
-import importlib
+import importlib, sys
 
 # %% ../nbs/core/moved.ipynb #fa72040a
 def moved(module:str, # its `__name__`
-          rooms:dict  # room, a module of this package → the names that live there now, with spaces between
+          rooms:dict, # room, a module of this package → the names that live there now, with spaces between
+          by_name=()  # of these, those that `*` leaves out: they need a package that may be missing
          ):           # a `__getattr__` for the module
     "Look up names that have moved; others are not there, as ever."
     at = {name: room for room, names in rooms.items() for name in names.split()}
+    public = getattr(sys.modules.get(module), "__all__", []) # what an import of everything gives
+    public += [name for name in at if name not in {*public, *by_name} and not name.startswith("_")]
     def find(name):
         if name not in at: raise AttributeError(f"module {module!r} has no attribute {name!r}")
         return getattr(importlib.import_module(f"selfalign.{at[name]}"), name)

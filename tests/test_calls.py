@@ -85,3 +85,13 @@ def test_rows_hold_numpy_and_paths(tmp_path):
     with pytest.raises(InputError, match="JSON cannot hold"): write_jsonl(tmp_path/"b.jsonl", [dict(a=object())])
     assert not (tmp_path/"b.jsonl").exists() and content_id(np.int64(3), Path("a")) == content_id(3, "a")
     assert PromptsConfig(source=tmp_path/"a.jsonl").source == str(tmp_path/"a.jsonl")
+
+
+@pytest.mark.parametrize("module, names", [
+    ("generation", "Sampling load_engine TorchEngine OpenAIEngine ScriptedEngine Prompts"),
+    ("evaluation", "evaluate_models truthfulqa_mc hhh refusal_rates judge_pairwise parse_verdict wilson bootstrap"),
+    ("principle_engraving", "PrincipleSet RespondConfig load_principle_set judge"), ("runs", "Run read_jsonl write_jsonl"),
+    ("novelty", "NoveltyFilter Contamination rouge_l"), ("sft", "EngraveConfig encode_row train_model model_card")])
+def test_an_import_of_everything_gives_what_has_moved_too(module, names):
+    exec(f"from selfalign.{module} import *", found := {})
+    assert {*names.split()} <= {*found}
