@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['ARMS', 'Internalization', 'gap_share', 'internalization', 'score_arms', 'internalization_of', 'step_evaluate',
-           'pair_sets', 'is_pairs', 'run_pairs', 'RunPairs', 'open_questions']
+           'run_pairs', 'RunPairs', 'open_questions']
 
 # %% ../nbs/05_evaluation.ipynb #dc9609dd
 import math
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -20,10 +21,9 @@ from .engines.opening import asked_through, base_model, engine_string, open_engi
 from .evals.answers import has_chat, text_scores, text_stats
 from .evals.behaviour import changes
 from .evals.harness import evaluate_models
-from .evals.kinds import schema
 from .evals.plain_text import tax
 from .evals.results import _config
-from .evals.sets import BENCHMARKS, OUR_SETS, _text, load_benchmark
+from .evals.sets import BENCHMARKS, OUR_SETS, _text, load_benchmark, pair_sets
 from .evals.stats import Estimate, _resamples
 from .generation import Sampling, _opened
 from .hub import refresh_cards
@@ -32,7 +32,7 @@ from .models import best_dtype, load_tokenizer
 from .moved import moved
 from .principle_engraving import load_principle_set, parse_response
 from .principle_pairs import UPTAKE, behind_principles, fitting_pairs, score_principles, summary
-from .registry import is_place, own_files
+from .registry import own_files
 from .rows import content_id, read_jsonl, write_json
 from .sft import _system, control_prompt
 from .tables import _counts, _mean
@@ -153,8 +153,8 @@ def _gap_sentence(nll, gap, control, n):
 def step_evaluate(run, cfg):
     "5: the evidence."
     settings = dict(asdict(cfg.evaluate), seed=cfg.seed, after=run.fingerprint("final"), control=run.done("control"))
-    settings["asked"] = content_id(load_principle_set(cfg.respond, cfg.annotations).render(""),
-        Human.of(cfg).systems)
+    asked = _Asked(run, cfg)
+    settings["asked"] = content_id(asked.pset.render(""), asked.human.systems)
     if own := [s for s in cfg.evaluate.sets if s not in (*OUR_SETS, *BENCHMARKS)]: # an edited file is another set
         settings["rows"] = {s: content_id(load_benchmark(s)) for s in own}
     if own := own_files(cfg.evaluate.sets): settings["own_sets"] = own
@@ -164,12 +164,12 @@ def step_evaluate(run, cfg):
             engine_string(cfg, str(run/m))
         (run/"eval").mkdir(exist_ok=True)
         arms, outs, results, of_pairs = {}, {}, [], pair_sets(cfg.evaluate.sets)
-        pairs, sets = run_pairs(run, cfg, of_pairs), [s for s in cfg.evaluate.sets if s not in of_pairs]
+        pairs, sets = run_pairs(asked, of_pairs), [s for s in cfg.evaluate.sets if s not in of_pairs]
         for name in ("base", "engraved", "final", *(["control"] if run.done("control") else [])):
-            with _Opened(cfg, name, run) as m: _measure(run, cfg, m, arms, outs, results, pairs, sets)
+            with _Opened(cfg, name, run) as m: _measure(asked, m, arms, outs, results, pairs, sets)
         rec["principles"] = pairs and pairs.told()
         rec["internalization"] = _gap_of_run(run, cfg, arms)
-        rec["replies"] = _write_replies(run, cfg, outs)
+        rec["replies"] = _write_replies(asked, outs)
         rec["tax"], rec["changes"] = tax(results), changes(results)
         if results:
             rec["scores"] = [dict(model=r.model["name"], set=r.set, format=r.format,
@@ -202,12 +202,12 @@ def _same_engine(a, b): # on a CPU that would take float32 anyway, exact scores 
             or (str(best_dtype())[6:] if e.spec.startswith("torch:") else None))
     return (a.spec, options(a)) == (b.spec, options(b))
 
-def _measure(run, cfg, m, arms, outs, results, pairs, sets): # replies, arms, pairs and sets of one model
-    if m.replies is not None: outs |= _replies(run, cfg, m.name, m.replies)
-    if held := m.name != "final" and read_jsonl(run/"held_out.jsonl"):
-        arms |= score_arms(m.name, m.scored(), held, *_arm_ways(run, cfg))
+def _measure(asked, m, arms, outs, results, pairs, sets): # replies, arms, pairs and sets of one model
+    if m.replies is not None: outs |= _replies(asked, m.name, m.replies)
+    if held := m.name != "final" and read_jsonl(asked.run/"held_out.jsonl"):
+        arms |= score_arms(m.name, m.scored(), held, asked.principled, asked.plain)
     if pairs is not None: pairs.score(m)
-    if sets and m.name != "control": results += _scored_sets(run, cfg, m, sets)
+    if sets and m.name != "control": results += _scored_sets(asked.run, asked.cfg, m, sets)
 
 # %% ../nbs/05_evaluation.ipynb #04277917
 def _scored_sets(run, cfg, m, sets): # `Result`s of one model
@@ -221,10 +221,18 @@ def _scored_sets(run, cfg, m, sets): # `Result`s of one model
     with asked_through(engine, load_tokenizer(str(run/"engraved"))): return ask("base") + plain
 
 # %% ../nbs/05_evaluation.ipynb #31d87ce6
-def _arm_ways(run, cfg): # the prompts with principles, and without
-    # the engraved model's chat template, for the base model too
-    plain = plain_prompts(load_tokenizer(str(run/"engraved")), Human.of(cfg))
-    return behind_principles(load_principle_set(cfg.respond, cfg.annotations)), plain
+class _Asked:
+    "A run of stage 5, and what its models are asked with, read once: the principles, and the prompts without them."
+    def __init__(self, run, cfg):
+        self.run, self.cfg, self.human = run, cfg, Human.of(cfg)
+        self.pset = load_principle_set(cfg.respond, cfg.annotations)
+
+    @property
+    def principled(self): return behind_principles(self.pset)
+
+    @cached_property
+    def plain(self): # the engraved model's chat template, for the base model too
+        return plain_prompts(load_tokenizer(str(self.run/"engraved")), self.human)
 
 def _gap_of_run(run, cfg, arms):
     if not arms: return None
@@ -236,35 +244,22 @@ def _gap_of_run(run, cfg, arms):
     return out
 
 # %% ../nbs/05_evaluation.ipynb #4e4084cc
-def pair_sets(names)->dict: # name → rows
-    "Those of the sets that are pairs of answers to principles, read."
-    ours = [n for n in names if n in OUR_SETS and n.startswith("principles")]
-    files = [n for n in names if n not in (*OUR_SETS, *BENCHMARKS) and not is_place(n)]
-    rows = {n: load_benchmark(n) for n in names if n in (*ours, *files)}
-    return {n: r for n, r in rows.items() if n in ours or schema(r[0], n) == "principles"}
-
-def is_pairs(name)->bool:
-    "Is this set one of principle pairs?"
-    return name in pair_sets([name])
-
-def run_pairs(run, cfg, sets): # sets: of `pair_sets`; None where there are none, or the principles have none
+def run_pairs(asked, sets): # sets: of `pair_sets`; None where there are none, or the principles have none
     "The pairs of a run's stage 5."
     if not sets: return None
     (name, rows), *_ = sets.items()
-    pset = load_principle_set(cfg.respond, cfg.annotations)
-    pairs, left_out = fitting_pairs(rows, pset, "ours" if name in OUR_SETS else name)
-    if left_out: run.say(f"5: {left_out}")
-    return RunPairs(run, cfg, name, pset, pairs) if pairs else None
+    pairs, left_out = fitting_pairs(rows, asked.pset, "ours" if name in OUR_SETS else name)
+    if left_out: asked.run.say(f"5: {left_out}")
+    return RunPairs(asked, name, pairs) if pairs else None
 
 class RunPairs:
     "Scores of the pairs in every arm of a run, stored in `eval/principles.json`."
-    def __init__(self, run, cfg, name, pset, pairs):
-        self.run, self.seed, self.name, self.pset, self.pairs = run, cfg.seed, name, pset, pairs
-        self.plain, self.arms = _arm_ways(run, cfg)[1], {}
+    def __init__(self, asked, name, pairs):
+        self.asked, self.run, self.name, self.pairs, self.arms = asked, asked.run, name, pairs, {}
 
     def score(self, m): # m: a model that stage 5 has open
         self.run.say(f"5 principles: {len(self.pairs)} pairs of answers, {m.name}")
-        ways = {m.name: self.plain} | ({UPTAKE: behind_principles(self.pset)} if m.name == "base" else {})
+        ways = {m.name: self.asked.plain} | ({UPTAKE: self.asked.principled} if m.name == "base" else {})
         for arm, prompt_of in ways.items():
             with doing(f"5 principles, {arm}"): self.arms[arm] = score_principles(m.scored(), self.pairs, prompt_of)
 
@@ -273,17 +268,17 @@ class RunPairs:
         arms = {a: self.arms[a] for a in order}
         write_json(self.run/"eval"/"principles.json",
             dict(format="selfalign principles 1", set=self.name, arms={a: asdict(s) for a, s in arms.items()}))
-        return dict(summary(arms, self.seed), set=self.name)
+        return dict(summary(arms, self.asked.cfg.seed), set=self.name)
 
 # %% ../nbs/05_evaluation.ipynb #26d5551e
-def _replies(run, cfg, name, engine): # arm → answers
+def _replies(asked, name, engine): # arm → answers
     "Answers of a model to the held-out prompts and to open questions, journaled, so that they resume."
-    pset, plain = load_principle_set(cfg.respond, cfg.annotations), _plain_ways(cfg)
+    run, cfg, pset, plain = asked.run, asked.cfg, asked.pset, _plain_ways(asked.cfg)
     ways = (dict(base=plain("base"), principled=(lambda r: pset.render(query_text(r)), cfg.respond.sampling(pset)))
         if name == "base" else {name: plain(name)})
-    asked = {arm: [dict(id=content_id("evaluate", arm, r["id"]), prompt=ask(r)) for r in _reply_asked(run, cfg)]
+    jobs = {arm: [dict(id=content_id("evaluate", arm, r["id"]), prompt=ask(r)) for r in _reply_asked(run, cfg)]
         for arm, (ask, _) in ways.items()}
-    return {arm: run.complete(f"evaluation {arm}", asked[arm], engine, sampling, cfg.seed, desc=f"5 answers of {arm}")
+    return {arm: run.complete(f"evaluation {arm}", jobs[arm], engine, sampling, cfg.seed, desc=f"5 answers of {arm}")
         for arm, (_, sampling) in ways.items()}
 
 def _reply_asked(run, cfg): # rows
@@ -292,9 +287,9 @@ def _reply_asked(run, cfg): # rows
     return [*held, *(dict(id=content_id("question", q), instruction=q, input="", kind="question")
         for q in open_questions(cfg))]
 
-def _write_replies(run, cfg, out): # figures of every arm
-    rows, pset = _reply_asked(run, cfg), load_principle_set(cfg.respond, cfg.annotations)
-    parsed = [parse_response(o["text"], pset) for o in out["principled"]]
+def _write_replies(asked, out): # figures of every arm
+    run, rows = asked.run, _reply_asked(asked.run, asked.cfg)
+    parsed = [parse_response(o["text"], asked.pset) for o in out["principled"]]
     out["principled"] = [dict(o, text=p.answer or o["text"].strip()) for o, p in zip(out["principled"], parsed)]
     cost = lambda o: None if o["error"] else dict(prompt=o["n_prompt"], answer=o["n_tokens"], seconds=o.get("seconds"))
     write_json(run/"eval"/"replies.json",
@@ -343,7 +338,7 @@ __getattr__ = moved(__name__, {
     "evals.results": "STAND_IN Result prompt_hash save_results load_results table over_seeds",
     "evals.kinds": "Evaluation EVALUATIONS schema evaluation_of",
     "evals.sets": "SUBSETS PAIR_KINDS OUR_SETS BENCHMARKS VICUNA_URL check_rows load_benchmark "
-                  "sample_rows question_text eval_questions",
+                  "sample_rows question_text eval_questions is_pairs",
     "evals.stats": "Estimate wilson bootstrap mcnemar sign_flip",
     "plots": "paper_results plot_internalization plot_scores plot_tax plot_steps",
     "tables": "Table",

@@ -267,15 +267,16 @@ def test_a_served_run_is_scored_by_torch(engine, monkeypatch):
 
 def replies_of(tmp_path, engines, **settings):
     "Stage 5's replies by scripted engines, with the table's rows."
-    from selfalign.evaluation import _replies, _write_replies
+    from selfalign.evaluation import _Asked, _replies, _write_replies
     from selfalign.report import _reply_rows
     from selfalign.runs import Run
     from selfalign.rows import write_jsonl
     cfg, said = config_from(dict(model="embedded", evaluate=dict(n_questions=6), **settings)), []
     with Run(tmp_path / "r", say=said.append) as run:
         write_jsonl(run / "held_out.jsonl", [])
-        got = _write_replies(run, cfg,
-            {arm: rows for m, e in engines.items() for arm, rows in _replies(run, cfg, m, e).items()})
+        asked = _Asked(run, cfg)
+        got = _write_replies(asked,
+            {arm: rows for m, e in engines.items() for arm, rows in _replies(asked, m, e).items()})
     return got, dict(_reply_rows(got)), said, json.loads((tmp_path / "r" / "eval" / "replies.json").read_text())
 
 

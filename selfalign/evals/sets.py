@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SUBSETS', 'PAIR_KINDS', 'OUR_SETS', 'BENCHMARKS', 'VICUNA_URL', 'check_rows', 'load_benchmark', 'sample_rows',
-           'question_text', 'eval_questions', 'evaluation_texts']
+           'pair_sets', 'is_pairs', 'question_text', 'eval_questions', 'evaluation_texts']
 
 # %% ../../nbs/core/evals/sets.ipynb #c6ae7c00
 import json, os, random
@@ -16,6 +16,7 @@ from ..checks import InputError, as_list
 from ..config import RunConfig
 from .kinds import EVALUATIONS, own_evaluation, schema
 from ..models import cache_only, hub_answers
+from ..registry import is_place
 from ..rows import iter_jsonl
 
 # %% ../../nbs/core/evals/sets.ipynb #950f1042
@@ -206,6 +207,18 @@ def _hub_parquet(repo, file): # rows of a file that the hub has made of a data s
     import pyarrow.parquet as pq
     from huggingface_hub import hf_hub_download
     return pq.read_table(hf_hub_download(repo, file, repo_type="dataset", revision="refs/convert/parquet")).to_pylist()
+
+# %% ../../nbs/core/evals/sets.ipynb #cb934662
+def pair_sets(names)->dict: # name → rows
+    "Those of the sets that are pairs of answers to principles, read."
+    ours = [n for n in names if n in OUR_SETS and n.startswith("principles")]
+    files = [n for n in names if n not in (*OUR_SETS, *BENCHMARKS) and not is_place(n)]
+    rows = {n: load_benchmark(n) for n in names if n in (*ours, *files)}
+    return {n: r for n, r in rows.items() if n in ours or schema(r[0], n) == "principles"}
+
+def is_pairs(name)->bool:
+    "Is this set one of principle pairs?"
+    return name in pair_sets([name])
 
 # %% ../../nbs/core/evals/sets.ipynb #b91145d9
 def question_text(row)->str:
