@@ -2,6 +2,7 @@
 import json, math, random
 from pathlib import Path
 
+import numpy as np
 import pytest
 from selfalign import evaluation as E
 from selfalign.annotations import data_path, load_template
@@ -372,6 +373,26 @@ def test_unequal_lists_and_empty_answers():
     ("Verdict:\nB", "B"), ("A is wrong. **Verdict: B**", "B"), ("The verdict is hard: a tie?", None),
     ("Verdict: A's", None), ("Verdict: B, though A is close", None)])
 def test_parse_verdict(text, want): assert E.parse_verdict(text) == want
+
+def test_ratings_are_those_of_evalica():
+    import evalica
+    rng = random.Random(0)
+    strength = dict(a=0., b=.7, c=1.5, d=-.4)
+    games = []
+    for i in range(400):
+        x, y = rng.sample([*strength], 2)
+        won = rng.random() < 1/(1 + math.exp(strength[y] - strength[x]))
+        games.append((x, y, "tie" if rng.random() < .2 else "a" if won else "b"))
+    names, w = [*strength], np.zeros((4, 4))
+    for x, y, v in games:
+        i, j = names.index(x), names.index(y)
+        w[i, j] += {"a": 1, "b": 0, "tie": .5}[v]
+        w[j, i] += {"a": 0, "b": 1, "tie": .5}[v]
+    winner = {"a": evalica.Winner.X, "b": evalica.Winner.Y, "tie": evalica.Winner.Draw}
+    theirs = evalica.bradley_terry(*zip(*((x, y, winner[v]) for x, y, v in games)), tolerance=1e-10, limit=10_000)
+    elo = 400*np.log10(theirs.scores[names].to_numpy())
+    from selfalign.evals.judging import _elo
+    assert _elo(w) == pytest.approx(elo - elo.mean() + 1000, abs=.1)
 
 def test_bradley_terry_finds_the_order():
     rng, strength, rows = random.Random(0), dict(a=4., b=2., c=1.), []

@@ -606,3 +606,13 @@ def test_stage_4_knows_the_users_word_of_another_language():
         "und er wird breiter.\n\nNutzer: Und was ist ein See?", n_tokens=9, finish_reason="length")
     kept, _ = vc.judge_verbose(row, dict(out), vc.VerboseContext("Sei ausführlich.", 20, user="Nutzer"))
     assert kept["answer"].endswith("breiter.") and vc.CloneConfig().sampling("Nutzer").stop == ("\nNutzer:",)
+
+
+@pytest.mark.parametrize("name, kind", [("prompts", "PromptRow"), ("responses", "ResponseRow"), ("verbose", "AnswerRow")])
+def test_rows_have_the_keys_that_their_type_names(name, kind):
+    from typing import get_type_hints
+    from selfalign import rows
+    kinds = get_type_hints(getattr(rows, kind))
+    for row in ann.example_rows(name):
+        assert {"id", "instruction", "input"} <= {*row} <= {*kinds}
+        assert all(isinstance(v, kinds[k]) for k, v in row.items())
