@@ -61,13 +61,13 @@ def closing_table(run, # a `Run`
         rows.append(("prompt tokens per reply, before → after engraving", f"{get('responses', 'prompt_tokens')} + "
             f"query → {_told_reply(get('evaluation', 'replies')['engraved'], 'prompt_tokens')}"))
     rows += [("plain text", tax_sentence(m, t)) for m, t in (get("evaluation", "tax") or {}).items()]
-    rows += [("behaviour against base", c["sentence"]) for told in (get("evaluation", "changes") or {}).values()
+    changed = [("behaviour against base", c["sentence"]) for told in (get("evaluation", "changes") or {}).values()
         for c in told]
     rows += (principle_rows(get("evaluation", "principles")) + _internal_rows(get("evaluation", "internalization"))
-        + _reply_rows(get("evaluation", "replies")) + _score_rows(get("evaluation", "scores")))
+        + _reply_rows(get("evaluation", "replies")) + changed + _score_rows(get("evaluation", "scores")))
     rows += [("rows read by a person", line) for line in review_lines(run.path)]
-    changed = ", ".join(f"{f} ({stage})" for stage, f in edited(run.path, s))
-    if changed: rows.append(("changed since their stage made them", changed))
+    by_hand = ", ".join(f"{f} ({stage})" for stage, f in edited(run.path, s))
+    if by_hand: rows.append(("changed since their stage made them", by_hand))
     stages = [r for r in s.values() if r.get("fingerprint")] # the others keep accounts of completions within a stage
     rows.append(("time", f"{sum(r.get('seconds', 0) for r in stages)/60:.1f} minutes in {len(stages)} stages"))
     return rows
