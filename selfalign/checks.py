@@ -35,9 +35,9 @@ codecs.register_error("selfalign", lambda e: (plain_sign(e.object[e.start:e.end]
     if isinstance(e, UnicodeEncodeError) else codecs.replace_errors(e))
 
 def safe_console():
-    "Let no output of this process end in an encoding error."
+    "Let no output of this process end in an encoding error, and let every line be seen when it is said."
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"): stream.reconfigure(errors="selfalign")
+        if hasattr(stream, "reconfigure"): stream.reconfigure(errors="selfalign", line_buffering=True)
 
 # %% ../nbs/core/checks.ipynb #f92d3cc2
 def expand_home(text:str)->str:

@@ -72,7 +72,7 @@ def test_on_a_terminal_slow_steps_are_seen_and_quick_ones_are_not():
     assert re.search(r"rows: +67%.*2/3 .*s/row", said), said
     assert re.search(r"merging: 00:0[23]", said) and "quick" not in said
     tokens = [int(n) for n in re.findall(r"0/1 \[.*? (\d+) tokens", said)]
-    assert len(set(tokens)) >= 3 and tokens == sorted(tokens), said # they move before the first row ends
+    assert len(set(tokens)) >= 2 and tokens == sorted(tokens), said # they move before the first row ends
     assert "1/1" in said and "240 tokens" in said
 
 def test_silence_is_kept():

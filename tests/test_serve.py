@@ -1,5 +1,5 @@
 "A run's model behind transformers' own server, by the command and the lines that it prints."
-import json, shlex, shutil, signal, socket, subprocess, sys
+import json, os, shlex, shutil, signal, socket, subprocess, sys
 
 import pytest
 
@@ -31,7 +31,8 @@ def test_the_printed_lines_use_the_served_model(run):
     for name in ("fastapi", "uvicorn"): pytest.importorskip(name)
     port = free_port()
     ask = [sys.executable, "-m", "selfalign.app.cli", "serve", str(run), "--server", "transformers"]
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    buffered = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"} # as behind `| tee log`
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=buffered)
     server = subprocess.Popen([*ask, "--port", str(port)], **pipes)
     try:
         curl, judge = lines_of(server, 2, "curl ", "selfalign judge ")
