@@ -6,7 +6,8 @@ The embedded model gets a chat template whose end of turn, a token that no text 
 model starts with: drawn at random, deviation 0.02. It is trained on the sample rows of stage 2 and asked open questions
 of the package; counted is how many of its answers end within `--tokens` tokens. Arms: the row left alone; the row
 trained beside LoRA, which is what one process does; and training in two processes, which take an end that the model
-knows. In the last arm the model knows none well: its own `<|im_end|>` is drawn anew too.
+knows, and once more where it knows none well, its own `<|im_end|>` being drawn anew too. The last arm is the model as it
+is, under its own template.
 """
 import argparse
 import contextlib
@@ -21,9 +22,10 @@ import torch
 
 from selfalign import sft
 from selfalign.config import TrainConfig
-from selfalign.encoding import plain_messages, system_variants
+from selfalign.encoding import plain_messages
 from selfalign.evals.stats import wilson
 from selfalign.generation import Sampling, load_engine
+from selfalign.human import OURS
 from selfalign.models import load_model
 from selfalign.provenance import hardware
 from selfalign.rows import content_id, read_jsonl, write_json
@@ -31,8 +33,8 @@ from selfalign.runs import git_commit, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 END = "<gh_stars>" # in the embedded model's vocabulary, and in no text
-TEMPLATE = ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}END\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}").replace("END", END)
+TEMPLATE = ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}" + END + "\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
 TWO = """compute_environment: LOCAL_MACHINE
 distributed_type: MULTI_GPU
 num_machines: 1
@@ -77,10 +79,9 @@ def trained(arm, o, work):
 
 def ended(model, o):
     "Which of the answers to open questions ended by themselves."
-    variants = system_variants()
     asked = [dict(id=content_id(q), instruction=q, input="")
         for r in read_jsonl(ROOT/"data/eval/questions.jsonl") for q in r["turns"]]
-    chats = [plain_messages(r, variants) for r in asked]
+    chats = [plain_messages(r, OURS.systems) for r in asked]
     with load_engine(f"torch:{model}", dtype="float32", device="cpu") as e:
         got = [e.generate(chats, Sampling(temperature=.7, max_new_tokens=o.tokens, seed=k)) for k in range(o.samples)]
     return [c.finish_reason == "stop" for answers in got for c in answers]

@@ -85,7 +85,8 @@ def _sft_config(cfg, work, seed, cuda, per_pack=1, flash=False):
         max_length=cfg.max_length, packing=packing, bf16=bf16, use_cpu=not cuda, **_checkpointing(ckpt),
         train_sampling_strategy="random" if packing else "group_by_length",
         logging_steps=1, logging_first_step=True, logging_nan_inf_filter=False, report_to=_reporters(cfg.report_to),
-        run_name=training_name(work)[0], project="selfalign", save_steps=cfg.save_steps, save_total_limit=2, dataloader_num_workers=0, dataset_num_proc=None,
+        run_name=training_name(work)[0], project="selfalign", save_steps=cfg.save_steps, save_total_limit=2,
+        dataloader_num_workers=0, dataset_num_proc=None,
         disable_tqdm=bool(os.environ.get("SELFALIGN_NO_PROGRESS")))
     if world == 1: _one_card(args)
     return args

@@ -77,9 +77,10 @@ def clone(run, base, cfg:CloneConfig=CloneConfig(), seed=0, human=OURS)->dict: #
         after=run.fingerprint("verbose"))
     with run.stage("final", settings, files=["final"]) as rec:
         if rec is None: return run.manifest["stages"]["final"]
+        system = verbose_system(human)
         rec.update(train_model(read_jsonl(run/"verbose.jsonl"), base, run/"final", run/"work"/"final", cfg.train, seed,
             human, "Final model", about=card_facts(run),
-            teacher=(*teacher_engine(run/"engraved"), lambda r: verbose_messages(r, verbose_system(human)))))
+            teacher=(*teacher_engine(run/"engraved"), lambda r: verbose_messages(r, system))))
     return run.manifest["stages"]["final"]
 
 # %% ../nbs/04_verbose_cloning.ipynb #4ccf904c

@@ -14,9 +14,9 @@ from .command import Command, RunFolder
 from .run import _held_config
 from .serve import Arm, served_model
 from ..gguf_export import Type, modelfile, write_gguf
-from ..human import Human
 from ..models import load_tokenizer
 from ..settings import strict
+from ..sft import _system
 
 # %% ../../nbs/app/export_gguf.ipynb #c2ed5dd4
 @dataclass(frozen=True, config=strict)
@@ -41,5 +41,4 @@ class ExportGguf(Command):
         say(f"ollama create {name} -f {out/'Modelfile'}")
 
 def _system_of(run):
-    cfg = _held_config(Path(run)/"manifest.json")
-    return Human.of(cfg).systems[0]
+    return _system(_held_config(Path(run)/"manifest.json"))

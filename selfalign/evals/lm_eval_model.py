@@ -223,7 +223,8 @@ def find_tasks(names # of tasks, groups or tags, or YAML files
         raise InputError(f"{lost[0]}: no such file; give a task of lm-eval, or the YAML file of one")
     where = sorted({str(Path(f).parent) for f in files})
     stock = not all(map(own, names)) # reading the thousands that lm-eval has takes seconds
-    with waiting("reading lm-eval's tasks"), _quiet(): manager = TaskManager(include_path=where or None, include_defaults=stock)
+    with waiting("reading lm-eval's tasks"), _quiet():
+        manager = TaskManager(include_path=where or None, include_defaults=stock)
     wanted = [_task_in(n) if own(n) else n for n in names]
     for n in wanted:
         if n not in manager.all_tasks: raise InputError(_unknown(n, manager.all_tasks))
