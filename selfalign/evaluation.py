@@ -31,7 +31,8 @@ from .human import Human
 from .models import best_dtype, load_tokenizer
 from .moved import moved
 from .principle_engraving import load_principle_set, parse_response
-from .principle_pairs import UPTAKE, behind_principles, fitting_pairs, score_principles, summary
+from .principle_pairs import (FORM, UPTAKE, behind_principles, fitting_pairs, in_their_form, score_principles,
+                                       summary)
 from .registry import own_files
 from .rows import content_id, read_jsonl, write_json
 from .sft import _system, control_prompt
@@ -259,12 +260,13 @@ class RunPairs:
 
     def score(self, m): # m: a model that stage 5 has open
         self.run.say(f"5 principles: {len(self.pairs)} pairs of answers, {m.name}")
-        ways = {m.name: self.asked.plain} | ({UPTAKE: self.asked.principled} if m.name == "base" else {})
+        ways = {m.name: self.asked.plain}
+        if m.name == "base": ways |= {FORM: in_their_form(self.asked.pset), UPTAKE: self.asked.principled}
         for arm, prompt_of in ways.items():
             with doing(f"5 principles, {arm}"): self.arms[arm] = score_principles(m.scored(), self.pairs, prompt_of)
 
     def told(self): # JSON values
-        order = [a for a in ("base", UPTAKE, "control", "engraved", "final") if a in self.arms]
+        order = [a for a in ("base", FORM, UPTAKE, "control", "engraved", "final") if a in self.arms]
         arms = {a: self.arms[a] for a in order}
         write_json(self.run/"eval"/"principles.json",
             dict(format="selfalign principles 1", set=self.name, arms={a: asdict(s) for a, s in arms.items()}))

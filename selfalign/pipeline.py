@@ -97,6 +97,7 @@ def run_steps(out,                # run folder
     "Do the steps that are not done yet; a run that was killed goes on where it was."
     isolate = best_device() == "cuda" if isolate is None else isolate
     if tuple(steps) != ("report",): # a report needs no model
+        _check_earlier(out, steps)
         _check_given(cfg, steps)
         for line in told_files(cfg): say(line)
     with Run(out, config=json.loads(json.dumps(asdict(cfg))), say=say) as run:
@@ -150,9 +151,24 @@ def _check_given(cfg, steps): # what the command itself says, and the files that
     load_principle_set(cfg.respond, cfg.annotations)
     Human.of(cfg).read()
 
+# %% ../nbs/06_pipeline.ipynb #c3f1a7d2
+def _made(out): # stage → its record
+    try: return json.loads((Path(out)/"manifest.json").read_text(encoding="utf-8"))["stages"] if out else {}
+    except FileNotFoundError: return {}
+
+def _check_earlier(out, steps): # before a model is looked for, converted or fetched
+    "What the first of these steps builds on."
+    try: made = _made(out)
+    except (OSError, ValueError, KeyError, TypeError): return # opening the run tells what is wrong with it
+    earlier = list(STEPS)[:list(STEPS).index(steps[0])]
+    for st in earlier:
+        if not (made.get(STAGES[st][0]) or {}).get("done"):
+            command = "clone" if st == "verbose" else st
+            raise InputError(f"{out}: stage '{STAGES[st][0]}' is not finished; run `selfalign {command} {out}` first")
+
 def _open_steps(cfg, out, redo=None)->list: # those with a stage that is not done
-    try: made = json.loads((Path(out)/"manifest.json").read_text(encoding="utf-8"))["stages"] if out else {}
-    except (OSError, ValueError, KeyError, TypeError): made = {} # opening the run tells what is wrong with it
+    try: made = _made(out)
+    except (OSError, ValueError, KeyError, TypeError): made = {}
     journals, control = lambda s: s.startswith("evaluation "), lambda s: s.startswith("control")
     done = lambda s: journals(s) or (control(s) and not cfg.control) or (made.get(s) or {}).get("done")
     redone = next((st for st, names in STAGES.items() if redo in (st, *names)), None) if redo else None

@@ -68,7 +68,7 @@ def test_five_arms_are_asked_for_the_same_pairs(done):
     out, table = done
     found = json.loads((out / "manifest.json").read_text())["stages"]["evaluation"]["principles"]
     arms = json.loads((out / "eval/principles.json").read_text())["arms"]
-    assert list(arms) == list(found["all"]) == ["base", "base + principles", "control", "engraved", "final"]
+    assert list(arms) == list(found["all"]) == ["base", "base, form alone", "base + principles", "control", "engraved", "final"]
     assert len({tuple(r["id"] for r in a["rows"]) for a in arms.values()}) == 1 and len(arms["base"]["rows"]) == 8
     assert found["all"]["base"]["shift"][0] == 0 and found["all"]["engraved"]["n"] == 8
     assert found["near_miss"]["final"]["n"] == 4
@@ -486,3 +486,19 @@ def test_a_base_without_a_template_is_asked_as_its_engraved_model_is(tmp_path):
         assert e.prompts.tok is bare
         m.name = "engraved"
         assert {r.name for r in _scored_sets(run, cfg, m, ["choices"])} == {"engraved"}
+
+
+@pytest.mark.parametrize("step", ["respond", "engrave", "evaluate"])
+def test_a_stage_without_the_one_before_it_is_told_before_the_model_is_looked_for(tmp_path, step):
+    cfg = config_from(dict(model=str(tmp_path/"nowhere")))
+    with pytest.raises(InputError, match="'prompts' is not finished; run `selfalign prompts "):
+        run_steps(tmp_path/"run", cfg, (step,), say=lambda s: None)
+    assert not (tmp_path/"run").exists()
+
+
+def test_a_stage_in_the_middle_is_missed_by_the_command_that_makes_it(tmp_path):
+    cfg, done = config_from(dict(model=str(tmp_path/"nowhere"))), dict(done=True)
+    stages = dict(prompts=done, responses=done, engraved=done, verbose=dict(done=False))
+    (tmp_path/"manifest.json").write_text(json.dumps(dict(stages=stages)))
+    with pytest.raises(InputError, match="'verbose' is not finished; run `selfalign clone "):
+        run_steps(tmp_path, cfg, ("evaluate",), say=lambda s: None)

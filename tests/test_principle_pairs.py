@@ -4,6 +4,8 @@ from collections import Counter, defaultdict
 from pathlib import Path
 import pytest
 
+from selfalign.principle_pairs import CONTROL, FORM, UPTAKE, PairScores, principle_rows, summary, uptake_sentence
+
 DATA = Path(__file__).parent.parent/"data"
 RULES = range(1, 17)
 KEYS = ["id", "rule", "kind", "held_out", "instruction", "input", "keeping", "breaking"]
@@ -66,3 +68,35 @@ def test_no_single_word_gives_the_answer_away():
             a, b = ({w for w in re.findall(r"[\w']+", p[k].lower())} for k in ("keeping", "breaking"))
             kept.update(a-b); broken.update(b-a)
         assert max(abs(kept[w]-broken[w]) for w in kept | broken) <= 0.25*len(pairs)
+
+
+def arm(by, kind=lambda i: "applies"):
+    return PairScores([dict(id=str(i), rule=1 + i % 4, kind=kind(i), keeping=by(i), breaking=0.) for i in range(40)], [])
+
+
+def test_what_the_form_and_any_training_move_is_not_counted_as_the_principles():
+    "Form costs two nats and training three, the principles bring one in both: all of it is kept, though all shifts fall."
+    wave = lambda i: (i % 5 - 2)/10
+    arms = {"base": arm(lambda i: wave(i)), FORM: arm(lambda i: wave(i) - 2), UPTAKE: arm(lambda i: -wave(i) - 1),
+            CONTROL: arm(lambda i: wave(i) - 3), "engraved": arm(lambda i: -wave(i) - 2)}
+    found = summary(arms)
+    assert found["all"]["engraved"]["shift"][0] < 0 and found["all"][UPTAKE]["shift"][0] < 0
+    assert found["all"]["engraved"]["kept"][0] == pytest.approx(1)
+    assert found["alike"]["all"][UPTAKE]["against"] == FORM and found["alike"]["all"]["engraved"]["against"] == CONTROL
+    assert "does not follow" not in uptake_sentence(found)
+
+
+def test_an_arm_that_moves_as_the_control_arm_keeps_nothing():
+    arms = {"base": arm(lambda i: 0.), FORM: arm(lambda i: 0.1*(i % 2)), UPTAKE: arm(lambda i: 2 + 0.1*(i % 3)),
+            CONTROL: arm(lambda i: 5 + 0.1*(i % 2)), "engraved": arm(lambda i: 5 + 0.1*(i % 2))}
+    found = summary(arms)
+    assert found["alike"]["all"]["engraved"]["shift"][0] == 0 and found["all"]["engraved"]["kept"] is None
+    assert dict(principle_rows(found))["engraved against control"].startswith("+0.00 nats")
+
+
+def test_without_the_arm_of_the_form_all_is_measured_against_the_first_arm():
+    arms = {"base": arm(lambda i: 0.), UPTAKE: arm(lambda i: 2 + 0.1*(i % 3)), CONTROL: arm(lambda i: 1. + 0.1*(i % 2)),
+            "engraved": arm(lambda i: 1 + 0.05*(i % 3))}
+    found = summary(arms)
+    assert "alike" not in found and found["all"]["engraved"]["kept"][0] == pytest.approx(0.5)
+    assert found["all"][CONTROL]["kept"][0] == pytest.approx(0.5, abs=0.02)

@@ -25,8 +25,8 @@ from ..evaluation import _lift_prompt
 from ..models import resolve_model
 from ..pipeline import _checked, _handed
 from ..principle_engraving import load_principle_set, respond
-from ..principle_pairs import (UPTAKE, behind_principles, fitting_pairs, score_principles, summary,
-                                       uptake_sentence)
+from ..principle_pairs import (FORM, UPTAKE, behind_principles, fitting_pairs, in_their_form, score_principles,
+                                       summary, uptake_sentence)
 from ..report import print_table
 from ..runs import Run
 from ..settings import strict
@@ -144,7 +144,7 @@ def uptake(cfg:RunConfig, n=None # pairs, drawn by the run's seed; None = all of
     if not pairs: raise InputError(said)
     with open_scorer(cfg) as lazy:
         engine = lazy.loaded()
-        ways = {"base": asked_plainly(cfg), UPTAKE: behind_principles(pset)}
+        ways = {"base": asked_plainly(cfg), FORM: in_their_form(pset), UPTAKE: behind_principles(pset)}
         return summary({arm: score_principles(engine, pairs, ask) for arm, ask in ways.items()}, cfg.seed)
 
 def uptake_rows(cfg)->list: # (what, value)
