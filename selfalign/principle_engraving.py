@@ -26,7 +26,7 @@ from .models import model_identity
 from .moved import moved
 from .prompt_text import prompt_parts
 from .registry import own_files
-from .rows import content_id, read_jsonl, text_lines
+from .rows import PromptRow, ResponseRow, content_id, read_jsonl, text_lines
 from .tokens import after
 
 # %% ../nbs/02_principle_engraving.ipynb #ef2f5d54
@@ -233,7 +233,7 @@ def check_context(pset, engine, max_new_tokens):
     return n
 
 # %% ../nbs/02_principle_engraving.ipynb #3a5f09ee
-def judge(row:dict,        # a prompt row
+def judge(row:PromptRow,
           out:dict,        # its completion row
           ctx:Context,
           product_name=None
@@ -253,7 +253,7 @@ def judge(row:dict,        # a prompt row
 
 # %% ../nbs/02_principle_engraving.ipynb #81c81fc2
 def lifts(engine, # the base model, on an engine that gives log-probabilities
-          rows,   # response rows
+          rows:list[ResponseRow],
           pset,
           plain   # row → the prompt without principles
          )->list: # nats per token; None where a row cannot be scored

@@ -21,7 +21,7 @@ from .evals.plain_text import tax_sentence
 from .hub import reply_losses
 from .made import edited
 from .models import STAND_IN_NOTICE
-from .principle_pairs import principle_rows
+from .principle_pairs import principle_rows, uptake_sentence
 from .review import review_lines
 from .tables import _counts, _mean, _told_reply
 
@@ -213,8 +213,7 @@ def write_page(run_path # a run's folder
     "Make `answers.html`: the same questions answered by base, base + principles, engraved and final model."
     run_path = Path(run_path)
     if not (run_path/"eval"/"replies.json").exists(): return None
-    notice = f"Model {_model_of(run_path)}" + (f": {STAND_IN_NOTICE}" if _stand_in(run_path) else "")
-    body = Markup(four_answers(json.loads((run_path/"eval"/"replies.json").read_text()), notice))
+    body = Markup(four_answers(json.loads((run_path/"eval"/"replies.json").read_text()), _notice(run_path)))
     page = document("page.html", title="Four answers", body=body)
     (run_path/"answers.html").write_text(page, encoding="utf-8")
     return run_path/"answers.html"
@@ -222,3 +221,9 @@ def write_page(run_path # a run's folder
 # %% ../nbs/core/report.ipynb #2c839fe9
 def _stand_in(out):
     return any((Path(out)/d/"STAND_IN").exists() for d in ("engraved", "final")) or _model_of(out) == "embedded"
+
+def _notice(run_path): # which model this is, and whether its principles can be expected to show
+    about = f"Model {_model_of(run_path)}" + (f": {STAND_IN_NOTICE}" if _stand_in(run_path) else "")
+    stages = json.loads((run_path/"manifest.json").read_text())["stages"]
+    found = (stages.get("evaluation") or {}).get("principles")
+    return f"{about}. What the principles move in it: {uptake_sentence(found)}." if found else about

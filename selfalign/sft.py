@@ -20,7 +20,7 @@ from .generation import Sampling, load_engine
 from .human import Human, OURS
 from .models import best_device, load_model, load_tokenizer, model_identity, release, resolve_model
 from .moved import moved
-from .rows import content_id, read_jsonl, write_jsonl
+from .rows import AnswerRow, Query, ResponseRow, content_id, read_jsonl, write_jsonl
 from .tables import _counts
 from .tokens import control_tokens, end_of_turn, read_turn, with_chat_template
 from .end_rows import end_rank, end_ranks
@@ -28,7 +28,7 @@ from .trainers import _recipe
 from .training import _four_bit, fit, launch, save_model
 
 # %% ../nbs/03_sft.ipynb #500fce0a
-def split_held_out(rows, share:float)->tuple: # (training rows, held-out rows)
+def split_held_out(rows:list[ResponseRow], share:float)->tuple: # (training rows, held-out rows)
     "Split by a hash of the row's id: the same prompt is always on the same side."
     if bad := [i for i, r in enumerate(rows, 1) if not isinstance(r, dict) or "id" not in r]:
         raise InputError(f"row {bad[0]} has no id; give each row an id of its own, as prompts.jsonl has them")
@@ -36,13 +36,13 @@ def split_held_out(rows, share:float)->tuple: # (training rows, held-out rows)
     return [r for r, o in zip(rows, out) if not o], [r for r, o in zip(rows, out) if o]
 
 # %% ../nbs/03_sft.ipynb #c808b2cd
-def seed_rows(human=OURS)->list: # dicts with id, instruction, input, answer, ended
+def seed_rows(human=OURS)->list[AnswerRow]:
     "The seed tasks with their answers, for a teacher to read."
     tasks = [t for t in human.tasks if t.output]
     return [dict(id=t.id, instruction=t.instruction, input=t.input, answer=t.output, ended=True) for t in tasks]
 
 # %% ../nbs/03_sft.ipynb #f79db755
-def train_model(rows,  # dicts with id, instruction, input, answer, ended
+def train_model(rows:list[AnswerRow],
                 base, out, work, cfg:TrainConfig, seed=0, human=OURS, title="Aligned model",
                 identity=True, # mix in who-are-you pairs
                 about=None, # more lines for the model card: human_lines, principles, yield, rejected
@@ -105,7 +105,7 @@ def teacher_engine(model)->tuple: # (engine string, its options)
     "The engine that reads a teacher's distribution: in this process, exact on a CPU."
     return f"torch:{model}", {} if best_device() == "cuda" else dict(dtype="float32")
 
-def with_targets(rows,    # dicts with answer, and what the teacher's prompt is made of
+def with_targets(rows:list[AnswerRow],
                  encoded, # the same rows, encoded
                  teacher, # (engine string, its options, row → the prompt it reads)
                  k)->list: # encoded rows with a target each
@@ -202,13 +202,13 @@ def card_facts(run)->dict: # human_lines, principles, yield, rejected: where the
 def _weights_of(base): return model_identity(asdict(resolve_model(base)))
 
 # %% ../nbs/03_sft.ipynb #8865ca95
-def _plain_answer(row, out): # (row, None) or (reject, reason)
+def _plain_answer(row:ResponseRow, out): # (row, None) or (reject, reason)
     base, text = {k: row[k] for k in ("id", "instruction", "input")}, out["text"].strip()
     if why := "engine error" if out["error"] else None if text else "no answer":
         return dict(base, reason=why, raw=out["error"] or out["text"]), why
     return dict(base, answer=text, ended=out["finish_reason"] == "stop"), None
 
-def control_prompt(row, human=OURS)->str:
+def control_prompt(row:Query, human=OURS)->str:
     "How the base model is asked without principles."
     return f"{human.systems[0]}\n\nUser: {query_text(row)}\n\n{human.name}:"
 

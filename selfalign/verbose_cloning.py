@@ -16,7 +16,7 @@ from .filters.context import Response, VerboseContext
 from .human import OURS
 from .moved import moved
 from .registry import own_files
-from .rows import content_id, read_jsonl
+from .rows import Query, content_id, read_jsonl
 from .sft import _weights_of, card_facts, teacher_engine, train_model
 from .trainers import _recipe
 
@@ -25,14 +25,14 @@ def verbose_system(human=OURS)->str:
     "The system text that asks for detail."
     return fill(human.template("verbose_system"), name=human.name)
 
-def verbose_messages(row,         # has instruction, input
+def verbose_messages(row:Query,
                      system:str   # the verbose system text
                     )->list: # chat messages
     "The query under the system text that asks for detail."
     return [dict(role="system", content=system), dict(role="user", content=query_text(row))]
 
 # %% ../nbs/04_verbose_cloning.ipynb #10a81a08
-def judge_verbose(row:dict, out:dict, ctx:VerboseContext)->tuple: # (row, None) or (reject, reason)
+def judge_verbose(row:Query, out:dict, ctx:VerboseContext)->tuple: # (row, None) or (reject, reason)
     "Filter one verbose answer; both outcomes keep the raw text."
     base = dict(id=row["id"], instruction=row["instruction"], input=row.get("input", ""), n_tokens=out["n_tokens"],
         finish_reason=out["finish_reason"])

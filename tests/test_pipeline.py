@@ -198,7 +198,7 @@ def test_four_answers_with_what_each_cost(done):
     asked = [r for r in replies if r["kind"] == "question"]
     assert len(asked) == 2 == html.count("<h3>") and html.count('class="a ') == 8
     assert f"{asked[0]['cost']['principled']['prompt']:,} + " in html
-    assert not re.search(r"(?:src|href)=", html)
+    assert "What the principles move in it: " in html and not re.search(r"(?:src|href)=", html)
 
 
 def test_killed_and_resumed_it_is_the_same_run(done, small, tmp_path):
