@@ -59,7 +59,9 @@ class Wandb:
         self.run = wandb.init(**settings, id=id, name=run, group=run, resume="allow", dir=str(folder))
     def numbers(self, values, step): self.run.log(values)
     def figure(self, path, step): self.run.log({f"figures/{path.stem}": self.wandb.Image(str(path))})
-    def close(self): self.run.finish()
+    def close(self):
+        self.run.finish()
+        self.wandb.teardown() # it reads the environment once in a process: the next training has a folder of its own
 
 class Trackio:
     "A run in trackio's database on this machine."
@@ -153,3 +155,4 @@ def training_told(names, work): # a training's `report_to`; the folder of checkp
 def _finish_wandb(): # the next training is another run
     import wandb
     if wandb.run is not None: wandb.finish()
+    wandb.teardown()
