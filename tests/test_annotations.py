@@ -204,15 +204,17 @@ def test_what_a_folder_gives_and_what_is_passed_over(tmp_path):
     assert told_files(RunConfig(model="embedded")) == []
 
 
-def test_first_lines_and_manifest_say_whose_words_these_are(tmp_path):
+def test_first_lines_and_manifest_say_whose_words_these_are(tmp_path, monkeypatch):
     import hashlib, json
     from selfalign import pipeline
     from selfalign.checks import InputError
     from selfalign.runs import Run
     (tmp_path/"mine").mkdir(); text = tmp_path/"mine"/"plain_system.txt"; text.write_text("You are {name}.\n")
     said, cfg = [], pipeline.config_from(dict(model="embedded", annotations=str(tmp_path/"mine")))
-    with pytest.raises(InputError, match="is not finished"):
-        pipeline.run_steps(tmp_path/"run", cfg, steps=("engrave",), isolate=False, say=said.append)
+    def stop(run, cfg): raise InputError("far enough")
+    monkeypatch.setitem(pipeline.STEPS, "prompts", stop)
+    with pytest.raises(InputError, match="far enough"):
+        pipeline.run_steps(tmp_path/"run", cfg, steps=("prompts",), isolate=False, say=said.append)
     assert said[0].startswith("human text of your own: ") and "plain_system.txt" in said[0]
     with Run(tmp_path/"run") as run:
         run.news |= pipeline._human_text(cfg)
