@@ -71,7 +71,8 @@ def main(name, run, again, command):
     out = RESULTS/f"pairs_{name}.json"
     write_json(out, dict(command=command, commit=man["commit"], versions=man["versions"],
         hardware={a: x["hardware"] for a, x in found.items()}, model=Path(str(cfg.model)).name,
-        sha256=resolve_model(base_model(cfg)).sha256, seed=cfg.seed, stages=stages, plain_text_rise=plain,
+        sha256=resolve_model(base_model(cfg)).sha256, config=man["config"] | dict(model=Path(str(cfg.model)).name),
+        stages=stages, plain_text_rise=plain,
         **halves))
     for name, x in halves.items():
         for kind, arms in x["principles"]["alike"].items():

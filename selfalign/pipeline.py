@@ -152,23 +152,21 @@ def _check_given(cfg, steps): # what the command itself says, and the files that
     Human.of(cfg).read()
 
 # %% ../nbs/06_pipeline.ipynb #c3f1a7d2
-def _made(out): # stage → its record
+def _made(out): # stage → its record; None where the manifest cannot be read: opening the run tells why
     try: return json.loads((Path(out)/"manifest.json").read_text(encoding="utf-8"))["stages"] if out else {}
     except FileNotFoundError: return {}
+    except (OSError, ValueError, KeyError, TypeError): return None
 
 def _check_earlier(out, steps): # before a model is looked for, converted or fetched
     "What the first of these steps builds on."
-    try: made = _made(out)
-    except (OSError, ValueError, KeyError, TypeError): return # opening the run tells what is wrong with it
-    earlier = list(STEPS)[:list(STEPS).index(steps[0])]
-    for st in earlier:
+    if (made := _made(out)) is None: return
+    for st in list(STEPS)[:list(STEPS).index(steps[0])]:
         if not (made.get(STAGES[st][0]) or {}).get("done"):
             command = "clone" if st == "verbose" else st
             raise InputError(f"{out}: stage '{STAGES[st][0]}' is not finished; run `selfalign {command} {out}` first")
 
 def _open_steps(cfg, out, redo=None)->list: # those with a stage that is not done
-    try: made = _made(out)
-    except (OSError, ValueError, KeyError, TypeError): made = {}
+    made = _made(out) or {}
     journals, control = lambda s: s.startswith("evaluation "), lambda s: s.startswith("control")
     done = lambda s: journals(s) or (control(s) and not cfg.control) or (made.get(s) or {}).get("done")
     redone = next((st for st, names in STAGES.items() if redo in (st, *names)), None) if redo else None

@@ -156,7 +156,7 @@ def _kept(moved, uptake, seed): # None where there is no uptake to keep
     return bootstrap(both, lambda rows: rows[:, 0].mean()/rows[:, 1].mean(), seed=seed)
 
 # %% ../nbs/core/principle_pairs.ipynb #be9446c5
-def by_rule(arms:dict, principled="base + principles", seed=0)->dict: # rule number → {kind or "all": list of `Shift`s}
+def by_rule(arms:dict, principled=UPTAKE, seed=0)->dict: # rule number → {kind or "all": list of `Shift`s}
     "The same figures for each rule; its near-misses apart."
     rows = next(iter(arms.values())).rows
     out = {}

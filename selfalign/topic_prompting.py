@@ -20,7 +20,7 @@ from .human import OURS
 from .models import model_identity
 from .moved import moved
 from .novelty import NoveltyFilter, novelty_yield
-from .rows import Query, content_id, write_jsonl
+from .rows import content_id, write_jsonl
 from .sources import read_prompts, source_settings
 from .task_lists import _hint, parse_questions, parse_tasks, parse_topics, topic_key
 from .words import letters_kept, unicode_tokens, word_count
@@ -30,7 +30,7 @@ def format_task(k, instruction, input):
     "One item of the list."
     return f"###\n{k}. Instruction: {' '.join(instruction.split())}\n{k}. Input:\n{input or '<noinput>'}\n"
 
-def self_instruct_prompt(tasks:list[Query], # those shown
+def self_instruct_prompt(tasks,   # the tasks shown, with instruction and input
                          cfg, template)->str:
     "The meta prompt, the shown tasks, and the cue for the next one."
     shown = "".join(format_task(k, t.instruction, t.input) for k, t in enumerate(tasks, 1))

@@ -129,7 +129,7 @@ def test_an_interrupted_run_does_not_wait_for_answers_on_their_way():
         mute.bind(("127.0.0.1", 0)); mute.listen(64)
         # a background job of a shell begins with SIGINT ignored
         code = ("import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
-                f"from selfalign.generation import load_engine, Sampling\ne = "
+                "from selfalign.generation import load_engine, Sampling\ne = "
                 f"load_engine('openai:http://127.0.0.1:{mute.getsockname()[1]}/v1#m', server='openai', timeout=60)\n"
                 "print('asking', flush=True)\ne.generate(['a']*40, Sampling())")
         p = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)

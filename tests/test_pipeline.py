@@ -68,7 +68,8 @@ def test_five_arms_are_asked_for_the_same_pairs(done):
     out, table = done
     found = json.loads((out / "manifest.json").read_text())["stages"]["evaluation"]["principles"]
     arms = json.loads((out / "eval/principles.json").read_text())["arms"]
-    assert list(arms) == list(found["all"]) == ["base", "base, form alone", "base + principles", "control", "engraved", "final"]
+    order = ["base", "base, form alone", "base + principles", "control", "engraved", "final"]
+    assert list(arms) == list(found["all"]) == order
     assert len({tuple(r["id"] for r in a["rows"]) for a in arms.values()}) == 1 and len(arms["base"]["rows"]) == 8
     assert found["all"]["base"]["shift"][0] == 0 and found["all"]["engraved"]["n"] == 8
     assert found["near_miss"]["final"]["n"] == 4
