@@ -102,6 +102,9 @@ class RespondConfig(Settings):
     thoughts_label: str = "(internal thoughts)"
     rule_words: tuple[str, ...] = RULE_WORDS
     example_words: tuple[str, ...] = ("Examples", "Example")
+    # how the model is shown them: "text" (paper), one text to go on with; "chat", rules and exemplars as the system
+    # text and turns of the model's own chat template
+    form: Literal["text", "chat"] = "text"
 
     # takes the working name's place in the answers; the same name if None
     product_name: Annotated[_Name|None, Words("a name, or leave it out")] = None
@@ -225,7 +228,7 @@ class CloneConfig(Settings):
                         min_new_tokens=self.min_new_tokens)
 
 # %% ../nbs/core/config.ipynb #bb4d05a1
-_LATER = ("samples", "filters", "phrases")
+_LATER = ("samples", "filters", "phrases", "form")
 
 def _as_ever(cfg, name, value)->bool:
     "Is this a setting that older runs do not have, at its default?"

@@ -118,12 +118,10 @@ def check_packages(*names):
         raise InputError(f"the report needs {', '.join(missing)}; pip install {' '.join(missing)}")
 
 def check_principles(respond, folder, model, tok, room=None): # settings of stage 2; room: the engine's own limit
-    "`InputError` where the model's context does not hold the principles, a query and an answer."
+    "`InputError` where the model takes no such prompt, or its context does not hold the principles, a query and an answer."
     prompts, limits = Prompts(tok), [n for n in (_positions(model.config.get_text_config(decoder=True)), room) if n]
-    count = lambda text: len(prompts.encode(text))
-    if limits:
-        check_context(load_principle_set(respond, folder), SimpleNamespace(count_tokens=count, max_context=min(limits)),
-            respond.max_new_tokens)
+    asked = SimpleNamespace(count_tokens=lambda p: len(prompts.encode(p)), max_context=min(limits, default=None))
+    check_context(load_principle_set(respond, folder), asked, respond.max_new_tokens)
 
 # %% ../nbs/core/gate.ipynb #8f74c5a8
 TRAINING = {"engrave", "clone"}

@@ -52,7 +52,7 @@ def step_respond(run, cfg):
         if cfg.control:
             r = cfg.respond
             answer_plainly(run, e, cfg.engrave, max_new_tokens=r.max_new_tokens, temperature=r.temperature,
-                top_p=r.top_p, **handed)
+                top_p=r.top_p, form=r.form, **handed)
 
 def step_engrave(run, cfg):
     "3: the engraved model, and the control arm."
@@ -60,7 +60,7 @@ def step_engrave(run, cfg):
     pset, handed = load_principle_set(cfg.respond, cfg.annotations), _handed(cfg)
     how = _tracked(cfg, cfg.engrave)
     engrave(run, base_model(cfg), how, behind=behind_principles(pset), **handed)
-    if cfg.control: engrave_control(run, base_model(cfg), how, **handed)
+    if cfg.control: engrave_control(run, base_model(cfg), how, form=cfg.respond.form, **handed)
     _say_trained(run, 3, todo)
 
 def _tracked(cfg, training): # the settings of a training; whom the run tells is told of it too

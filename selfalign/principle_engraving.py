@@ -14,8 +14,9 @@ from fastcore.basics import patch
 
 from .annotations import (Exemplar, Principle, data_path, fill, load_exemplars, load_principles,
                                    load_template, query_text, read_text)
+from .chat_form import FORMS, chat_messages, prompt_tokens, without_cue
 from .checks import InputError
-from .citations import cited_rules, uncite
+from .citations import cited_rules, uncite, without_rules
 from .config import RULE_WORDS, RespondConfig, _WORDS, _as_ever
 from .filters.chain import apply_filters, told_reason
 from .filters.context import Context, Response
@@ -45,6 +46,7 @@ class PrincipleSet:
     rule_words: tuple = RULE_WORDS                   # how thoughts and header call a rule
     example_words: tuple = ("Examples", "Example")   # headings: of the section, of each
     text: str = None           # the prompt as one text, shown as it stands; see `from_text`
+    form: str = "text"         # of the prompt: "text", or "chat", see `selfalign.chat_form`
 
     def __post_init__(self):
         if self.header is None: object.__setattr__(self, "header", load_template("principles"))
@@ -61,6 +63,7 @@ class PrincipleSet:
             if not words or not all(w.strip() for w in words):
                 raise InputError(f"{k} is {v!r}; give words that are not empty")
             if k in ("rule_words", "example_words"): object.__setattr__(self, k, words)
+        if self.form not in FORMS: raise InputError(f"form is {self.form!r}; it must be one of {', '.join(FORMS)}")
         if self.name == self.user: raise InputError(f"name and user are both {self.name!r}; give names that differ")
         if len(self.example_words) != 2:
             raise InputError(f"example_words is {self.example_words!r}; give two headings, of the section and of "
@@ -136,6 +139,15 @@ def turn(self:PrincipleSet, t, thoughts=True)->str:
     return f"{self.user}: {t.user}\n\n{think}{self.answer_cue} {fill(t.answer, name=self.name)}\n\n"
 
 @patch
+def shown(self:PrincipleSet, thoughts=True, rules=True)->tuple: # header, exemplars
+    "Both without what speaks of a part that is left out."
+    header = self.header if thoughts else "\n".join(
+        l for l in text_lines(self.header) if not l.startswith("{private}"))
+    header = fill(header, name=self.name, private="")
+    if rules: return header, self.exemplars
+    return without_rules(header, self.rule_words), self._uncited([p.number for p in self.principles])
+
+@patch
 def prefix(self:PrincipleSet,
            thoughts=True, # False leaves them out of the exemplars
            rules=True,    # False leaves them out, with the header's sentences and the exemplars' citations that speak of rules
@@ -143,11 +155,7 @@ def prefix(self:PrincipleSet,
           )->str: # the part all queries share; the shipped one has some 1,200 tokens
     "Header, rules and exemplars; each part may be left out, to see what it does. A prompt of one text stands as it is unless a part is left out."
     if self.text is not None and thoughts and rules and exemplars: return self.text + self._apart()
-    (section, each), header = (self.example_words, self.header if thoughts
-        else "\n".join(l for l in text_lines(self.header) if not l.startswith("{private}")))
-    header, shown = (fill(header, name=self.name, private=""), self.exemplars if rules
-        else self._uncited([p.number for p in self.principles]))
-    if not rules: header = _without_sentences(header, rf"(?i){_any(self.rule_words)}")
+    (section, each), (header, shown) = self.example_words, self.shown(thoughts, rules)
     shown = "".join(f"### {each} {i}\n" + "".join(self.turn(t, thoughts) for t in e.turns)
         for i, e in enumerate(shown, 1))
     return (f"{header}\n" + (f"{self.rules()}\n" if rules else "")
@@ -170,8 +178,9 @@ def quote(self:PrincipleSet, text:str)->str:
     return re.sub(rf"(?i)(?:\A|(?<={_BREAK}))(?=(?:(?!{_BREAK})\s)*(?:{who}|###))", "> ", text)
 
 @patch
-def render(self:PrincipleSet, query:str, thoughts=True, **parts)->str:
+def render(self:PrincipleSet, query:str, thoughts=True, **parts): # text, or messages where form is "chat"
     "The whole prompt for one query, up to the cue for thoughts (or for the answer); see `prefix` for the parts."
+    if self.form == "chat": return chat_messages(self, query, thoughts, **parts)
     return (f"{self.prefix(thoughts, **parts)}{self.user}: "
         f"{self.quote(query)}\n\n{self.thoughts_cue if thoughts else self.answer_cue}")
 
@@ -193,17 +202,13 @@ def _uncited(self:PrincipleSet, numbers):
     return tuple(replace(e, turns=tuple(replace(t, thoughts=uncite(t.thoughts, numbers, self.principles,
         self.rule_words)) for t in e.turns)) for e in self.exemplars)
 
-def _without_sentences(text, pattern):
-    kept = (" ".join(s for s in re.split(r"(?<=[.!?])\s+|(?<=[。！？])", l) if not re.search(pattern, s))
-        for l in text_lines(text))
-    return "\n".join(l for l in kept if l)
-
 # %% ../nbs/02_principle_engraving.ipynb #a0050f08
 def parse_response(text:str,          # what came after the cue for thoughts
                    pset:PrincipleSet, # whose cues to look for
                    ended=True         # did generation stop by itself?
                   )->Response:
     "Split a completion into thoughts and answer, and read the citations."
+    if pset.form == "chat": text = without_cue(pset, text)
     cue = re.search(rf"(?m)^[ \t]*{re.escape(pset.name)}[:：]", text)
     thoughts, answer = (text[:cue.start()], text[cue.end():].strip()) if cue else (text, None)
     known, cites = {p.number: p.name for p in pset.principles}, pset.cites(thoughts)
@@ -215,18 +220,19 @@ def parse_response(text:str,          # what came after the cue for thoughts
 # %% ../nbs/02_principle_engraving.ipynb #b6cd2710
 def load_principle_set(cfg:RespondConfig, folder=None)->PrincipleSet:
     "The principle set of a configuration."
+    words = dict(cfg.words(), form=cfg.form)
     if texts := [p for p in cfg.principles if p.endswith(".txt")]:
         if len(cfg.principles) > 1:
             raise InputError(f"respond.principles names {texts[0]}, a whole prompt, and other files; give it alone")
         if cfg.exemplars not in ((), RespondConfig.exemplars):
             raise InputError(f"respond.exemplars names {cfg.exemplars[0]}, but {texts[0]} has its own; give an "
                 "empty list")
-        return PrincipleSet.from_text(read_text(path := data_path(texts[0], folder)), path, **cfg.words())
-    return PrincipleSet.load(list(cfg.principles), list(cfg.exemplars), folder, name=cfg.name, **cfg.words())
+        return PrincipleSet.from_text(read_text(path := data_path(texts[0], folder)), path, **words)
+    return PrincipleSet.load(list(cfg.principles), list(cfg.exemplars), folder, name=cfg.name, **words)
 
 def check_context(pset, engine, max_new_tokens):
-    "`InputError` where the principles leave no room for a query and an answer."
-    n, room = engine.count_tokens(pset.render("")), engine.max_context
+    "`InputError` where the model has no chat to show them in, or they leave no room for a query and an answer."
+    n, room = prompt_tokens(pset, engine), engine.max_context
     if room and n + max_new_tokens + 64 > room:
         raise InputError(f"the principles and exemplars are {n} tokens and the model's context is {room}: no room for "
             f"a query and {max_new_tokens} new tokens; shorten them or lower max_new_tokens")

@@ -15,7 +15,7 @@ from .bars import bar
 from .checks import InputError
 from .config import EngraveConfig, TrainConfig
 from .distil import answer_targets, label_target
-from .encoding import _answer_size, encode_rows, identity_pairs, row_counts
+from .encoding import _answer_size, encode_rows, identity_pairs, plain_messages, row_counts
 from .generation import Sampling, load_engine
 from .human import Human, OURS
 from .models import best_device, load_model, load_tokenizer, model_identity, release, resolve_model
@@ -208,19 +208,20 @@ def _plain_answer(row:ResponseRow, out): # (row, None) or (reject, reason)
         return dict(base, reason=why, raw=out["error"] or out["text"]), why
     return dict(base, answer=text, ended=out["finish_reason"] == "stop"), None
 
-def control_prompt(row:Query, human=OURS)->str:
-    "How the base model is asked without principles."
+def control_prompt(row:Query, human=OURS, form="text"): # text or messages
+    "How the base model is asked without principles, in the form of the principles' prompt."
+    if form == "chat": return plain_messages(row, human.systems)
     return f"{human.systems[0]}\n\nUser: {query_text(row)}\n\n{human.name}:"
 
 def answer_plainly(run, engine, cfg:EngraveConfig=EngraveConfig(), seed=0, human=OURS,
-        max_new_tokens=200, temperature=0.5, top_p=0.9)->dict:
+        max_new_tokens=200, temperature=0.5, top_p=0.9, form="text")->dict:
     "For the control arm: the base model answers without principles; makes `control_answers.jsonl`."
     settings = dict(seed=seed, held_out=cfg.held_out, max_new_tokens=max_new_tokens, temperature=temperature,
-        top_p=top_p, system=content_id(human.systems), after=run.fingerprint("responses"))
+        top_p=top_p, system=content_id(human.systems), after=run.fingerprint("responses")) # whose settings say the form
     with run.stage("control answers", settings, files=["control_answers.jsonl"]) as rec:
         if rec is None: return run.manifest["stages"]["control answers"]
         rows, _ = split_held_out(read_jsonl(run/"responses.jsonl"), cfg.held_out)
-        jobs = [dict(id=content_id("control", r["id"]), prompt=control_prompt(r, human)) for r in rows]
+        jobs = [dict(id=content_id("control", r["id"]), prompt=control_prompt(r, human, form)) for r in rows]
         sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, stop=("\nUser:",))
         outs = run.complete("control answers", jobs, engine, sampling, seed, desc="2 control answers")
         run.tell_failures("control answers", outs)
@@ -229,14 +230,14 @@ def answer_plainly(run, engine, cfg:EngraveConfig=EngraveConfig(), seed=0, human
     return run.manifest["stages"]["control answers"]
 
 # %% ../nbs/03_sft.ipynb #5168deec
-def engrave_control(run, base, cfg:EngraveConfig=EngraveConfig(), seed=0, human=OURS)->dict:
+def engrave_control(run, base, cfg:EngraveConfig=EngraveConfig(), seed=0, human=OURS, form="text")->dict:
     "The control arm: the same training on as many tokens of answers given without principles; makes `control/`."
     settings = dict(_recipe(cfg), seed=seed, identity=content_id(human.identity),
         after=[run.fingerprint("control answers"), run.fingerprint("engraved")])
     with run.stage("control", settings, files=["control"]) as rec:
         if rec is None: return run.manifest["stages"]["control"]
         rows, tokens = read_jsonl(run/"control_answers.jsonl"), run.manifest["stages"]["engraved"]["answer_tokens"]
-        teacher = (*teacher_engine(base), lambda r: control_prompt(r, human))
+        teacher = (*teacher_engine(base), lambda r: control_prompt(r, human, form))
         rec.update(train_model(rows, base, run/"control", run/"work"/"control", cfg, seed, human,
             "Control arm", answer_tokens=tokens, teacher=teacher))
     return run.manifest["stages"]["control"]

@@ -5,7 +5,7 @@ import pytest
 
 from selfalign.app import ablate as room
 from selfalign.app.cli import main
-from selfalign.app.uptake import tuning_pairs
+from selfalign.app.uptake import prompt_uptake, tuning_pairs, uptake_prompts
 from selfalign.checks import InputError
 from selfalign.config import RespondConfig
 from selfalign.evals.sets import load_benchmark
@@ -38,12 +38,29 @@ def test_the_uptake_of_each_prompt_without_an_answer(tmp_path, capsys, monkeypat
     moved = got["prompts"]
     assert got["pairs"] == 32 and len(moved) == 25 and not (run/"eval"/"ablation.json").exists()
     value = lambda name, key="shift": round(moved[name][key][0], 3)
-    assert [value(k) for k in ("full", "4 exemplars", "1 exemplar", "no exemplars", "no principles", "neither")] == [
-        2.5, 2.4, 2.1, 2.0, 0.5, 0.0]
+    assert [value(k) for k in ("full", "4 exemplars", "1 exemplar", "no exemplars", "no principles")] == [
+        2.5, 2.4, 2.1, 2.0, 0.5]
+    assert value("neither", "plain") == 0 and "shift" not in moved["neither"] # it is what the others are measured against
     assert value("without 9", "minus_full") == -2/16 and value("without 4+7", "minus_full") == -4/16
     assert {k: round(v[0], 3) for k, v in moved["without 9"]["own"].items()} == {"full": 2.5, "without 9": 0.5}
     assert "own" not in moved["without 4+7"] and moved["full"]["tokens"] > moved["without 9"]["tokens"]
     assert "without 9 (static)" in said and "stand-in" in said and "rejected" not in said
+
+def test_what_the_form_moves_is_no_uptake():
+    "A model that dislikes one form is measured in each form against that form alone."
+    class Likes(Reads):
+        def score(self, prompts, continuations):
+            cost = [0 if p == "plain" else 3 if isinstance(p, str) else 1 for p in prompts]
+            return [Score(s.logprob - c*(a.strip() in self.rule_of), 9)
+                for s, c, a in zip(super().score(prompts, continuations), cost, continuations)]
+    pset, pairs = PrincipleSet.load(), load_benchmark("principles_tuning", 32, 0)
+    every = uptake_prompts(pset, chat=True)
+    got = prompt_uptake(Likes(lambda *a: ""), pairs, {k: every[k] for k in list(every)[:3] + ["neither"]},
+        lambda r: "plain")["prompts"]
+    at = lambda name, key: round(got[name][key][0], 1)
+    assert [at("neither", "plain"), at("neither, form chat", "plain")] == [-3, -1]
+    assert at("full", "shift") == 2.5 and at("full", "plain") == -0.5
+    assert at("form chat", "plain") == round(at("form chat", "shift") - 1, 1)
 
 @pytest.mark.parametrize("argv, words", [
     (("--n", "0", "--pairs", "0"), "--n and --pairs are both 0"),

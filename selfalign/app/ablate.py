@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass
 from .. import annotations as ann
 from ..annotations import query_text
 from .command import Command, RunFolder
-from .uptake import measured_uptake, told_shift, uptake_table
+from .uptake import measured_uptake, uptake_table, uptake_told
 from ..checks import InputError
 from ..config import RunConfig, config_from
 from ..engines.opening import Remembering, _check_full, open_engine
@@ -156,7 +156,7 @@ def ablation_table(got:dict, # what eval/ablation.json holds
         "judge: unparsable (pairs, refusals)": ", ".join("–" if x is None else f"{x:.0%}"
         for x in (s.get("against_full", {}).get("unparsable", [None])[0], s.get("refusals_unparsable")))}
     moved = (uptake or {}).get("prompts", {})
-    shift = lambda s: {"uptake, nats": told_shift(moved[s["variant"]]["shift"])} if s["variant"] in moved else {}
+    shift = lambda s: {"uptake, nats": uptake_told(moved[s["variant"]])} if s["variant"] in moved else {}
     out = Table({"prompt": s["variant"], "prompt tokens": f"{s['prompt_tokens']:,.0f}", **shift(s),
         "answered": pct(s, "answered"), "kept": pct(s, "kept"), "refused": pct(s, "refused"),
         "words": "–" if s["words"][0] is None else f"{s['words'][0]:.0f}{sure(s, 'words')}",
