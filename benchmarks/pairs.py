@@ -5,7 +5,7 @@
 
 The base model is asked three ways: by its chat template, as the engraved model will be; in the form of the
 principles' prompt with neither rules nor exemplars in it; and behind the principles. So what the form moves stands
-beside what the rules move. Each arm is a file in RUN/pairs with the machine that made it, and is not scored again.
+beside what the rules move. A run without a control arm has none here. Each arm is a file in RUN/pairs with the machine that made it, and is not scored again.
 """
 import argparse
 import json
@@ -57,7 +57,7 @@ def main(name, run, again, command):
     with Run(run) as r: cfg, man = config_from(r.manifest["config"]), r.manifest
     if not man["stages"].get("engraved", {}).get("done"): raise InputError(f"{run}: stage 3 is not finished")
     found = {}
-    for arm in ARMS:
+    for arm in [a for a in ARMS if a != "control" or man["stages"].get(a, {}).get("done")]:
         file = run/"pairs"/f"{arm}.json"
         if not file.exists() or arm in again: write_json(file, scored(run, cfg, arm))
         found[arm] = json.loads(file.read_text())
@@ -78,6 +78,8 @@ def main(name, run, again, command):
         for kind, arms in x["principles"]["alike"].items():
             for arm, y in arms.items():
                 print(f"{name:9} {kind:9} {arm} against {y['against']}: {y['shift'][0]:+.2f} (p = {y['p_shift']:.2g})")
+            y = x["principles"][kind]["engraved"]
+            print(f"{name:9} {kind:9} engraved against base: {y['shift'][0]:+.2f} (p = {y['p_shift']:.2g})")
     print(out)
 
 if __name__ == "__main__":

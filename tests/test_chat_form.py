@@ -3,15 +3,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from selfalign.annotations import example_rows, query_text
 from selfalign.checks import InputError
 from selfalign.config import EngraveConfig, RespondConfig, TrainConfig, config_from, load_config
+from selfalign.distil import divergence
 from selfalign.encoding import encode_rows, plain_messages, plain_prompts
 from selfalign.gate import check_before, check_principles, outline
 from selfalign.generation import ScriptedEngine, load_engine
 from selfalign.human import OURS
-from selfalign.models import load_tokenizer
+from selfalign.models import load_model, load_tokenizer
 from selfalign.principle_engraving import PrincipleSet, load_principle_set, parse_response, respond
 from selfalign.principle_pairs import FORM, UPTAKE, behind_principles, in_their_form, load_pairs, score_principles
 from selfalign.rows import read_jsonl, write_jsonl
@@ -100,6 +102,22 @@ def test_teacher_and_student_read_the_same_tokens_of_an_answer():
     for row in taught:
         p = np.exp(row["target"].logprobs)
         assert p[-1, 0] == 1 and p[0].max() < 1 and (p[:-1].sum(1) > .2).all()
+
+
+def test_a_control_arm_in_its_own_form_has_nothing_to_learn():
+    "Its teacher reads what the student reads, so the divergence is zero before the first step; behind the rules it is not."
+    tok, told = with_chat_template(load_tokenizer("embedded")), []
+    cfg = TrainConfig(global_batch=2, micro_batch=2, identity_share=0, objective="distil", distil_top=8)
+    rows, _ = encode_rows([dict(r, ended=False) for r in example_rows("responses")][:2], tok, cfg, told=told)
+    model, _ = load_model("embedded", dtype=torch.float32, device="cpu")
+    def far(behind):
+        taught = with_targets(told, rows, (*teacher_engine("embedded"), behind), 8)
+        with torch.inference_mode():
+            logits = [model(input_ids=torch.tensor([r["input_ids"]])).logits[0, :-1] for r in rows]
+        return [divergence(x[-len(r["target"].ids):], torch.tensor(r["target"].ids),
+            torch.tensor(r["target"].logprobs)).mean().item() for x, r in zip(logits, taught)]
+    assert max(map(abs, far(lambda r: control_prompt(r, form="chat")))) < 0.02
+    assert min(far(behind_principles(CHAT))) > 0.02
 
 
 def test_uptake_is_measured_in_that_form():
