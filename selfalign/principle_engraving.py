@@ -14,10 +14,10 @@ from fastcore.basics import patch
 
 from .annotations import (Exemplar, Principle, data_path, fill, load_exemplars, load_principles,
                                    load_template, query_text, read_text)
-from .chat_form import FORMS, chat_messages, prompt_tokens, without_cue
+from .chat_form import chat_messages, prompt_tokens, without_cue
 from .checks import InputError
 from .citations import cited_rules, uncite, without_rules
-from .config import RULE_WORDS, RespondConfig, _WORDS, _as_ever
+from .config import FORMS, RULE_WORDS, RespondConfig, _WORDS, _as_ever
 from .filters.chain import apply_filters, told_reason
 from .filters.context import Context, Response
 from .filters.leakage import common_words
@@ -133,10 +133,15 @@ def rules(self:PrincipleSet)->str:
     return "\n".join(f"{p.number} ({p.name}). {fill(p.text, name=self.name)}" for p in self.principles)
 
 @patch
+def reply(self:PrincipleSet, t, thoughts=True)->str:
+    "What the assistant says in a turn, behind its cues."
+    think = f"{self.thoughts_cue} {fill(t.thoughts, name=self.name)}\n\n" if thoughts else ""
+    return f"{think}{self.answer_cue} {fill(t.answer, name=self.name)}"
+
+@patch
 def turn(self:PrincipleSet, t, thoughts=True)->str:
     "One exemplar turn as text."
-    think = f"{self.thoughts_cue} {fill(t.thoughts, name=self.name)}\n\n" if thoughts else ""
-    return f"{self.user}: {t.user}\n\n{think}{self.answer_cue} {fill(t.answer, name=self.name)}\n\n"
+    return f"{self.user}: {t.user}\n\n{self.reply(t, thoughts)}\n\n"
 
 @patch
 def shown(self:PrincipleSet, thoughts=True, rules=True)->tuple: # header, exemplars
@@ -251,8 +256,7 @@ def judge(row:PromptRow,
     r = parse_response(out["text"], ctx.pset, ended=out["finish_reason"] == "stop")
     why = apply_filters(r, row, ctx)
     info = dict(thoughts=r.thoughts, cited=r.cited, unknown_rules=r.unknown, mismatched_rules=r.mismatched,
-        edits=r.edits,
-        n_tokens=out["n_tokens"], n_prompt=out["n_prompt"], finish_reason=out["finish_reason"])
+        edits=r.edits, n_tokens=out["n_tokens"], n_prompt=out["n_prompt"], finish_reason=out["finish_reason"])
     if why: return dict(base, **(told := told_reason(why)), raw=out["text"], **info), told["reason"]
     answer = re.sub(_any((ctx.pset.name,)), lambda m: product_name, r.answer) if product_name else r.answer
     return dict(base, answer=answer, ended=r.ended, **info, raw=out["text"]), None

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from selfalign.annotations import example_rows, query_text
+from selfalign.annotations import example_rows
 from selfalign.checks import InputError
 from selfalign.config import EngraveConfig, RespondConfig, TrainConfig, config_from, load_config
 from selfalign.distil import divergence

@@ -10,9 +10,8 @@ __all__ = ['uptake_prompts', 'tuning_pairs', 'prompt_uptake', 'measured_uptake',
 from dataclasses import replace
 
 from ..annotations import query_text
-from ..chat_form import FORMS
 from ..checks import InputError
-from ..config import RunConfig
+from ..config import FORMS, RunConfig
 from ..encoding import plain_prompts
 from ..engines.opening import base_model, open_scorer
 from ..evals.answers import has_chat
@@ -87,7 +86,9 @@ def _moved(arms, alone, whole, name, seed): # figures of one prompt; alone: its 
         return compare_arms({k: arms[k] for k in (first, second)}, None, where, seed)[1]
     plain = shift("base", name)
     out = dict(plain=_triple(plain.shift), p_plain=plain.p_shift, n=plain.n)
-    if name != alone: out |= _uptake(shift(alone, name))
+    if name != alone:
+        one = shift(alone, name)
+        out |= dict(shift=_triple(one.shift), p=one.p_shift, positive=_triple(one.positive))
     if name == whole: return out
     to = shift(whole, name)
     out |= dict(minus_full=_triple(to.shift), p_full=to.p_shift)
@@ -97,8 +98,6 @@ def _moved(arms, alone, whole, name, seed): # figures of one prompt; alone: its 
     if not any(map(own, arms["base"].rows)): return out
     both = {k: _triple(shift(alone, k, own).shift) for k in (whole, name)}
     return out | dict(own=both, p_own=shift(whole, name, own).p_shift)
-
-def _uptake(s): return dict(shift=_triple(s.shift), p=s.p_shift, positive=_triple(s.positive))
 
 # %% ../../nbs/app/uptake.ipynb #2361ec4c
 def measured_uptake(cfg:RunConfig, # of a run
