@@ -57,6 +57,8 @@ def figures(arms):
 def main(name, run, again, command):
     with Run(run) as r: cfg, man = config_from(r.manifest["config"]), r.manifest
     if not man["stages"].get("engraved", {}).get("done"): raise InputError(f"{run}: stage 3 is not finished")
+    if "control" in again and not man["stages"].get("control", {}).get("done"):
+        raise InputError(f"{run}: it has no control arm; train one with --control, or leave --arms control out")
     found = {}
     for arm in [a for a in ARMS if a != "control" or man["stages"].get(a, {}).get("done")]:
         file = run/"pairs"/f"{arm}.json"

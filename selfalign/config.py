@@ -189,6 +189,15 @@ class EngraveConfig(TrainConfig):
     group = "engrave."
     # share of prompts set aside for the internalization measure
     held_out: Annotated[float, Ge(0), Lt(1)] = 0.01
+    # with distil, what the model learns: "prompt", how it answers behind the principles' prompt; "own", its own
+    # distribution as a user asks it, moved by what the principles alone move there; for a model with a chat template
+    distil_from: Literal["prompt", "own"] = "prompt"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.distil_from != "prompt" and self.objective != "distil":
+            raise InputError(f"engrave.distil_from is {self.distil_from} and engrave.objective is labels, which has no "
+                             "teacher; set objective to distil, or leave distil_from out")
 
 # %% ../nbs/core/config.ipynb #da30a9f0
 @dataclass(frozen=True, config=strict)

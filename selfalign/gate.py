@@ -65,6 +65,9 @@ def check_trainable(model, tok, name, # as `outline` gives them; the model's nam
         if cfg.objective == "distil" and "logits_to_keep" not in inspect.signature(model.forward).parameters:
             raise InputError(
                 f"{group}.objective is distil, by which {type(model).__name__} cannot be trained; use labels")
+        if getattr(cfg, "distil_from", "prompt") == "own" and not tok.chat_template:
+            raise InputError(f"{group}.distil_from is own, and {name} has no chat template, so it was not trained to "
+                "be asked in that way; leave distil_from out")
 
 # %% ../nbs/core/gate.ipynb #63cb6704
 def check_processes(group, cfg):

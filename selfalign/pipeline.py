@@ -25,7 +25,7 @@ from .moved import moved
 from .novelty import Contamination
 from .packaged import PACKAGED
 from .principle_engraving import load_principle_set, respond
-from .principle_pairs import behind_principles
+from .principle_pairs import behind_principles, in_their_form
 from .registry import own_files
 from .report import closing_table, step_report, trained_rows
 from .runs import Run
@@ -59,7 +59,7 @@ def step_engrave(run, cfg):
     todo = [s for s in ("engraved", "control") if not run.done(s)]
     pset, handed = load_principle_set(cfg.respond, cfg.annotations), _handed(cfg)
     how = _tracked(cfg, cfg.engrave)
-    engrave(run, base_model(cfg), how, behind=behind_principles(pset), **handed)
+    engrave(run, base_model(cfg), how, behind=behind_principles(pset), alone=in_their_form(pset), **handed)
     if cfg.control: engrave_control(run, base_model(cfg), how, form=cfg.respond.form, **handed)
     _say_trained(run, 3, todo)
 

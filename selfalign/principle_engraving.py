@@ -313,8 +313,8 @@ def respond(run,            # a `selfalign.runs.Run` whose stage "prompts" is fi
         words=content_id(sorted(words := common_words(human.tasks))),
         model=model_identity(engine.info), after=run.fingerprint("prompts"))
     if own := own_files(cfg.filters): settings["own_filters"] = own # an edited file is another filter
-    if not run.done("responses"): # before the stage notes its settings, which the remedy changes
-        check_context(pset, engine, cfg.max_new_tokens)
+    # before the stage notes its settings, which the remedy changes
+    shown = None if run.done("responses") else check_context(pset, engine, cfg.max_new_tokens)
     with run.stage("responses", settings, files=["responses.jsonl"]) as rec:
         if rec is None: return run.manifest["stages"]["responses"]
         rows = _limited(read_jsonl(run/"prompts.jsonl"), cfg.limit, seed)
@@ -327,7 +327,7 @@ def respond(run,            # a `selfalign.runs.Run` whose stage "prompts" is fi
         results = (judge(r, o, ctx, cfg.product_name or cfg.name) for r, o in zip(drawn, outs))
         if cfg.samples > 1: results = best_of(list(results), cfg.samples, engine, pset, plain)
         rec.update(run.decide("responses", "responses.jsonl", results, len(rows)), asked=len(rows),
-            prompt_tokens=engine.count_tokens(pset.render("")))
+            prompt_tokens=shown)
         if not rec["kept"]:
             raise InputError(f"{run.path}: no answer of {len(rows)} survived "
                 f"({', '.join(f'{k}: {v}' for k, v in rec['rejected'].items())}); see rejects.jsonl")

@@ -225,5 +225,8 @@ def _stand_in(out):
 def _notice(run_path): # which model this is, and whether its principles can be expected to show
     about = f"Model {_model_of(run_path)}" + (f": {STAND_IN_NOTICE}" if _stand_in(run_path) else "")
     stages = json.loads((run_path/"manifest.json").read_text())["stages"]
-    found = (stages.get("evaluation") or {}).get("principles")
-    return f"{about}. What the principles move in it: {uptake_sentence(found)}." if found else about
+    found = stages.get("evaluation") or {}
+    told = [f"What the principles move in it: {uptake_sentence(found['principles'])}"] if found.get("principles") else []
+    worse = [x for lost in reply_losses(found.get("replies") or {}).values() for x in lost]
+    if worse: told.append(f"Training has made its answers worse: {'; '.join(worse)}")
+    return ". ".join([about, *told]) + "."*bool(told)

@@ -7,14 +7,15 @@ __all__ = ['split_held_out', 'seed_rows', 'train_model', 'shorten', 'teacher_eng
            'engrave', 'card_facts', 'control_prompt', 'answer_plainly', 'engrave_control']
 
 # %% ../nbs/03_sft.ipynb #cf90b4d5
-import contextlib, shutil, sys
+import contextlib, json, shutil, sys
 from dataclasses import asdict
+from pathlib import Path
 
 from .annotations import query_text
 from .bars import bar
 from .checks import InputError
 from .config import EngraveConfig, TrainConfig
-from .distil import answer_targets, label_target
+from .distil import answer_targets, label_target, load_targets, moved_targets, save_targets
 from .encoding import _answer_size, encode_rows, identity_pairs, plain_messages, row_counts
 from .generation import Sampling, load_engine
 from .human import Human, OURS
@@ -47,9 +48,10 @@ def train_model(rows:list[AnswerRow],
                 identity=True, # mix in who-are-you pairs
                 about=None, # more lines for the model card: human_lines, principles, yield, rejected
                 answer_tokens=None, # at most so many, those of the pairs among them: longer answers are cut
-                teacher=None # (engine string, its options, row → the prompt it reads), where the objective is distil
+                teacher=None # where the objective is distil, see `with_targets`
                )->dict: # rows, lost, truncated, tokens, first and last loss, steps
     "Encode, train, merge, save."
+    kept = Path(f"{work}.targets.npz") # beside `work`, which is emptied for other rows or settings
     tok, end, unknown = training_tokenizer(base, cfg)
     read = seed_rows(human) if cfg.seed_texts else [] # contexts, not labels
     rows = [*rows, *read]
@@ -62,7 +64,7 @@ def train_model(rows:list[AnswerRow],
     pairs, more = encode_rows(who, tok, cfg, human)
     if answer_tokens is not None: encoded = shorten(encoded, answer_tokens - more["answer_tokens"])
     if cfg.objective == "distil":
-        encoded = with_targets(told, encoded, teacher, cfg.distil_top)
+        encoded = with_targets(told, encoded, teacher, cfg.distil_top, kept)
         more_targets = [label_target([l for l in x["labels"] if l != -100], cfg.distil_top) for x in pairs]
         pairs = [dict(x, target=t) for x, t in zip(pairs, more_targets)] # who it is stands in no principle
     encoded += pairs
@@ -78,6 +80,7 @@ def train_model(rows:list[AnswerRow],
     del model
     release()
     shutil.rmtree(work, ignore_errors=True)
+    kept.unlink(missing_ok=True)
     return info
 
 # %% ../nbs/03_sft.ipynb #32131226
@@ -107,13 +110,22 @@ def teacher_engine(model)->tuple: # (engine string, its options)
 
 def with_targets(rows:list[AnswerRow],
                  encoded, # the same rows, encoded
-                 teacher, # (engine string, its options, row → the prompt it reads)
-                 k)->list: # encoded rows with a target each
+                 teacher, # (engine string, its options, row → the prompt it reads), and for `moved_targets` also
+                          # row → the same prompt without principles
+                 k,
+                 keep=None # a file for the targets: a training that was stopped does not ask for them again
+                )->list: # encoded rows with a target each
     "Ask the teacher for its distribution at every answer token."
     if teacher is None: raise InputError("objective is distil and there is no teacher; give one, or use labels")
-    spec, options, ask = teacher
-    with load_engine(spec, **options) as e, bar("targets", len(rows)) as b:
-        targets = answer_targets(e, [ask(r) for r in rows], [r["answer"] for r in rows], encoded, k, b.update)
+    spec, options, *asks = teacher
+    prompts, answers = [[ask(r) for r in rows] for ask in asks if ask], [r["answer"] for r in rows]
+    tell, passes = (answer_targets, 1) if len(prompts) == 1 else (moved_targets, 3)
+    key = content_id(json.dumps([_weights_of(spec.partition(":")[2]), options, k, prompts, answers,
+        [x["input_ids"] for x in encoded]]))
+    if (targets := keep and load_targets(keep, key)) is None:
+        with load_engine(spec, **options) as e, bar("targets", passes*len(rows)) as b:
+            targets = tell(e, *prompts, answers, encoded, k, progress=b.update)
+        if keep and targets: save_targets(targets, keep, key)
     release()
     return [dict(x, target=t) for x, t in zip(encoded, targets, strict=True)]
 
@@ -171,7 +183,8 @@ def training_tokenizer(base, cfg)->tuple:
 def engrave(run,        # a Run whose stage "responses" is finished
             base,       # the base model, "embedded", hub id or folder
             cfg:EngraveConfig=EngraveConfig(), seed=0, human=OURS,
-            behind=None # row → the prompt with principles, see `PrincipleSet.render`, where the objective is distil
+            behind=None, # row → the prompt with principles, see `behind_principles`, where the objective is distil
+            alone=None   # row → its form alone, see `in_their_form`, where distil_from is own
            )->dict: # the stage's record
     "Stage 3: fine-tune the base model on the kept answers; makes `engraved/` and `held_out.jsonl`."
     settings = dict(_recipe(cfg), seed=seed, base=_weights_of(base), name=human.name,
@@ -181,7 +194,7 @@ def engrave(run,        # a Run whose stage "responses" is finished
         if rec is None: return run.manifest["stages"]["engraved"]
         rows, held = split_held_out(read_jsonl(run/"responses.jsonl"), cfg.held_out)
         write_jsonl(run/"held_out.jsonl", held)
-        teacher = behind and (*teacher_engine(base), behind)
+        teacher = behind and (*teacher_engine(base), behind, alone if cfg.distil_from == "own" else None)
         rec.update(train_model(rows, base, run/"engraved", run/"work"/"engraved", cfg, seed, human,
             "Engraved model", about=card_facts(run), teacher=teacher), held_out=len(held))
     return run.manifest["stages"]["engraved"]
@@ -237,7 +250,8 @@ def engrave_control(run, base, cfg:EngraveConfig=EngraveConfig(), seed=0, human=
     with run.stage("control", settings, files=["control"]) as rec:
         if rec is None: return run.manifest["stages"]["control"]
         rows, tokens = read_jsonl(run/"control_answers.jsonl"), run.manifest["stages"]["engraved"]["answer_tokens"]
-        teacher = (*teacher_engine(base), lambda r: control_prompt(r, human, form))
+        ask = lambda r: control_prompt(r, human, form)
+        teacher = (*teacher_engine(base), ask, ask if cfg.distil_from == "own" else None)
         rec.update(train_model(rows, base, run/"control", run/"work"/"control", cfg, seed, human,
             "Control arm", answer_tokens=tokens, teacher=teacher))
     return run.manifest["stages"]["control"]

@@ -176,6 +176,22 @@ def test_model_text_cannot_be_markup_in_the_report(done, tmp_path):
         assert "<script>alert(1)" not in html and html.count("&lt;script&gt;alert(1)") >= 4 and "<img src=x" not in html
 
 
+def test_the_page_of_answers_says_where_training_made_them_worse(done, tmp_path):
+    import shutil
+    from selfalign.report import write_page
+    out = tmp_path / "run"
+    shutil.copytree(done[0], out, ignore=shutil.ignore_patterns("*.safetensors"))
+    man = json.loads((out / "manifest.json").read_text())
+    def page(repeats):
+        for m in ("base", "engraved", "final"):
+            man["stages"]["evaluation"]["replies"][m] |= dict(n=20, stop_rate=1., repetition_rate=repeats*(m == "final"))
+        (out / "manifest.json").write_text(json.dumps(man))
+        return write_page(out).read_text(encoding="utf-8")
+    assert "made its answers worse" not in page(0.)
+    assert ("Training has made its answers worse: answers with a repetition rose from 0% (engraved) to 90% (final)"
+        in page(.9))
+
+
 def test_the_cards_say_what_the_evaluation_found(done):
     final, engraved = ((done[0] / m / "README.md").read_text(encoding="utf-8") for m in ("final", "engraved"))
     for card in (final, engraved):
