@@ -5,7 +5,7 @@
 
 The base model is asked three ways: by its chat template, as the engraved model will be; in the form of the
 principles' prompt with neither rules nor exemplars in it; and behind the principles. So what the form moves stands
-beside what the rules move. A run without a control arm has none here. Each arm is a file in RUN/pairs with the
+beside what the rules move. A run without a control arm has none here, nor one without `benchmarks/unmoved.py`. Each arm is a file in RUN/pairs with the
 machine that made it, and is not scored again.
 """
 import argparse
@@ -29,8 +29,9 @@ from selfalign.rows import write_json
 from selfalign.runs import Run
 
 RESULTS = Path(__file__).parent.parent/"data"/"results"
-ARMS = ("base", FORM, UPTAKE, "control", "engraved")
-TRAINED = ("control", "engraved")
+UNMOVED = "unmoved" # see benchmarks/unmoved.py
+ARMS = ("base", FORM, UPTAKE, "control", UNMOVED, "engraved")
+TRAINED = ("control", UNMOVED, "engraved")
 
 def model_of(run, cfg, arm): # the merged model, or the adapter where only that came along
     if arm not in TRAINED: return base_model(cfg)
@@ -57,16 +58,19 @@ def figures(arms):
 def main(name, run, again, command):
     with Run(run) as r: cfg, man = config_from(r.manifest["config"]), r.manifest
     if not man["stages"].get("engraved", {}).get("done"): raise InputError(f"{run}: stage 3 is not finished")
-    if "control" in again and not man["stages"].get("control", {}).get("done"):
-        raise InputError(f"{run}: it has no control arm; train one with --control, or leave --arms control out")
+    there = dict(control=man["stages"].get("control", {}).get("done"), unmoved=(run/UNMOVED).exists())
+    if lacks := [a for a in again if not there.get(a, True)]:
+        raise InputError(f"{run}: it has no arm {lacks[0]}; train it, or leave --arms {lacks[0]} out")
     found = {}
-    for arm in [a for a in ARMS if a != "control" or man["stages"].get(a, {}).get("done")]:
+    for arm in [a for a in ARMS if there.get(a, True)]:
         file = run/"pairs"/f"{arm}.json"
         if not file.exists() or arm in again: write_json(file, scored(run, cfg, arm))
         found[arm] = json.loads(file.read_text())
     half = lambda held: {a: PairScores([r for r in x["rows"] if r["held_out"] == held], x["skipped"])
         for a, x in found.items()}
     halves = dict(held_out=figures(half(True)), tuning=figures(half(False)))
+    for name, held in (("held_out", True), ("tuning", False)):
+        if UNMOVED in found: halves[name]["beyond_unmoved"] = summary({k: half(held)[k] for k in (UNMOVED, "engraved")})
     plain = {a: round(x["nats_per_token"]/found["base"]["nats_per_token"] - 1, 4)
         for a, x in found.items() if a in TRAINED}
     stages = {s: {k: v[k] for k in ("seconds", "asked", "kept", "rejected", "rows", "steps") if v.get(k) is not None}
