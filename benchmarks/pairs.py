@@ -5,8 +5,8 @@
 
 The base model is asked three ways: by its chat template, as the engraved model will be; in the form of the
 principles' prompt with neither rules nor exemplars in it; and behind the principles. So what the form moves stands
-beside what the rules move. A run without a control arm has none here, nor one without `benchmarks/unmoved.py`. Each arm is a file in RUN/pairs with the
-machine that made it, and is not scored again.
+beside what the rules move. A run without a control arm has none here; what `benchmarks/unmoved.py` made is an arm too.
+Each arm is a file in RUN/pairs with the machine that made it, and is not scored again.
 """
 import argparse
 import json
