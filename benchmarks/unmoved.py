@@ -30,7 +30,7 @@ def main(path):
     if cfg.engrave.distil_from != "own": raise InputError(f"{path}: engrave.distil_from is prompt, which moves nothing")
     rows, _ = sft.split_held_out(read_jsonl(path/"responses.jsonl"), cfg.engrave.held_out)
     sft.answer_targets = lambda e, asked, *rest, **kw: as_they_are(e, *rest, **kw)
-    teacher = (*sft.teacher_engine(base_model(cfg)), lambda row: "")
+    teacher = (f"torch:{base_model(cfg)}", {}, lambda row: "") # in the precision that the training starts from
     info = sft.train_model(rows, base_model(cfg), path/"unmoved", path/"work"/"unmoved", cfg.engrave, cfg.seed,
         Human.of(cfg), "Nothing moved", teacher=teacher)
     print({k: info[k] for k in ("rows", "steps", "first_loss", "last_loss")})
