@@ -69,8 +69,8 @@ def main(name, run, again, command):
     half = lambda held: {a: PairScores([r for r in x["rows"] if r["held_out"] == held], x["skipped"])
         for a, x in found.items()}
     halves = dict(held_out=figures(half(True)), tuning=figures(half(False)))
-    for name, held in (("held_out", True), ("tuning", False)):
-        if UNMOVED in found: halves[name]["beyond_unmoved"] = summary({k: half(held)[k] for k in (UNMOVED, "engraved")})
+    for h, held in (("held_out", True), ("tuning", False)):
+        if UNMOVED in found: halves[h]["beyond_unmoved"] = summary({k: half(held)[k] for k in (UNMOVED, "engraved")})
     plain = {a: round(x["nats_per_token"]/found["base"]["nats_per_token"] - 1, 4)
         for a, x in found.items() if a in TRAINED}
     stages = {s: {k: v[k] for k in ("seconds", "asked", "kept", "rejected", "rows", "steps") if v.get(k) is not None}
