@@ -43,7 +43,7 @@ def main(model, command):
     rows, traits = read_jsonl(data_path("labels/behaviour.jsonl")), load_traits()
     asked = [dict(id=r["id"], trait=r["trait"], kind="applies", instruction=r["instruction"]) for r in rows]
     with load_engine(f"torch:{model}") as judge: got = behaviour_of(asked, [r["answer"] for r in rows], judge)
-    verdict = {r["id"]: bool(r["shows"]) for r in got.records}
+    verdict = {r["id"]: bool(r["shows"]) for r in got.rows}
     labels, words = [r["shows"] for r in rows], [shows_by_words(traits[r["trait"]], r["answer"]) for r in rows]
     said = [verdict.get(r["id"]) for r in rows] # None: not readable
     of = lambda t, xs: [x for x, r in zip(xs, rows) if r["trait"] == t]
