@@ -50,7 +50,7 @@ def main(model, command):
     by_trait = {t: dict(n=len(of(t, rows)), judge=sum(x == y for x, y in zip(of(t, said), of(t, labels))),
         words=sum(x == y for x, y in zip(of(t, words), of(t, labels)))) for t in dict.fromkeys(r["trait"] for r in rows)}
     figures = dict(n=len(rows), shows=sum(labels), said_yes=sum(map(bool, said)), unreadable=said.count(None),
-        judge=agreement(said, labels), words=agreement(words, labels), kappa=kappa(said, labels),
+        by_judge=agreement(said, labels), by_words=agreement(words, labels), kappa=kappa(said, labels),
         shuffled_labels=agreement(said, shuffled(rows)), by_trait=by_trait)
     out = RESULTS/"judge_agreement.json"
     write_json(out, dict(command=command, commit=own_commit(), hardware=hardware(), judge=Path(model).name,
