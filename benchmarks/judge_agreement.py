@@ -23,7 +23,8 @@ from selfalign.rows import read_jsonl, write_json
 RESULTS = Path(__file__).parent.parent/"data"/"results"
 
 def kappa(said, labels):
-    "Cohen's kappa: agreement beyond what both shares of yes give by chance."
+    "Cohen's kappa of the verdicts that could be read: agreement beyond what both shares of yes give by chance."
+    said, labels = zip(*[(x, y) for x, y in zip(said, labels) if x is not None] or [(False, True)])
     n = len(labels)
     agree, a, b = sum(x == y for x, y in zip(said, labels))/n, sum(map(bool, said))/n, sum(labels)/n
     chance = a*b + (1 - a)*(1 - b)

@@ -12,24 +12,18 @@ from pathlib import Path
 from selfalign import sft
 from selfalign.checks import InputError
 from selfalign.config import config_from
-from selfalign.distil import top_logprobs
+from selfalign.distil import own_targets
 from selfalign.engines.opening import base_model
 from selfalign.human import Human
 from selfalign.rows import read_jsonl
 from selfalign.runs import Run
 
 
-def as_they_are(engine, answers, encoded, k, progress):
-    "The student's own targets: what `moved_targets` starts from."
-    sizes = [sum(l != -100 for l in x["labels"]) for x in encoded]
-    return top_logprobs(engine, [(x["input_ids"], len(x["input_ids"]) - n) for x, n in zip(encoded, sizes)], k, progress)
-
-
 def main(path):
     with Run(path) as run: cfg = config_from(run.manifest["config"])
     if cfg.engrave.distil_from != "own": raise InputError(f"{path}: engrave.distil_from is prompt, which moves nothing")
     rows, _ = sft.split_held_out(read_jsonl(path/"responses.jsonl"), cfg.engrave.held_out)
-    sft.answer_targets = lambda e, asked, *rest, **kw: as_they_are(e, *rest, **kw)
+    sft.answer_targets = lambda e, asked, answers, *rest, **kw: own_targets(e, *rest, **kw)
     teacher = (f"torch:{base_model(cfg)}", {}, lambda row: "") # in the precision that the training starts from
     info = sft.train_model(rows, base_model(cfg), path/"unmoved", path/"work"/"unmoved", cfg.engrave, cfg.seed,
         Human.of(cfg), "Nothing moved", teacher=teacher)

@@ -366,6 +366,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'selfalign.distil.label_target': ('core/distil.html#label_target', 'selfalign/distil.py'),
                                   'selfalign.distil.load_targets': ('core/distil.html#load_targets', 'selfalign/distil.py'),
                                   'selfalign.distil.moved_targets': ('core/distil.html#moved_targets', 'selfalign/distil.py'),
+                                  'selfalign.distil.own_targets': ('core/distil.html#own_targets', 'selfalign/distil.py'),
                                   'selfalign.distil.save_targets': ('core/distil.html#save_targets', 'selfalign/distil.py'),
                                   'selfalign.distil.teacher_row': ('core/distil.html#teacher_row', 'selfalign/distil.py'),
                                   'selfalign.distil.top_logprobs': ('core/distil.html#top_logprobs', 'selfalign/distil.py')},
