@@ -18,6 +18,7 @@ from selfalign.distil import moved_targets, top_logprobs
 from selfalign.encoding import encode_rows
 from selfalign.engines.opening import base_model
 from selfalign.evals.comparing import paired_compare
+from selfalign.evals.stats import _triple
 from selfalign.generation import load_engine
 from selfalign.human import Human
 from selfalign.principle_engraving import load_principle_set
@@ -36,21 +37,23 @@ def halves(run, cfg, seed=0):
     if not aside: raise InputError(f"{run}: engrave.held_out set no row aside; there is nothing to compare with")
     return dict(held_out=aside, trained=random.Random(seed).sample(seen, min(len(aside), len(seen))))
 
-def targets_of(cfg, rows):
-    "(encoded rows, their targets), in the precision that the training starts from."
+def encoded_rows(cfg, rows):
+    "(rows that fit, the same encoded)"
     told, tok = [], training_tokenizer(base_model(cfg), cfg.engrave)[0]
     encoded, _ = encode_rows(rows, tok, cfg.engrave, Human.of(cfg), told)
-    pset = load_principle_set(cfg.respond, cfg.annotations)
-    asks = [[ask(r) for r in told] for ask in (behind_principles(pset), in_their_form(pset))]
-    with load_engine(f"torch:{base_model(cfg)}") as e:
-        return encoded, moved_targets(e, *asks, [r["answer"] for r in told], encoded, cfg.engrave.distil_top)
+    return told, encoded
 
-def divergences(model, encoded, targets):
-    "Summed divergence of each row's answer tokens from their targets, nats."
-    prompts = [x["labels"].count(-100) for x in encoded]
-    rows = [(x["input_ids"], n) for x, n in zip(encoded, prompts)]
-    with load_engine(f"torch:{model}") as e: told = top_logprobs(e, rows, at=[t.ids for t in targets])
-    return [float((np.exp(t.logprobs)*(t.logprobs - q.logprobs)).sum()) for t, q in zip(targets, told)]
+def targets_of(engine, cfg, rows, encoded):
+    "The targets of stage 3, in the precision that the training starts from."
+    pset = load_principle_set(cfg.respond, cfg.annotations)
+    asks = [[ask(r) for r in rows] for ask in (behind_principles(pset), in_their_form(pset))]
+    return moved_targets(engine, *asks, [r["answer"] for r in rows], encoded, cfg.engrave.distil_top)
+
+def divergences(engine, encoded, targets):
+    "Divergence of each row from its targets, nats an answer token."
+    rows = [(x["input_ids"], x["labels"].count(-100)) for x in encoded]
+    told = top_logprobs(engine, rows, at=[t.ids for t in targets])
+    return [float((np.exp(t.logprobs)*(t.logprobs - q.logprobs)).sum()/len(t.ids)) for t, q in zip(targets, told)]
 
 def main(name, runs, command):
     cfgs = {}
@@ -63,23 +66,26 @@ def main(name, runs, command):
         if read(path) != read(first) or c.engrave.held_out != cfg.engrave.held_out:
             raise InputError(f"{path}: its answers, or those set aside, are not those of {first}")
     parts = halves(first, cfg)
-    encoded = {k: targets_of(cfg, rows) for k, rows in parts.items()}
-    tokens = {k: [len(t.ids) for t in targets] for k, (_, targets) in encoded.items()}
-    models = {"base": base_model(cfg), **{p.name: p/"engraved" for p in runs}}
-    found = {m: {k: divergences(w, *encoded[k]) for k in parts} for m, w in models.items()}
-    each = lambda m, k: {str(i): d/n for i, (d, n) in enumerate(zip(found[m][k], tokens[k]))}
+    rows, encoded = encoded_rows(cfg, [r for rows in parts.values() for r in rows])
+    with load_engine(f"torch:{base_model(cfg)}") as e:
+        targets = targets_of(e, cfg, rows, encoded)
+        found = {"base": divergences(e, encoded, targets)}
+    for path in runs:
+        with load_engine(f"torch:{path/'engraved'}") as e: found[path.name] = divergences(e, encoded, targets)
+    part = {r["id"]: k for k, rows in parts.items() for r in rows}
+    tokens = {k: {r["id"]: len(t.ids) for r, t in zip(rows, targets) if part[r["id"]] == k} for k in parts}
     def beside(m, k): # the mean over tokens, and of the rows' own means what the training took off
-        x = dict(divergence=round(sum(found[m][k])/sum(tokens[k]), 4))
+        mine, base = ({r["id"]: d for r, d in zip(rows, found[a]) if r["id"] in tokens[k]} for a in (m, "base"))
+        x = dict(divergence=round(sum(d*tokens[k][i] for i, d in mine.items())/sum(tokens[k].values()), 4))
         if m == "base": return x
-        c = paired_compare(each(m, k), each("base", k))
-        change = [round(v, 4) for v in (c.difference.value, c.difference.low, c.difference.high)]
-        return x | dict(change=change, p=c.flipped)
-    told = {m: {k: beside(m, k) for k in parts} for m in models}
+        c = paired_compare(mine, base)
+        return x | dict(change=_triple(c.difference), p=c.flipped)
+    told = {m: {k: beside(m, k) for k in parts} for m in found}
     for p, c in cfgs.items(): told[p.name]["settings"] = {k: getattr(c.engrave, k) for k in SETTINGS}
     for m, x in told.items(): print(m, x)
     out = RESULTS/f"divergence_{name}.json"
     write_json(out, dict(command=command, commit=own_commit(), hardware=hardware(), models=told,
-        tokens={k: sum(n) for k, n in tokens.items()}, rows={k: len(n) for k, n in tokens.items()}))
+        tokens={k: sum(n.values()) for k, n in tokens.items()}, rows={k: len(n) for k, n in tokens.items()}))
     print(out)
 
 if __name__ == "__main__":
