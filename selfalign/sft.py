@@ -120,8 +120,8 @@ def with_targets(rows:list[AnswerRow],
     spec, options, *asks = teacher
     prompts, answers = [[ask(r) for r in rows] for ask in asks if ask], [r["answer"] for r in rows]
     tell, passes = (answer_targets, 1) if len(prompts) == 1 else (moved_targets, 3)
-    key = content_id(json.dumps([_weights_of(spec.partition(":")[2]), options, k, prompts, answers,
-        [x["input_ids"] for x in encoded]]))
+    key = content_id(json.dumps(["first token by its twin", _weights_of(spec.partition(":")[2]), options, k, prompts,
+        answers, [x["input_ids"] for x in encoded]]))
     if (targets := keep and load_targets(keep, key)) is None:
         with load_engine(spec, **options) as e, bar("targets", passes*len(rows)) as b:
             targets = tell(e, *prompts, answers, encoded, k, progress=b.update)

@@ -55,6 +55,29 @@ def test_targets_are_what_the_model_says_behind_the_prompt(encoded):
     size = min(len(got.ids), len(rows[0]["target"].ids) - 1)
     assert (got.ids[1:size] == rows[0]["target"].ids[1:size]).all()
 
+def test_the_first_token_is_told_by_its_twin(encoded):
+    "The teacher's ` I` is the student's `I`, with the teacher's probability; a word without a twin is left out."
+    tok, _, rows = encoded
+    for row, x in zip(ROWS, rows):
+        with load_engine("torch:embedded", dtype="float32") as e, torch.inference_mode(), e._plainly():
+            logits = e.model(input_ids=torch.tensor([e.prompts.encode(behind(row))])).logits[0, -1]
+        lp, ids = logits.log_softmax(-1).topk(8)
+        bare = [tok(t.removeprefix(" "))["input_ids"] for t in tok.batch_decode(ids[:, None])]
+        want = {b[0]: p for b, p in zip(bare, lp.tolist()) if len(b) == 1}
+        first = x["target"]
+        got = {int(i): float(p) for i, p in zip(first.ids[0], first.logprobs[0]) if np.isfinite(p)}
+        assert got == pytest.approx(want, abs=1e-3) and len(got) > 3
+
+def test_an_answer_of_one_word_has_a_first_token_too(encoded):
+    tok, label = encoded[0], encoded[0]("Yes")["input_ids"]
+    with load_engine("torch:embedded", dtype="float32") as e:
+        row = dict(labels=[-100, *label, tok.eos_token_id])
+        t, = answer_targets(e, ["Is it?\n\nAster:"], ["Yes"], [row], 8)
+        assert len(label) == 1 and np.exp(t.logprobs[0]).max() < 1 and len(t.ids) == 2
+        other = dict(labels=[-100, *tok("Never ever")["input_ids"][:2]]) # cut otherwise: read as it is, but the first
+        t, = answer_targets(e, ["Is it?\n\nAster:"], ["Yes, it is."], [other], 8)
+    assert t.ids[0, 0] == other["labels"][1] and np.exp(t.logprobs[0, 0]) == 1 > np.exp(t.logprobs[1]).max()
+
 def test_one_hot_targets_are_the_label_loss(encoded, tmp_path):
     "The same losses, step by step, as the paper's objective."
     tok, cfg, rows = encoded
@@ -155,10 +178,14 @@ def test_moved_targets_are_own_times_the_ratio(encoded, own):
             ids, n = e.prompts.pair(ask(row), " " + row["answer"])
             return e.model(input_ids=torch.tensor([ids])).logits[0, n-1:-1].log_softmax(-1)
         ratio = told(behind) - told(alone)
-    for j in (1, 2, 5):
+    tok, vocab = encoded[0], encoded[0].get_vocab()
+    for j in (0, 1, 2, 5):
         ids = torch.tensor(target.ids[j], dtype=torch.int64)
         assert ids.tolist() == x[j].topk(8).indices.tolist()
-        p = (x[j, ids] + ratio[j, ids]).exp()
+        twins = [vocab.get("Ġ" + w) for w in tok.convert_ids_to_tokens(ids.tolist())] if j == 0 else ids.tolist()
+        by = torch.tensor([0. if i is None else ratio[j, i] for i in twins])
+        assert by.abs().max() > 0.1
+        p = (x[j, ids] + by).exp()
         whole = p.sum() + 1 - x[j, ids].exp().sum()
         assert np.exp(target.logprobs[j]) == pytest.approx((p/whole).numpy(), rel=0.02, abs=1e-5)
     assert target.logprobs[-1] == pytest.approx(x[-1].topk(8).values.numpy(), abs=1e-3)
