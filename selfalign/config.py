@@ -192,12 +192,17 @@ class EngraveConfig(TrainConfig):
     # with distil, what the model learns: "prompt", how it answers behind the principles' prompt; "own", its own
     # distribution as a user asks it, moved by what the principles alone move there; for a model with a chat template
     distil_from: Literal["prompt", "own"] = "prompt"
+    # with own: how far it is moved; 1 = as far as the principles move it in the prompt
+    distil_weight: Annotated[float, Gt(0), Le(10)] = 1.0
 
     def __post_init__(self):
         super().__post_init__()
         if self.distil_from != "prompt" and self.objective != "distil":
             raise InputError(f"engrave.distil_from is {self.distil_from} and engrave.objective is labels, which has no "
                              "teacher; set objective to distil, or leave distil_from out")
+        if self.distil_weight != 1 and self.distil_from != "own":
+            raise InputError(f"engrave.distil_weight is {self.distil_weight:g} and engrave.distil_from is prompt, "
+                             "which weighs nothing; set distil_from to own, or leave distil_weight out")
 
 # %% ../nbs/core/config.ipynb #da30a9f0
 @dataclass(frozen=True, config=strict)

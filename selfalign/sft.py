@@ -9,6 +9,7 @@ __all__ = ['split_held_out', 'seed_rows', 'train_model', 'shorten', 'teacher_eng
 # %% ../nbs/03_sft.ipynb #cf90b4d5
 import contextlib, json, shutil, sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from .annotations import query_text
@@ -48,7 +49,8 @@ def train_model(rows:list[AnswerRow],
                 identity=True, # mix in who-are-you pairs
                 about=None, # more lines for the model card: human_lines, principles, yield, rejected
                 answer_tokens=None, # at most so many, those of the pairs among them: longer answers are cut
-                teacher=None # where the objective is distil, see `with_targets`
+                teacher=None, # where the objective is distil, see `with_targets`
+              weight=1. # of `moved_targets`
                )->dict: # rows, lost, truncated, tokens, first and last loss, steps
     "Encode, train, merge, save."
     kept = Path(f"{work}.targets.npz") # beside `work`, which is emptied for other rows or settings
@@ -64,7 +66,7 @@ def train_model(rows:list[AnswerRow],
     pairs, more = encode_rows(who, tok, cfg, human)
     if answer_tokens is not None: encoded = shorten(encoded, answer_tokens - more["answer_tokens"])
     if cfg.objective == "distil":
-        encoded = with_targets(told, encoded, teacher, cfg.distil_top, kept)
+        encoded = with_targets(told, encoded, teacher, cfg.distil_top, kept, weight)
         more_targets = [label_target([l for l in x["labels"] if l != -100], cfg.distil_top) for x in pairs]
         pairs = [dict(x, target=t) for x, t in zip(pairs, more_targets)] # who it is stands in no principle
     encoded += pairs
@@ -113,15 +115,16 @@ def with_targets(rows:list[AnswerRow],
                  teacher, # (engine string, its options, row → the prompt it reads), and for `moved_targets` also
                           # row → the same prompt without principles
                  k,
-                 keep=None # a file for the targets: a training that was stopped does not ask for them again
+                 keep=None, # a file for the targets: a training that was stopped does not ask for them again
+                 weight=1. # of `moved_targets`
                 )->list: # encoded rows with a target each
     "Ask the teacher for its distribution at every answer token."
     if teacher is None: raise InputError("objective is distil and there is no teacher; give one, or use labels")
     spec, options, *asks = teacher
     prompts, answers = [[ask(r) for r in rows] for ask in asks if ask], [r["answer"] for r in rows]
-    tell, passes = (answer_targets, 1) if len(prompts) == 1 else (moved_targets, 3)
-    key = content_id(json.dumps(["first token by its twin", _weights_of(spec.partition(":")[2]), options, k, prompts,
-        answers, [x["input_ids"] for x in encoded]]))
+    tell, passes = (answer_targets, 1) if len(prompts) == 1 else (partial(moved_targets, weight=weight), 3)
+    key = content_id(json.dumps(["first token by its twin", _weights_of(spec.partition(":")[2]), options, k, weight,
+        prompts, answers, [x["input_ids"] for x in encoded]]))
     if (targets := keep and load_targets(keep, key)) is None:
         with load_engine(spec, **options) as e, bar("targets", passes*len(rows)) as b:
             targets = tell(e, *prompts, answers, encoded, k, progress=b.update)
@@ -196,7 +199,7 @@ def engrave(run,        # a Run whose stage "responses" is finished
         write_jsonl(run/"held_out.jsonl", held)
         teacher = behind and (*teacher_engine(base), behind, alone if cfg.distil_from == "own" else None)
         rec.update(train_model(rows, base, run/"engraved", run/"work"/"engraved", cfg, seed, human,
-            "Engraved model", about=card_facts(run), teacher=teacher), held_out=len(held))
+            "Engraved model", about=card_facts(run), teacher=teacher, weight=cfg.distil_weight), held_out=len(held))
     return run.manifest["stages"]["engraved"]
 
 # %% ../nbs/03_sft.ipynb #8b13c0b7
@@ -253,7 +256,7 @@ def engrave_control(run, base, cfg:EngraveConfig=EngraveConfig(), seed=0, human=
         ask = lambda r: control_prompt(r, human, form)
         teacher = (*teacher_engine(base), ask, ask if cfg.distil_from == "own" else None)
         rec.update(train_model(rows, base, run/"control", run/"work"/"control", cfg, seed, human,
-            "Control arm", answer_tokens=tokens, teacher=teacher))
+            "Control arm", answer_tokens=tokens, teacher=teacher, weight=cfg.distil_weight))
     return run.manifest["stages"]["control"]
 
 # %% ../nbs/03_sft.ipynb #c76f8b42

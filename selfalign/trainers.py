@@ -146,7 +146,7 @@ def _last_checkpoint(work):
 def _recipe(cfg): # what makes the result: not how many rows fit into memory, nor in how many processes
     # a run made before there were two goes on
     idle = ("objective", "distil_top", "seed_texts") if cfg.objective == "labels" else ()
-    if getattr(cfg, "distil_from", None) == "prompt": idle += ("distil_from",)
+    idle += tuple(k for k, first in (("distil_from", "prompt"), ("distil_weight", 1)) if getattr(cfg, k, None) == first)
     values = {k: v for k, v in asdict(cfg).items() if k not in ("micro_batch", "accelerate_config", *idle)}
     return dict(values, report_to=()) # who looks on changes nothing
 

@@ -132,7 +132,7 @@ def test_settings():
 def test_the_teacher_reads_seed_texts_only_where_asked(monkeypatch, tmp_path):
     "Seed tasks are contexts of the teacher: with the switch they follow the rows, without it none is seen."
     seen = []
-    def teach(rows, encoded, teacher, k, keep): seen.append([r["id"] for r in rows]); raise KeyboardInterrupt
+    def teach(rows, encoded, teacher, *_): seen.append([r["id"] for r in rows]); raise KeyboardInterrupt
     monkeypatch.setattr(sft, "with_targets", teach)
     row = dict(id="mine", instruction="Name a river.", input="", answer="The Vistula.", ended=True)
     for more in (False, True):
@@ -157,9 +157,9 @@ def own(encoded): # the student's log-probabilities at each answer token, by tra
         logits = [model(input_ids=torch.tensor([r["input_ids"]])).logits[0, :-1] for r in encoded[2]]
     return [x[-len(r["target"].ids):] for x, r in zip(logits, encoded[2])]
 
-def moved(encoded, *asks):
+def moved(encoded, *asks, weight=1.):
     plain = [{k: v for k, v in r.items() if k != "target"} for r in encoded[2]]
-    return [r["target"] for r in with_targets(ROWS, plain, (*teacher_engine("embedded"), *asks), 8)]
+    return [r["target"] for r in with_targets(ROWS, plain, (*teacher_engine("embedded"), *asks), 8, weight=weight)]
 
 def far(own, targets):
     return [divergence(x, torch.tensor(t.ids), torch.tensor(t.logprobs)).mean().item() for x, t in zip(own, targets)]
@@ -170,9 +170,10 @@ def test_what_the_form_alone_does_is_not_learnt(encoded, own):
     assert min(far(own, [r["target"] for r in encoded[2]])) > 0.1
     assert min(far(own, moved(encoded, behind, alone))) > 0.02
 
-def test_moved_targets_are_own_times_the_ratio(encoded, own):
+@pytest.mark.parametrize("weight", [1., 1.5])
+def test_moved_targets_are_own_times_the_ratio(encoded, own, weight):
     "Against the formula, with transformers' own forward; the end of a turn stays the student's."
-    row, x, target = ROWS[0], own[0].log_softmax(-1), moved(encoded, behind, alone)[0]
+    row, x, target = ROWS[0], own[0].log_softmax(-1), moved(encoded, behind, alone, weight=weight)[0]
     with load_engine("torch:embedded", dtype="float32") as e, torch.inference_mode(), e._plainly():
         def told(ask):
             ids, n = e.prompts.pair(ask(row), " " + row["answer"])
@@ -185,17 +186,23 @@ def test_moved_targets_are_own_times_the_ratio(encoded, own):
         twins = [vocab.get("Ġ" + w) for w in tok.convert_ids_to_tokens(ids.tolist())] if j == 0 else ids.tolist()
         by = torch.tensor([0. if i is None else ratio[j, i] for i in twins])
         assert by.abs().max() > 0.1
-        p = (x[j, ids] + by).exp()
+        p = (x[j, ids] + weight*by).exp()
         whole = p.sum() + 1 - x[j, ids].exp().sum()
         assert np.exp(target.logprobs[j]) == pytest.approx((p/whole).numpy(), rel=0.02, abs=1e-5)
     assert target.logprobs[-1] == pytest.approx(x[-1].topk(8).values.numpy(), abs=1e-3)
 
 def test_from_its_own_distribution_is_a_setting_of_stage_3(monkeypatch):
     "Runs that were made before go on; labels have no teacher; a model that knows no chat is told before the first token."
-    assert "distil_from" not in _recipe(EngraveConfig(objective="distil"))
+    assert not {"distil_from", "distil_weight"} & set(_recipe(EngraveConfig(objective="distil")))
     assert _recipe(EngraveConfig(objective="distil", distil_from="own"))["distil_from"] == "own"
     with pytest.raises(InputError, match="engrave.distil_from is own and engrave.objective is labels"):
         EngraveConfig(distil_from="own")
+    with pytest.raises(InputError, match="engrave.distil_weight is 1.5 and engrave.distil_from is prompt"):
+        EngraveConfig(objective="distil", distil_weight=1.5)
+    with pytest.raises(InputError, match="distil_weight"):
+        EngraveConfig(objective="distil", distil_from="own", distil_weight=0)
+    recipe = _recipe(EngraveConfig(objective="distil", distil_from="own", distil_weight=1.5))
+    assert recipe["distil_weight"] == 1.5
     cfg = load_config("demo", engrave=EngraveConfig(objective="distil", distil_from="own"))
     check_before(cfg, "embedded", ["engrave"], ["engrave"])
     model, tok = outline("embedded")
@@ -210,12 +217,13 @@ def test_from_its_own_distribution_is_a_setting_of_stage_3(monkeypatch):
 def test_stage_3_hands_its_teachers_on(source, monkeypatch, tmp_path):
     "The engraved model's teachers differ by the principles, the control arm's by nothing."
     taught, pset = {}, load_principle_set(RespondConfig())
-    def train(rows, base, out, *_, teacher, **kw):
+    def train(rows, base, out, *_, teacher, weight, **kw):
+        assert weight == cfg.distil_weight
         taught[out.name] = teacher[2:]
         out.mkdir()
         return dict(answer_tokens=1)
     monkeypatch.setattr(sft, "train_model", train)
-    cfg = EngraveConfig(objective="distil", distil_from=source, held_out=0)
+    cfg = EngraveConfig(objective="distil", distil_from=source, held_out=0, distil_weight=1.5 if source == "own" else 1.)
     with Run(tmp_path/"run") as run:
         for stage, name in (("responses", "responses.jsonl"), ("control answers", "control_answers.jsonl")):
             with run.stage(stage, {}, files=[name]):

@@ -61,7 +61,8 @@ def test_who_looks_on_does_not_change_what_a_stage_is():
     assert _recipe(replace(plain, report_to=("tensorboard",))) == _recipe(plain)
     assert json.loads(json.dumps(_recipe(plain))) == { # runs that were made before go on
         k: v for k, v in json.loads(json.dumps(asdict(plain))).items()
-        if k not in ("micro_batch", "accelerate_config", "objective", "distil_top", "seed_texts", "distil_from")}
+        if k not in ("micro_batch", "accelerate_config", "objective", "distil_top", "seed_texts", "distil_from",
+            "distil_weight")}
 
 def test_a_tracker_that_fails_costs_a_line(tmp_path, monkeypatch, said):
     from selfalign import trackers
