@@ -47,7 +47,8 @@ def targets_of(engine, cfg, rows, encoded):
     "The targets of stage 3, in the precision that the training starts from."
     pset = load_principle_set(cfg.respond, cfg.annotations)
     asks = [[ask(r) for r in rows] for ask in (behind_principles(pset), in_their_form(pset))]
-    return moved_targets(engine, *asks, [r["answer"] for r in rows], encoded, cfg.engrave.distil_top)
+    return moved_targets(engine, *asks, [r["answer"] for r in rows], encoded, cfg.engrave.distil_top,
+        cfg.engrave.distil_weight)
 
 def divergences(engine, encoded, targets):
     "Divergence of each row from its targets, nats an answer token."
@@ -63,6 +64,8 @@ def main(name, runs, command):
     read = lambda path: sorted(r["id"] for r in read_jsonl(path/"responses.jsonl"))
     for path, c in cfgs.items():
         if c.engrave.distil_from != "own": raise InputError(f"{path}: engrave.distil_from is prompt; this is for own")
+        if c.engrave.distil_weight != cfg.engrave.distil_weight:
+            raise InputError(f"{path}: its engrave.distil_weight is not that of {first}, so its target is another")
         if read(path) != read(first) or c.engrave.held_out != cfg.engrave.held_out:
             raise InputError(f"{path}: its answers, or those set aside, are not those of {first}")
     parts = halves(first, cfg)
