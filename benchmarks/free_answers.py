@@ -3,15 +3,15 @@
     python benchmarks/free_answers.py qwen_own runs/qwen_own_first runs/qwen_own_further
 
 The questions of the principle pairs whose rules show in an answer, both halves, and the refusals: one answer each at
-temperature 0.7, from the base model by its chat template, the base model behind the principles, and each run's engraved
-model. Read by words (`selfalign.evals.behaviour`, `refusals`), compared question by question. Each arm is a file in
+temperature 0.7, from the base model by its chat template, in the form of the principles' prompt and behind the
+principles, and from each run's engraved model. Read by words (`selfalign.evals.behaviour`, `refusals`), compared question by question. Each arm is a file in
 RUN/free_answers (those of the base model in the first run's) and is not asked again. The runs are of one model.
 """
 import argparse
 import json
 from pathlib import Path
 
-from pairs import UPTAKE, model_of, prompts_of
+from pairs import FORM, UPTAKE, model_of, prompts_of
 from selfalign.checks import InputError
 from selfalign.config import config_from
 from selfalign.engines.opening import base_model
@@ -38,7 +38,7 @@ def questions():
 def answered(run, cfg, arm, dtype):
     "One arm's answers to all questions."
     rows, ask = questions(), prompts_of(cfg, arm)
-    sampling = Sampling(max_new_tokens=160, temperature=0.7, stop=STOP if arm == UPTAKE else (), seed=cfg.seed)
+    sampling = Sampling(max_new_tokens=160, temperature=0.7, stop=STOP if arm in (FORM, UPTAKE) else (), seed=cfg.seed)
     seeds = [int(content_id(cfg.seed, r["instruction"])[:8], 16) for r in rows]
     with load_engine(f"torch:{model_of(run, cfg, arm)}", dtype=dtype) as e:
         outs = e.generate([ask(r) for r in rows], sampling, seeds=seeds)
@@ -66,7 +66,7 @@ def main(name, runs, dtype, command):
         with Run(path) as r: cfgs[path] = config_from(r.manifest["config"])
     models = {p: resolve_model(base_model(c)).sha256 for p, c in cfgs.items()}
     if len(set(models.values())) > 1: raise InputError(f"{runs[-1]}: its base model is not that of {runs[0]}")
-    arms = {"base": (runs[0], "base"), UPTAKE: (runs[0], UPTAKE)} | {p.name: (p, "engraved") for p in runs}
+    arms = {arm: (runs[0], arm) for arm in ("base", FORM, UPTAKE)} | {p.name: (p, "engraved") for p in runs}
     found = {}
     for label, (path, arm) in arms.items():
         file = path/"free_answers"/f"{arm}.json"
