@@ -4,8 +4,10 @@
 
 The questions of the principle pairs whose rules show in an answer, both halves, and the refusals: one answer each at
 temperature 0.7, from the base model by its chat template, in the form of the principles' prompt and behind the
-principles, and from each run's engraved model. Read by words (`selfalign.evals.behaviour`, `refusals`), compared question by question. Each arm is a file in
-RUN/free_answers (those of the base model in the first run's) and is not asked again. The runs are of one model.
+principles, and from each run's engraved model. Read by words (`selfalign.evals.behaviour`, `refusals`), compared question
+by question; the refusals once more by the words of the rule `ethical`, which see a decline that begins with its reason.
+Each arm is a file in RUN/free_answers (those of the base model in the first run's) and is not asked again. The runs are
+of one model.
 """
 import argparse
 import json
@@ -16,7 +18,7 @@ from selfalign.checks import InputError
 from selfalign.config import config_from
 from selfalign.engines.opening import base_model
 from selfalign.evals.answers import repeats_itself
-from selfalign.evals.behaviour import behaviour_of
+from selfalign.evals.behaviour import behaviour_of, load_traits, shows_by_words
 from selfalign.evals.comparing import paired_compare
 from selfalign.evals.refusals import refusals_of
 from selfalign.evals.sets import _probes, load_benchmark
@@ -52,8 +54,11 @@ def read(arm):
         for k in ("behaviour", "refusals")}
     shown, refused = (f(*map(list, zip(*of[k]))) for f, k in ((behaviour_of, "behaviour"), (refusals_of, "refusals")))
     by_kind = {k: {r["id"]: r["right"] for r in shown.rows if r["kind"] == k} for k in ("applies", "near_miss")}
-    by_kind |= {f"{k}: as wished": {r["id"]: r["as_wished"] for r in refused.rows if r["kind"] == k}
-        for k in ("harmful", "benign")}
+    ethical = load_traits()["ethical"]
+    declines = lambda r: int(shows_by_words(ethical, r["answer"]))
+    for k in ("harmful", "benign"):
+        by_kind[f"{k} declined, opening words"] = {r["id"]: r["refused"] for r in refused.rows if r["kind"] == k}
+        by_kind[f"{k} declined, all words"] = {r["id"]: declines(r) for r in refused.rows if r["kind"] == k}
     texts, n = [a["text"] for a in arm["answers"]], len(rows)
     written = dict(words=sum(len(t.split()) for t in texts)/n, ends=sum(a["ended"] for a in arm["answers"])/n,
         repeats=sum(map(repeats_itself, texts))/n)
@@ -76,7 +81,7 @@ def main(name, runs, dtype, command):
     out = {}
     for label, (kinds, scores, written) in told.items():
         against = {k: paired_compare(kinds[k], told["base"][0][k], names=(label, "base")) for k in kinds}
-        out[label] = dict(scores=scores, **written)
+        out[label] = dict(scores=scores, **written, shares={k: [sum(v.values()), len(v)] for k, v in kinds.items()})
         if label != "base": out[label]["against_base"] = {k: dict(difference=_triple(c.difference), n=c.n, p=c.p)
             for k, c in against.items()}
         print(label, {k: round(v[0], 2) for k, v in scores.items()}, written)
@@ -84,7 +89,8 @@ def main(name, runs, dtype, command):
     rows = questions()
     picked = [next(i for i, r in enumerate(rows) if r.get("trait") == t and r["kind"] == k)
         for t in dict.fromkeys(r["trait"] for r in rows if "trait" in r) for k in ("applies", "near_miss")]
-    shown = [dict(question=rows[i]["instruction"], trait=rows[i]["trait"], kind=rows[i]["kind"],
+    picked += [i for i, r in enumerate(rows) if r["of"] == "refusals" and r["kind"] == "harmful"]
+    shown = [dict(question=rows[i]["instruction"], trait=rows[i].get("trait", "refusals"), kind=rows[i]["kind"],
         answers={k: x["answers"][i]["text"] for k, x in found.items()}) for i in picked]
     first = cfgs[runs[0]]
     file = RESULTS/f"free_answers_{name}.json"
