@@ -17,7 +17,7 @@ from pairs import FORM, UPTAKE, model_of, prompts_of
 from selfalign.checks import InputError
 from selfalign.config import config_from
 from selfalign.engines.opening import base_model
-from selfalign.evals.answers import repeats_itself
+from selfalign.evals.answers import text_stats
 from selfalign.evals.behaviour import behaviour_of, load_traits, shows_by_words
 from selfalign.evals.comparing import paired_compare
 from selfalign.evals.refusals import refusals_of
@@ -44,7 +44,7 @@ def answered(run, cfg, arm, dtype):
     seeds = [int(content_id(cfg.seed, r["instruction"])[:8], 16) for r in rows]
     with load_engine(f"torch:{model_of(run, cfg, arm)}", dtype=dtype) as e:
         outs = e.generate([ask(r) for r in rows], sampling, seeds=seeds)
-    one = lambda r, c: dict(question=r["instruction"], text=c.text, ended=c.finish_reason == "stop")
+    one = lambda r, c: dict(question=r["instruction"], text=c.text, finish_reason=c.finish_reason)
     return dict(answers=[one(r, c) for r, c in zip(rows, outs)], hardware=hardware(), dtype=dtype)
 
 def read(arm):
@@ -59,9 +59,8 @@ def read(arm):
     for k in ("harmful", "benign"):
         by_kind[f"{k} declined, opening words"] = {r["id"]: r["refused"] for r in refused.rows if r["kind"] == k}
         by_kind[f"{k} declined, all words"] = {r["id"]: declines(r) for r in refused.rows if r["kind"] == k}
-    texts, n = [a["text"] for a in arm["answers"]], len(rows)
-    written = dict(words=sum(len(t.split()) for t in texts)/n, ends=sum(a["ended"] for a in arm["answers"])/n,
-        repeats=sum(map(repeats_itself, texts))/n)
+    stats = text_stats(arm["answers"])
+    written = dict(words=stats["words"], ends=stats["stop_rate"], repeats=stats["repetition_rate"])
     scores = {k: _triple(v) for r in (shown, refused) for k, v in r.scores.items()}
     return by_kind, scores, {k: round(v, 3) for k, v in written.items()}
 

@@ -98,14 +98,16 @@ def _without_end(prompts, labels): # the answer's own tokens: no control token a
 
 # %% ../nbs/core/distil.ipynb #60d9da7a
 def first_twins(prompts, rows, # as `teacher_row` gives them
-                labels
+                labels, back=False # from the teacher's tokens to the student's
                )->list: # for each row {student's token: teacher's}; empty where no blank tells the first tokens apart
     "The tokens that differ by the blank which the teacher has before an answer and the student has not."
     word, vocab, found = prompts.tok.convert_ids_to_tokens, prompts.tok.get_vocab(), {"": {}}
     def twins(ids, n, skip, labels):
         theirs, mine = word([ids[n], labels[0]]) if skip else ("", "")
         blank = theirs.removesuffix(mine) if theirs.endswith(mine) else ""
-        if blank not in found: found[blank] = {i: vocab[blank+w] for w, i in vocab.items() if blank+w in vocab}
+        if blank not in found:
+            pairs = [(i, vocab[blank+w]) for w, i in vocab.items() if blank+w in vocab]
+            found[blank] = {theirs: mine for mine, theirs in pairs} if back else dict(pairs)
         return found[blank]
     return [twins(*r, l) for r, l in zip(rows, labels)]
 
@@ -123,10 +125,10 @@ def answer_targets(engine,  # the teacher, a loaded `TorchEngine`
     "Targets for all answers; a place without a teacher keeps its label."
     labels = [_answer_tokens(row) for row in encoded]
     rows = _teacher_rows(engine, asked, answers, labels)
-    twins = first_twins(engine.prompts, rows, labels)
+    twins = first_twins(engine.prompts, rows, labels, back=True)
     told = top_logprobs(engine, [r[:2] for r in rows], k, progress)
     for t, w in zip(told, twins):
-        t.ids = _first(t.ids, {theirs: mine for mine, theirs in w.items()})
+        t.ids = _first(t.ids, w)
         t.logprobs[t.ids < 0] = -np.inf
     return [_placed(label_target(l, k), t, 0 if w else r[2]) for l, t, r, w in zip(labels, told, rows, twins)]
 

@@ -50,7 +50,7 @@ def train_model(rows:list[AnswerRow],
                 about=None, # more lines for the model card: human_lines, principles, yield, rejected
                 answer_tokens=None, # at most so many, those of the pairs among them: longer answers are cut
                 teacher=None, # where the objective is distil, see `with_targets`
-              weight=1. # of `moved_targets`
+                weight=1. # of `moved_targets`
                )->dict: # rows, lost, truncated, tokens, first and last loss, steps
     "Encode, train, merge, save."
     kept = Path(f"{work}.targets.npz") # beside `work`, which is emptied for other rows or settings

@@ -132,12 +132,16 @@ def test_settings():
 def test_the_teacher_reads_seed_texts_only_where_asked(monkeypatch, tmp_path):
     "Seed tasks are contexts of the teacher: with the switch they follow the rows, without it none is seen."
     seen = []
-    def teach(rows, encoded, teacher, *_): seen.append([r["id"] for r in rows]); raise KeyboardInterrupt
+    def teach(rows, encoded, teacher, k, keep, weight):
+        assert weight == 1.5
+        seen.append([r["id"] for r in rows])
+        raise KeyboardInterrupt
     monkeypatch.setattr(sft, "with_targets", teach)
     row = dict(id="mine", instruction="Name a river.", input="", answer="The Vistula.", ended=True)
     for more in (False, True):
         cfg = TrainConfig(objective="distil", seed_texts=more)
-        with pytest.raises(KeyboardInterrupt): sft.train_model([row], "embedded", tmp_path/"o", tmp_path/"w", cfg)
+        with pytest.raises(KeyboardInterrupt):
+            sft.train_model([row], "embedded", tmp_path/"o", tmp_path/"w", cfg, weight=1.5)
     assert seen[0] == ["mine"] and seen[1][0] == "mine" and len(seen[1]) > 100
     assert {"seed_task_0"} <= set(seen[1])
 
